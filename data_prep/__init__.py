@@ -1,0 +1,1 @@
+"""Raw images in, webdataset shards with a manifest out: ``python -m data_prep --help``."""

@@ -1,0 +1,1 @@
+"""How a job gets onto machines. Nothing here knows of learning."""

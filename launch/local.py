@@ -1,0 +1,101 @@
+"""Run a config or a pipeline on this machine: ``python launch/local.py NAME [--ranks N] [key=value ...]``."""
+
+import argparse
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+from launch.pipeline import Experiment, StageJob, list_pipelines, load_experiment
+from lt_train.config import list_configs
+from lt_train.errors import UserError, run_cli
+
+EXIT_PREEMPTED = 75
+
+
+def main() -> int:
+    arguments = _parse()
+    experiment = load_experiment(arguments.experiment, arguments.overrides)
+    started = time.monotonic()
+    for command in experiment.prepare:
+        _say(f"python -m data_prep {command}")
+        _run_module("data_prep", shlex.split(command))
+    ranks = _ranks(arguments.ranks)
+    for number, stage in enumerate(experiment.stages, 1):
+        _say(f"stage {number}/{len(experiment.stages)}: {stage.name} ({stage.config}), {ranks} rank(s), {stage.run_dir}")
+        status = _run_ranks(stage, ranks)
+        if status:
+            return status
+    _report(experiment, time.monotonic() - started)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    lines = [f"  {name:28} {description}" for name, description in list_pipelines()]
+    configs = [f"  {name:28} {description}" for name, description in list_configs()]
+    parser = argparse.ArgumentParser(
+        prog="python launch/local.py",
+        description="Run a config or a whole pipeline on this machine. The same command again goes on where it stopped.",
+        epilog="\n".join(["pipelines:", *lines, "", "configs:", *configs]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for every stage, or STAGE:key=value for one stage of a pipeline")
+    parser.add_argument("--ranks", type=int, help="processes (default: one per GPU; without a GPU 2, or 1 on a single core)")
+    return parser.parse_intermixed_args()
+
+
+def _ranks(wanted: int | None) -> int:
+    import torch
+
+    gpus, cores = torch.cuda.device_count(), len(os.sched_getaffinity(0))
+    ranks = wanted if wanted is not None else gpus or min(2, cores)
+    if ranks < 1:
+        raise UserError(f"--ranks must be at least 1, not {ranks}")
+    if gpus and ranks > gpus:
+        raise UserError(f"--ranks {ranks}, but this machine has {gpus} GPU(s) and each rank needs its own")
+    return ranks
+
+
+def _run_ranks(stage: StageJob, ranks: int) -> int:
+    """torchrun's own launcher, called as a library: it picks a free port, watches the ranks and ends them all if one fails."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failing rank says what is wrong, in one line
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "lt_train", stage.config, *stage.overrides)
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        if status != EXIT_PREEMPTED:
+            name = f"signal {-status}" if status < 0 else f"exit status {status}"
+            _say(f"stage {stage.name} failed ({name}); the same command goes on from its last checkpoint")
+        return abs(status)
+    return 0
+
+
+def _run_module(module: str, arguments: list[str]) -> None:
+    status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
+    if status:
+        raise UserError(f"python -m {module} {shlex.join(arguments)} failed with exit status {status}")
+
+
+def _report(experiment: Experiment, seconds: float) -> None:
+    if experiment.report_dir:
+        _run_module("lt_train.report", [experiment.report_dir])
+    _say(f"{experiment.name} done in {seconds:.0f} s")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"launch: {line}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    run_cli("launch/local.py", main)

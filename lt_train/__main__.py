@@ -1,0 +1,54 @@
+"""Train one stage: ``[torchrun --nproc-per-node N -m] lt_train CONFIG [key=value ...]``."""
+
+import argparse
+import sys
+
+from lt_train.config import list_configs, load_config, to_yaml
+from lt_train.errors import UserError, run_cli
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: not an error, run the same command again
+
+
+def main() -> int:
+    arguments = _parse()
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        sys.stdout.write(to_yaml(config))
+        return 0
+    # torch and the rest are imported only now: --help and a misspelt key answer at once
+    from lt_train import distributed
+    from lt_train.progress import setup_logging
+    from lt_train.train import Preempted, Trainer
+
+    world = distributed.start()
+    setup_logging(world.is_main)
+    try:
+        Trainer(config, world).run()
+        distributed.stop()
+    except Preempted as reason:
+        if world.is_main:
+            sys.stderr.write(f"lt_train: {reason}\n")
+        return EXIT_PREEMPTED
+    except RuntimeError as error:
+        if distributed.is_lost_peer(error):
+            raise UserError(f"rank {world.rank} lost contact with another rank, whose own message says why") from error
+        raise
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    configs = "\n".join(f"  {name:28} {description}" for name, description in list_configs())
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train",
+        description="Train one stage, on one process or under torchrun. The same command again resumes it.",
+        epilog=f"configs:\n{configs}\n\nevery key and its default: --print-config",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override config keys, e.g. optim.lr=0.05")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved config and exit")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_cli("lt_train", main)

@@ -1,0 +1,101 @@
+"""Checkpoints that are complete or absent: written beside, checksummed, fsynced, renamed.
+
+``checkpoints/step-00001234/`` holds the files that the engine wrote and meta.json with the step, the config and every file's
+sha256. The newest folder whose checksums hold is the one to resume from; a torn one is passed over, loudly.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lt_train.distributed import World, broadcast_object
+from lt_train.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    meta: dict
+
+    @property
+    def step(self) -> int:
+        return self.meta["step"]
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Every method is collective."""
+
+    def __init__(self, folder: Path, keep: int, world: World):
+        self.folder, self.keep, self.world = folder, keep, world
+
+    def save(self, step: int, meta: dict, write: Callable[[Path], None]) -> None:
+        """Save one checkpoint: ``write(folder)`` is called on every rank and may write any files there."""
+        final = self.folder / f"step-{step:08d}"
+        partial = self.folder / f".{final.name}.partial"
+        try:
+            if self.world.is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self.world.barrier()
+            write(partial)
+            self.world.barrier()
+            if self.world.is_main:
+                self._seal(partial, {**meta, "step": step})
+                if final.exists():  # of a run that a damaged newer checkpoint sent back here
+                    shutil.rmtree(final)
+                os.replace(partial, final)
+                _fsync(self.folder)
+                self._prune()
+        except OSError as error:
+            raise UserError(f"cannot write the checkpoint {final}: {error.strerror or error}; the last good one is kept") from error
+        self.world.barrier()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose checksums hold, or None."""
+        found = self._newest() if self.world.is_main else None
+        return broadcast_object(found)
+
+    def _newest(self) -> Checkpoint | None:
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                meta = json.loads((path / "meta.json").read_text())
+                for name, sha256 in meta["files"].items():
+                    if _sha256(path / name) != sha256:
+                        raise ValueError(f"{name} does not match its checksum")
+                return Checkpoint(path, meta)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, error)
+        return None
+
+    def _seal(self, folder: Path, meta: dict) -> None:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in files:
+            _fsync(path)
+        meta["files"] = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+        _fsync(folder / "meta.json")
+        _fsync(folder)
+
+    def _prune(self) -> None:
+        for path in sorted(self.folder.glob("step-*"))[: -self.keep]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""From shards on disk to batches on the device."""

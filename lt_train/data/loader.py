@@ -1,0 +1,249 @@
+"""What every loader shares: which samples and views a batch holds (a pure function of the step), and the last mile on the device.
+
+A *loader* is an iterable of batches that lie on the device: ``{"views": [(B, 3, size, size) float32 channels_last, ...],
+"label": (B,) int64, "sample_id": (B,) int64}``. Both kinds, :mod:`dali_loader` and :mod:`resident_loader`, take a
+:class:`TrainPlan` or an :class:`EvalPlan`.
+"""
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from lt_train.config import Config, ViewConfig
+from lt_train.data.augment import View, draw_view
+from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.order import batch_slice, check_batch, make_sampler
+from lt_train.distributed import World
+from lt_train.errors import UserError
+
+# ImageNet's statistics, in grey levels; used for every data set, as published backbones expect them
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+Loader = Iterable[dict]
+
+
+class Plan(Protocol):
+    """Which samples batch number ``index`` of this rank holds, and how each is seen."""
+
+    manifest: Manifest
+    num_views: int
+    size: int  # pixels, the side of every view
+    max_batch: int  # the largest batch of this rank
+    batches: range  # the batch numbers, in order
+    replace_bad: bool  # training replaces a damaged sample; evaluation leaves it out and counts it
+    blur: bool  # whether any view may be blurred
+
+    def sample_ids(self, index: int) -> np.ndarray: ...
+
+    def views(self, index: int, sample_ids: np.ndarray) -> list[View]: ...
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Training batches from ``first_step`` to ``last_step`` (exclusive); the batch number is the global step."""
+
+    config: Config
+    manifest: Manifest
+    num_views: int
+    world: World
+    first_step: int
+    last_step: int
+    replace_bad = True
+
+    def __post_init__(self):
+        check_batch(self.config.sampler, self.config.global_batch_size, self.world.size)
+        object.__setattr__(self, "_sampler", make_sampler(self.config.sampler, self.manifest, self.config.seed))
+
+    @property
+    def size(self) -> int:
+        return self.config.view.size
+
+    @property
+    def max_batch(self) -> int:
+        return -(-self.config.global_batch_size // self.world.size)
+
+    @property
+    def batches(self) -> range:
+        return range(self.first_step, self.last_step)
+
+    @property
+    def blur(self) -> bool:
+        return self.config.view.blur_probability > 0
+
+    def positions(self, index: int) -> np.ndarray:
+        return batch_slice(index, self.config.global_batch_size, self.world.rank, self.world.size)
+
+    def sample_ids(self, index: int) -> np.ndarray:
+        return self._sampler(self.positions(index))
+
+    def views(self, index: int, sample_ids: np.ndarray) -> list[View]:
+        sizes = self.manifest.widths[sample_ids], self.manifest.heights[sample_ids]
+        return [
+            draw_view(self.config.view, self.config.seed, self.positions(index), view, *sizes)
+            for view in range(self.num_views)
+        ]
+
+
+@dataclass(frozen=True)
+class EvalPlan:
+    """Every sample of a split exactly once over all ranks, in sample_id order, seen through ``view``."""
+
+    manifest: Manifest
+    view: ViewConfig
+    batch_size: int  # samples a rank
+    world: World
+    num_views = 1
+    replace_bad = False
+    blur = False
+
+    @property
+    def size(self) -> int:
+        return self.view.size
+
+    @property
+    def max_batch(self) -> int:
+        return self.batch_size
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        rank, ranks = self.world.rank, self.world.size
+        return len(self.manifest) * rank // ranks, len(self.manifest) * (rank + 1) // ranks
+
+    @property
+    def batches(self) -> range:
+        start, stop = self._bounds
+        return range(-(-(stop - start) // self.batch_size))
+
+    def sample_ids(self, index: int) -> np.ndarray:
+        start, stop = self._bounds
+        first = start + index * self.batch_size
+        return np.arange(first, min(first + self.batch_size, stop))
+
+    def views(self, index: int, sample_ids: np.ndarray) -> list[View]:
+        sizes = self.manifest.widths[sample_ids], self.manifest.heights[sample_ids]
+        return [draw_view(self.view, 0, sample_ids, 0, *sizes)]
+
+
+class LoaderFactory:
+    """Makes the loaders of one run; the resident tensors of a split are read once and shared."""
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world = config, world
+        self.root = Path(config.data.root)
+        if config.data.stage_to:
+            self.root = stage_shards(self.root, Path(config.data.stage_to), world)
+        self._manifests: dict[str, Manifest] = {}
+        self._resident: dict[str, torch.Tensor] = {}
+
+    def manifest(self, split: str) -> Manifest:
+        if split not in self._manifests:
+            self._manifests[split] = Manifest(self.root, split)
+        return self._manifests[split]
+
+    def train(self, num_views: int, first_step: int, last_step: int) -> Loader:
+        """Training batches of this rank for steps [first_step, last_step)."""
+        manifest = self.manifest(self.config.data.train_split)
+        return self._make(TrainPlan(self.config, manifest, num_views, self.world, first_step, last_step))
+
+    def evaluate(self, split: str) -> Loader:
+        """This rank's share of ``split``, once, in sample_id order."""
+        config = self.config
+        return self._make(EvalPlan(self.manifest(split), config.eval_view, config.data.eval_batch_size, self.world))
+
+    def _make(self, plan: Plan) -> Loader:
+        # imported here, so that a machine without DALI can run the resident loader, and a test the plans alone
+        if self.config.data.loader == "dali":
+            from lt_train.data.dali_loader import DaliLoader
+
+            threads = self.config.data.decode_threads or self.world.cpu_threads
+            return DaliLoader(plan, self.world.device, threads)
+        from lt_train.data.resident_loader import ResidentLoader, load_resident
+
+        split = plan.manifest.split
+        if split not in self._resident:
+            self._resident[split] = load_resident(plan.manifest, self.world.device, self.world.cpu_threads)
+        return ResidentLoader(plan, self._resident[split])
+
+
+def finish(pixels: torch.Tensor, colour: torch.Tensor | None) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W) in channels_last memory, colour matrices applied on the way."""
+    batch, height, width, _ = pixels.shape
+    mean, std = _statistics(pixels.device, width)
+    rows = pixels.reshape(batch, height, width * 3).float()
+    if colour is not None:
+        flat = rows.view(batch, height * width, 3)
+        bias = flat.mean(1, keepdim=True) @ colour[:, :, 3:].transpose(1, 2)
+        rows = torch.baddbmm(bias, flat, colour[:, :, :3].transpose(1, 2)).clamp_(0, 255).view(batch, height, width * 3)
+    rows = rows.sub_(mean).mul_(std)
+    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+_STATISTICS: dict = {}
+
+
+def _statistics(device: torch.device, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / std tiled to a row of pixels, so that the innermost loop is long enough to vectorise."""
+    if (device, width) not in _STATISTICS:
+        mean = torch.tensor(PIXEL_MEAN, device=device).repeat(width)
+        _STATISTICS[device, width] = mean, 1 / torch.tensor(PIXEL_STD, device=device).repeat(width)
+    return _STATISTICS[device, width]
+
+
+def read_batch(plan: Plan, index: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Sample ids and encoded images of batch ``index``, damaged samples replaced or left out as the plan says."""
+    wanted = plan.sample_ids(index)
+    if plan.replace_bad:
+        pairs = [plan.manifest.read_or_replace(sample_id) for sample_id in wanted]
+    else:
+        pairs = [(sample_id, content) for sample_id in wanted if (content := plan.manifest.read(sample_id)) is not None]
+    return np.array([sample_id for sample_id, _ in pairs], np.int64), [content for _, content in pairs]
+
+
+def check_bad_samples(bad: int, manifest: Manifest, max_share: float) -> None:
+    """Stop when more than ``max_share`` of a split is damaged; ``bad`` counts distinct samples over all ranks."""
+    if bad > max_share * len(manifest) and bad > 0:
+        raise UserError(
+            f"{bad} of {len(manifest)} samples of {manifest.root}/{manifest.split} are damaged, more than "
+            f"data.max_bad_share={max_share}; python -m data_prep verify {manifest.root} lists them"
+        )
+
+
+def stage_shards(root: Path, target: Path, world: World) -> Path:
+    """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node copies, all wait."""
+    local = target / root.resolve().name
+    if world.local_rank == 0:
+        manifest_files = [path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()]
+        splits = read_dataset(root).splits
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+            for shard in (shard for split in splits.values() for shard in split.shards):
+                _copy_verified(root / shard.name, local / shard.name, shard.sha256)
+            for path in manifest_files:
+                shutil.copyfile(path, local / path.name)
+        except OSError as error:
+            raise UserError(f"cannot stage {root} to {local}: {error.strerror}; free space there or unset data.stage_to") from error
+    world.barrier()
+    return local
+
+
+def _copy_verified(source: Path, target: Path, sha256: str) -> None:
+    if target.is_file() and _sha256(target) == sha256:
+        return
+    temporary = target.with_suffix(".partial")
+    shutil.copyfile(source, temporary)
+    if _sha256(temporary) != sha256:
+        raise UserError(f"{source} does not match its sha256 in dataset.json; python -m data_prep verify {source.parent}")
+    temporary.replace(target)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

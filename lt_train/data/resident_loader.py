@@ -1,0 +1,105 @@
+"""Resident loader: small images of one size, decoded once into one uint8 tensor on the device, augmented as whole batches.
+
+No worker processes and no decoding after the start. A crop is one gather of rows: the images lie zero-padded in memory, so a
+row of a crop is a run of consecutive bytes, at any offset.
+"""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from lt_train.data.augment import View
+from lt_train.data.loader import Plan, finish
+from lt_train.data.manifest import Manifest
+from lt_train.errors import UserError
+
+PADDING = 4  # zero pixels kept round every image
+PREFETCH_POSITIONS = 4096  # batch parameters are drawn for about this many samples at a time, to spread NumPy's overhead
+
+
+def load_resident(manifest: Manifest, device: torch.device, threads: int) -> torch.Tensor:
+    """All images of a split as (N, side + 2 * PADDING, side + 2 * PADDING, 3) uint8; damaged ones are zero."""
+    sides = {*manifest.widths.tolist(), *manifest.heights.tolist()}
+    if len(sides) != 1:
+        raise UserError(
+            f"data.loader=resident needs square images of one size, but {manifest.root}/{manifest.split} has sides of "
+            f"{min(sides)} to {max(sides)} pixels; use data.loader=dali"
+        )
+    side = sides.pop() + 2 * PADDING
+    images = np.zeros((len(manifest), side, side, 3), np.uint8)
+
+    def decode(sample_id: int) -> None:
+        content = manifest.read(sample_id)
+        if content is not None:
+            with Image.open(io.BytesIO(content)) as image:
+                images[sample_id, PADDING:-PADDING, PADDING:-PADDING] = np.asarray(image.convert("RGB"))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(decode, range(len(manifest)), chunksize=256))
+    return torch.from_numpy(images).to(device)
+
+
+class ResidentLoader:
+    """Iterates the batches of ``plan`` once, from ``images`` as :func:`load_resident` made them."""
+
+    def __init__(self, plan: Plan, images: torch.Tensor):
+        self.plan, self.images, self.device = plan, images, images.device
+        self.labels = torch.from_numpy(plan.manifest.labels.astype(np.int64)).to(self.device)
+        # a damaged sample was found while decoding; its replacement is looked up once
+        self.stand_in = {
+            bad: plan.manifest.read_or_replace(bad)[0] for bad in plan.manifest.bad if plan.replace_bad
+        }
+
+    def __iter__(self) -> Iterator[dict]:
+        for index in self.plan.batches:
+            wanted = self.plan.sample_ids(index)
+            if self.plan.manifest.bad:
+                wanted = self._without_bad(wanted)
+                if not len(wanted):
+                    continue
+            sample_ids = torch.from_numpy(wanted).to(self.device, non_blocking=True)
+            yield {
+                "views": [self._view(view, sample_ids) for view in self.plan.views(index, wanted)],
+                "label": self.labels[sample_ids],
+                "sample_id": sample_ids,
+            }
+
+    def _without_bad(self, wanted: np.ndarray) -> np.ndarray:
+        if self.plan.replace_bad:
+            return np.array([self.stand_in.get(sample_id, sample_id) for sample_id in wanted.tolist()], np.int64)
+        return np.array([sample_id for sample_id in wanted.tolist() if sample_id not in self.plan.manifest.bad], np.int64)
+
+    def _view(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
+        unscaled = bool((view.box[:, 2:] - view.box[:, :2] == view.size).all())
+        pixels = self._crop(view, sample_ids) if unscaled else self._resized_crop(view, sample_ids)
+        if view.flip.any():
+            flip = torch.from_numpy(np.flatnonzero(view.flip)).to(self.device, non_blocking=True)
+            pixels[flip] = pixels[flip].flip(2)
+        return finish(pixels, None if view.colour is None else torch.from_numpy(view.colour).to(self.device))
+
+    def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
+        """Whole-pixel crops: one gather of rows of ``size`` pixels, each a run of consecutive bytes."""
+        side = self.images.shape[1]
+        corner = torch.from_numpy(view.box[:, :2].astype(np.int64) + PADDING).to(self.device, non_blocking=True)
+        rows = torch.arange(view.size, device=self.device)
+        first_pixel = (sample_ids * side + corner[:, 0]) * side + corner[:, 1]
+        starts = first_pixel[:, None] + rows * side
+        runs = self.images.view(-1).as_strided((self.images.numel() // 3 - view.size + 1, view.size * 3), (3, 1))
+        return runs[starts].view(len(sample_ids), view.size, view.size, 3)
+
+    def _resized_crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
+        """Boxes of any size, bilinear; without antialiasing, which matters little for images this small."""
+        side = self.images.shape[1]
+        box = torch.from_numpy(view.box + PADDING).to(self.device, non_blocking=True)
+        top, left, bottom, right = box.unbind(1)
+        theta = torch.zeros(len(box), 2, 3, device=self.device)
+        theta[:, 0, 0], theta[:, 0, 2] = (right - left) / side, (right + left) / side - 1
+        theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / side, (bottom + top) / side - 1
+        grid = F.affine_grid(theta, [len(box), 3, view.size, view.size], align_corners=False)
+        source = self.images[sample_ids].permute(0, 3, 1, 2).float()
+        return F.grid_sample(source, grid, align_corners=False).permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()

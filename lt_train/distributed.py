@@ -1,0 +1,152 @@
+"""Who this process is among all ranks, and the collectives that stages and metrics use.
+
+One function reads the environment, in this order: torchrun (RANK, WORLD_SIZE, ...), SLURM (SLURM_PROCID, ...; one srun task a
+GPU), a single process. Collectives are no-ops for a single process.
+"""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from lt_train.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and device of this process."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among the ranks of this node
+    local_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def cpu_threads(self) -> int:
+        """This rank's share of the cores that the process may use, at least 1."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Through the CPU backend, so that it also waits where no GPU work is queued."""
+        if self.size > 1:
+            dist.all_reduce(torch.zeros(1))
+
+
+def read_environment(environment: dict[str, str] = os.environ) -> dict[str, int]:
+    """rank, size, local_rank, local_size from torchrun's or SLURM's variables, or those of a single process."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    else:
+        return {"rank": 0, "size": 1, "local_rank": 0, "local_size": 1}
+    try:
+        # SLURM writes "4(x2),3": tasks on this node are those of the first group unless node counts differ
+        values = [int(environment[name].split("(")[0].split(",")[0]) for name in names]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the launcher's environment lacks {error}; start with torchrun, srun or launch/local.py") from error
+    return dict(zip(("rank", "size", "local_rank", "local_size"), values))
+
+
+def start() -> World:
+    """Join the process group (NCCL where there is a GPU, gloo beside it) and pick this rank's device."""
+    place = read_environment()
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        visible = torch.cuda.device_count()
+        # srun may show each task only its own GPU
+        if place["local_size"] > visible > 1 or (visible == 1 and place["local_size"] > 1 and "SLURM_PROCID" not in os.environ):
+            raise UserError(f"{place['local_size']} ranks on a node with {visible} GPU(s); start one rank per GPU")
+        device = torch.device("cuda", place["local_rank"] % visible)
+        torch.cuda.set_device(device)
+    world = World(device=device, **place)
+    if device.type == "cpu":
+        torch.set_num_threads(world.cpu_threads)  # torchrun's default is one thread a rank, whatever the machine has
+    if world.size > 1 and not dist.is_initialized():
+        try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                rank=world.rank,
+                world_size=world.size,
+                timeout=timedelta(minutes=30),
+                device_id=device if device.type == "cuda" else None,
+            )
+        except (dist.DistError, ValueError, OSError) as error:
+            raise UserError(
+                f"rank {world.rank} cannot join the others at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}: "
+                f"{error}; is the port in use or a rank missing?"
+            ) from error
+    return world
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone."""
+    lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, dist.DistNetworkError) or any(text in str(error) for text in lost)
+
+
+def all_reduce_(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:
+    """Reduce in place over all ranks."""
+    if _many():
+        dist.all_reduce(tensor, op)
+    return tensor
+
+
+def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Concatenate every rank's (counts[rank], ...) tensor in rank order. No gradient flows through."""
+    if not _many():
+        return rows
+    largest = max(counts)
+    padded = torch.cat([rows, rows.new_zeros((largest - len(rows), *rows.shape[1:]))])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+
+def all_to_all_rows(rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]) -> torch.Tensor:
+    """Send ``send_counts[r]`` consecutive rows to each rank r; what arrives, in rank order. No gradient flows through."""
+    if not _many():
+        return rows
+    received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), receive_counts, send_counts)
+    return received
+
+
+def gather_counts(count: int, device: torch.device) -> list[int]:
+    """Every rank's ``count``."""
+    if not _many():
+        return [count]
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = count
+    return all_reduce_(counts).tolist()
+
+
+def broadcast_object(value, source: int = 0):
+    """Rank ``source``'s (picklable) value on every rank."""
+    if not _many():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, source, device=torch.device("cpu"))
+    return box[0]
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
+
+
+def _many() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1

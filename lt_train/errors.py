@@ -1,0 +1,40 @@
+"""The one exception that a user, not a developer, is meant to read."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what is wrong and what to do, in one line."""
+
+
+def run_cli(program: str, main: Callable[[], int | None]) -> None:
+    """Run ``main`` and exit with its status; a :class:`UserError` becomes one line on stderr and exit status 2."""
+    try:
+        status = main() or 0
+    except UserError as error:
+        _let_rank_zero_speak_first()
+        report_error(program, str(error))
+        status = 2
+    except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
+        status = 1
+    except KeyboardInterrupt:
+        report_error(program, "interrupted")
+        status = 130
+    sys.exit(status)
+
+
+def report_error(program: str, message: str) -> None:
+    """Write the one line that every command gives for a user's mistake."""
+    sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+    sys.stderr.flush()
+
+
+def _let_rank_zero_speak_first() -> None:
+    """All ranks tend to see the same mistake. Rank 0 reports it and its launcher ends the others while they wait here."""
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)

@@ -1,0 +1,70 @@
+"""Backbones: images (B, 3, H, W) -> features (B, out_features). Weights carry torchvision's names."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+
+def make_backbone(name: str) -> nn.Module:
+    """The backbone ``name``; its ``out_features`` attribute is the width of what it returns."""
+    return BACKBONES[name]()
+
+
+def _torchvision_resnet(block: type, layers: list[int]) -> nn.Module:
+    model = ResNet(block, layers, zero_init_residual=False)
+    model.out_features = model.fc.in_features
+    model.fc = nn.Identity()
+    return model
+
+
+class CifarResNet(nn.Module):
+    """The ResNet of He et al. 2016, section 4.2, for 32x32 images: 6n + 2 layers, parameter-free shortcuts (option A)."""
+
+    def __init__(self, blocks_per_stage: int, widths: tuple[int, int, int] = (16, 32, 64)):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        inputs = (widths[0], *widths[:-1])
+        for stage, (width_in, width) in enumerate(zip(inputs, widths), 1):
+            blocks = [
+                _CifarBlock(width_in if block == 0 else width, width, stride=2 if stage > 1 and block == 0 else 1)
+                for block in range(blocks_per_stage)
+            ]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.out_features = widths[-1]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = F.relu(self.bn1(self.conv1(images)))
+        features = self.layer3(self.layer2(self.layer1(features)))
+        return features.mean((2, 3))
+
+
+class _CifarBlock(nn.Module):
+    def __init__(self, width_in: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.added = stride, width - width_in
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(features)))))
+        if self.added:
+            shortcut = features[:, :, :: self.stride, :: self.stride]
+            features = F.pad(shortcut, (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
+        return F.relu(out + features)
+
+
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "resnet10": lambda: _torchvision_resnet(BasicBlock, [1, 1, 1, 1]),
+    "resnet18": lambda: _torchvision_resnet(BasicBlock, [2, 2, 2, 2]),
+    "resnet50": lambda: _torchvision_resnet(Bottleneck, [3, 4, 6, 3]),
+    "resnet32_cifar": lambda: CifarResNet(5),
+}

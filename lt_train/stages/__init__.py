@@ -1,0 +1,8 @@
+"""One file a method. A stage owns its networks and its loss; the loop, the engines and the loaders know none of it."""
+
+from lt_train.stages.base import Stage
+from lt_train.stages.classifier import Classifier
+from lt_train.stages.decoupled import Decoupled
+from lt_train.stages.moco import Moco
+
+STAGES: dict[str, type[Stage]] = {"moco": Moco, "classifier": Classifier, "decoupled": Decoupled}

@@ -1,0 +1,274 @@
+"""Build, resume, THE loop, evaluate, export. Nothing here comes from a paper."""
+
+import datetime
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lt_train import __version__
+from lt_train.checkpoint import CheckpointStore
+from lt_train.config import Config, flatten, read_yaml, to_dict, to_yaml
+from lt_train.data.loader import LoaderFactory, check_bad_samples
+from lt_train.data.manifest import write_atomically
+from lt_train.data.order import batch_slice, check_batch, make_sampler, mix
+from lt_train.distributed import World, all_reduce_
+from lt_train.engine import Engine, make_engine
+from lt_train.errors import UserError
+from lt_train.optim import Schedule
+from lt_train.progress import Monitor
+from lt_train.stages import STAGES
+from lt_train.weights import BACKBONE_FILE, export_backbone, load_backbone
+
+log = logging.getLogger(__name__)
+
+# may change between a run and its resumption without changing what is learnt
+FREE_KEYS = ("description", "max_steps", "run.", "resume.", "data.decode_threads", "data.eval_batch_size", "data.stage_to")
+
+
+class Preempted(Exception):
+    """The run was asked to leave (SIGTERM or SIGUSR2) and has saved a checkpoint."""
+
+
+def training_steps(engine: Engine, batches: Iterable[dict], schedule: Schedule, first_step: int, seed: int) -> Iterator[tuple[int, dict]]:
+    """THE loop: one optimizer step per batch. Yields (steps done, the stage's outputs) without waiting for the device."""
+    rank, ranks, global_batch = engine.world.rank, engine.world.size, engine.config.global_batch_size
+    for step, batch in enumerate(batches, first_step):
+        # random numbers, like everything else, follow from the step alone, so a resumed run draws the same
+        torch.manual_seed(int(mix(seed, step, rank, 5)[0] >> 1))
+        outputs = engine.forward(batch, step)
+        # engines average over ranks; ranks whose share is larger by a sample count for more
+        engine.backward(outputs["loss"] * (len(batch["label"]) * ranks / global_batch))
+        engine.step(schedule.lr(step))
+        yield step + 1, {name: value.detach() for name, value in outputs.items()}
+
+
+class Trainer:
+    """One run, from whatever its folder holds to result.json."""
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world = config, world
+        self.folder = Path(config.run.dir)
+        self.data = LoaderFactory(config, world)
+        self.train_set = self.data.manifest(config.data.train_split)
+        check_batch(config.sampler, config.global_batch_size, world.size)
+        self.schedule = Schedule(config, len(self.train_set))
+        self.last_step = min(self.schedule.total_steps, config.max_steps or self.schedule.total_steps)
+        self.store = CheckpointStore(self.folder / "checkpoints", config.run.keep_checkpoints, world)
+        self.leave_requested = False
+
+    def run(self) -> dict:
+        """Train to the end, or from the last checkpoint to the end; returns (and writes) the content of result.json."""
+        self._claim_folder()
+        finished = self._finished()
+        if finished is not None:
+            log.info("%s is already done; delete the folder or choose another run.dir to train again", self.folder)
+            return finished
+        for number in (signal.SIGTERM, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+        started = time.monotonic()
+        self.engine = self._build()
+        first_step, seconds_before = self._resume()
+        self._seconds = lambda: seconds_before + time.monotonic() - started
+        with Monitor(self.folder, self.folder.name, first_step, self.last_step, self.world.is_main) as self.monitor:
+            self._train(first_step)
+            metrics = {split: self._evaluate(split, self.last_step) for split in self._evaluated_splits()}
+        return self._finish(metrics)
+
+    def _build(self) -> Engine:
+        torch.manual_seed(self.config.seed)
+        stage = STAGES[self.config.stage](self.config, torch.from_numpy(self.train_set.class_counts.astype(np.int64)))
+        if self.config.model.init_from:
+            loaded = load_backbone(stage.backbone, self.config.model.init_from)
+            log.info("backbone: all %d tensors loaded from %s", loaded, self.config.model.init_from)
+        stage.prepare()
+        return make_engine(self.config, stage, self.world)
+
+    def _train(self, first_step: int) -> None:
+        batches = Timed(self.data.train(self.engine.stage.num_views, first_step, self.last_step))
+        window, since = [], time.monotonic()
+        for step, outputs in training_steps(self.engine, batches, self.schedule, first_step, self.config.seed):
+            window.append(outputs)
+            save = step % self.config.run.checkpoint_every == 0 or step == self.last_step
+            evaluate = self._epoch_mark(step) and step < self.last_step
+            if not (save or evaluate or step % self.config.run.log_every == 0):
+                continue
+            leave = self._log(step, window, time.monotonic() - since, batches.take_waited())
+            if save or leave:
+                self._save(step)
+            if leave and step < self.last_step:
+                raise Preempted(f"stopped at step {step} of {self.last_step} as asked; the same command goes on from there")
+            if evaluate and self.config.data.val_split in self.train_set.dataset.splits:
+                self._evaluate(self.config.data.val_split, step)
+            window, since = [], time.monotonic()
+
+    def _log(self, step: int, window: list[dict], seconds: float, waited: float) -> bool:
+        """The one place where host, device and ranks meet: check the losses, record means; True if any rank must leave."""
+        names = [name for name in window[0] if name != "loss"]
+        share = self._batch_share()
+        losses = torch.stack([outputs["loss"] for outputs in window]).double()
+        means = [torch.stack([outputs[name] for outputs in window]).double().mean() for name in names]
+        flags = torch.tensor([self.leave_requested, len(self.train_set.bad), waited / max(seconds, 1e-9)], dtype=torch.float64)
+        together = torch.cat([losses * share, *(mean[None] * share for mean in means), flags.to(losses.device)])
+        values = all_reduce_(together).tolist()
+        losses, (leave, bad, wait_share) = values[: len(window)], values[-3:]
+        for index, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._stop_nonfinite(step - len(window) + index, loss / self.world.size)
+        check_bad_samples(int(bad), self.train_set, self.config.data.max_bad_share)
+        rate = self.config.global_batch_size * len(window) / seconds
+        record = {
+            "epoch": round(self.schedule.epoch(step), 4),
+            "lr": self.schedule.lr(step - 1),
+            "loss": sum(losses) / len(losses) / self.world.size,
+            **{name: value / self.world.size for name, value in zip(names, values[len(window) : -3])},
+            "images_per_s": round(rate, 1),
+            "data_wait": round(wait_share / self.world.size, 4),
+        }
+        self.monitor.record(step, record, (self.last_step - step) * self.config.global_batch_size / rate)
+        return leave > 0
+
+    def _stop_nonfinite(self, step: int, loss: float) -> None:
+        positions = batch_slice(step, self.config.global_batch_size, 0, 1)
+        ids = make_sampler(self.config.sampler, self.train_set, self.config.seed)(positions).tolist()
+        if self.world.is_main:
+            write_atomically(self.folder / "nonfinite.json", json.dumps({"step": step, "sample_ids": ids}).encode())
+        raise UserError(
+            f"the loss is {loss} at step {step} (sample ids {', '.join(map(str, ids[:8]))}, ...; all in {self.folder}/nonfinite.json); "
+            "the last checkpoint is kept; try a lower optim.lr, optim.clip_grad_norm or engine.precision=fp32"
+        )
+
+    def _evaluate(self, split: str, step: int) -> dict:
+        stage = self.engine.stage
+        stage.eval()
+        with torch.no_grad(), self.engine.autocast():
+            metrics = stage.evaluate(self.data.evaluate, split)
+        stage.train()
+        unread = len(self.data.manifest(split)) - metrics["samples"]
+        check_bad_samples(unread, self.data.manifest(split), self.config.data.max_bad_share)
+        shown = {name: value for name, value in metrics.items() if name != "samples" and isinstance(value, float)}
+        log.info("step %d, %s: %s", step, split, ", ".join(f"{name} {value:.2f}" for name, value in shown.items()))
+        self.monitor.evaluated(step, split, metrics)
+        return metrics
+
+    def _evaluated_splits(self) -> list[str]:
+        """The validation and test splits that the data set has, each once."""
+        wanted = dict.fromkeys((self.config.data.val_split, self.config.data.test_split))
+        return [split for split in wanted if split in self.train_set.dataset.splits]
+
+    def _epoch_mark(self, step: int) -> bool:
+        every = self.config.run.evaluate_every
+        return int(self.schedule.epoch(step) / every) > int(self.schedule.epoch(step - 1) / every)
+
+    def _batch_share(self) -> float:
+        positions = batch_slice(0, self.config.global_batch_size, self.world.rank, self.world.size)
+        return len(positions) * self.world.size / self.config.global_batch_size
+
+    def _on_signal(self, number: int, _frame) -> None:
+        """Only remember: all ranks agree on it at the next log step, at a step boundary."""
+        self.leave_requested = True
+
+    # what the run's folder holds
+
+    def _claim_folder(self) -> None:
+        """Make the folder and save the config, or refuse to mix two configs in one folder."""
+        if self.world.is_main:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                saved = self.folder / "config.yaml"
+                if saved.exists():
+                    self._check_same_config(saved)
+                write_atomically(saved, to_yaml(self.config).encode())
+            except OSError as error:
+                raise UserError(f"cannot write to run.dir {self.folder}: {error.strerror}; choose another run.dir") from error
+        self.world.barrier()
+
+    def _check_same_config(self, saved: Path) -> None:
+        defaults = flatten(to_dict(Config()))  # for keys that are newer than the saved config
+        before, now = {**defaults, **flatten(read_yaml(saved))}, flatten(to_dict(self.config))
+        free = (*FREE_KEYS, *self.config.resume.allow_changes)
+        changed = [
+            key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key) and not key.startswith(free)
+        ]
+        if changed:
+            difference = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
+            raise UserError(
+                f"{self.folder} holds a run with another config ({difference}); choose another run.dir, or go on with "
+                f"resume.allow_changes=[{','.join(changed)}]"
+            )
+
+    def _finished(self) -> dict | None:
+        path = self.folder / "result.json"
+        try:
+            result = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        return result if result.get("steps") == self.last_step else None
+
+    def _resume(self) -> tuple[int, float]:
+        """Step and seconds of the newest valid checkpoint, its state loaded; zeros for a new run."""
+        checkpoint = self.store.newest() if self.config.resume.enabled else None
+        if checkpoint is None:
+            return 0, 0.0
+        self.engine.load(checkpoint.path)
+        log.info("resumed from step %d of %d (%s)", checkpoint.step, self.last_step, checkpoint.path)
+        return checkpoint.step, checkpoint.meta["seconds"]
+
+    def _save(self, step: int) -> None:
+        about = {"seconds": round(self._seconds(), 1), "ranks": self.world.size, "config": to_dict(self.config)}
+        self.store.save(step, about, self.engine.save)
+
+    def _finish(self, metrics: dict[str, dict]) -> dict:
+        result = {
+            "stage": self.config.stage,
+            "description": self.config.description,
+            "headline": self.engine.stage.headline,
+            "metrics": metrics,
+            "steps": self.last_step,
+            "epochs": round(self.schedule.epoch(self.last_step), 4),
+            "train_samples": len(self.train_set),
+            "class_counts": self.train_set.class_counts.tolist(),
+            "classes": self.train_set.classes,
+            "seconds": round(self._seconds(), 1),
+            "ranks": self.world.size,
+            "global_batch_size": self.config.global_batch_size,
+            "precision": str(self.engine.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.world.device) if self.world.device.type == "cuda" else "cpu",
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {"lt-train": __version__, **{name: version(name) for name in ("torch", "torchvision", "numpy")}},
+        }
+        if self.world.is_main:
+            about = {"stage": self.config.stage, "backbone": self.config.model.backbone, "steps": str(self.last_step)}
+            export_backbone(self.engine.stage.backbone, self.folder / BACKBONE_FILE, about)
+            write_atomically(self.folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+        self.world.barrier()
+        return result
+
+
+class Timed:
+    """Iterates batches and adds up the seconds that the host waited for them."""
+
+    def __init__(self, batches: Iterable[dict]):
+        self.batches, self.waited = batches, 0.0
+
+    def __iter__(self) -> Iterator[dict]:
+        iterator = iter(self.batches)
+        while True:
+            started = time.monotonic()
+            batch = next(iterator, None)
+            self.waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch
+
+    def take_waited(self) -> float:
+        """Seconds since the last call."""
+        waited, self.waited = self.waited, 0.0
+        return waited

@@ -1,0 +1,57 @@
+"""Import and export of backbones as safetensors with torchvision's parameter names."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lt_train.errors import UserError
+
+BACKBONE_FILE = "backbone.safetensors"
+
+
+def export_backbone(backbone: nn.Module, path: Path, about: dict[str, str]) -> None:
+    """Write the backbone's float32 weights and statistics; ``about`` goes into the file's metadata."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _plain_state(backbone).items()}
+    temporary = path.with_suffix(".partial")
+    save_file(state, temporary, metadata={"format": "pt", **about})
+    temporary.replace(path)
+
+
+def load_backbone(backbone: nn.Module, source: str) -> int:
+    """Load a run folder's or a .safetensors file's backbone; returns the number of tensors loaded.
+
+    Anything short of a complete match is a :class:`UserError` that counts the matched, missing and unexpected keys.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / BACKBONE_FILE
+    if not path.is_file():
+        raise UserError(f"model.init_from: there is no {path}; name a finished run's folder or a .safetensors file")
+    try:
+        loaded = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model.init_from: {path} is not a readable safetensors file: {error}") from error
+    own = _plain_state(backbone)
+    missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
+    reshaped = sorted(name for name in own.keys() & loaded.keys() if own[name].shape != loaded[name].shape)
+    if missing or unexpected or reshaped:
+        matched = len(own) - len(missing) - len(reshaped)
+        examples = "; ".join(
+            f"{what} {names[0]}" for what, names in (("missing", missing), ("unexpected", unexpected), ("other shape", reshaped)) if names
+        )
+        raise UserError(
+            f"model.init_from: {path} does not fit this backbone: {matched} keys match, {len(missing)} are missing, "
+            f"{len(unexpected)} unexpected, {len(reshaped)} of another shape ({examples}); does model.backbone match?"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(loaded[name])
+    return len(own)
+
+
+def _plain_state(backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict without the prefix that torch.compile puts into names."""
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in backbone.state_dict().items()}
