@@ -67,7 +67,14 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failing rank says what is wrong, in one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.1
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id="lt-train",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port
+        max_restarts=0,
+        monitor_interval=0.1,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "lt_train", stage.config, *stage.overrides)

@@ -74,40 +74,47 @@ class Trainer:
         for number in (signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
         started = time.monotonic()
-        self.engine = self._build()
+        self.build()
         first_step, seconds_before = self._resume()
         self._seconds = lambda: seconds_before + time.monotonic() - started
         with Monitor(self.folder, self.folder.name, first_step, self.last_step, self.world.is_main) as self.monitor:
-            self._train(first_step)
+            self.train(self.data.train(self.engine.stage.num_views, first_step, self.last_step), first_step)
             metrics = {split: self._evaluate(split, self.last_step) for split in self._evaluated_splits()}
         return self._finish(metrics)
 
-    def _build(self) -> Engine:
+    def build(self) -> None:
+        """Make the stage, with its starting weights, and the engine."""
         torch.manual_seed(self.config.seed)
         stage = STAGES[self.config.stage](self.config, torch.from_numpy(self.train_set.class_counts.astype(np.int64)))
         if self.config.model.init_from:
             loaded = load_backbone(stage.backbone, self.config.model.init_from)
             log.info("backbone: all %d tensors loaded from %s", loaded, self.config.model.init_from)
         stage.prepare()
-        return make_engine(self.config, stage, self.world)
+        self.engine = make_engine(self.config, stage, self.world)
 
-    def _train(self, first_step: int) -> None:
-        batches = Timed(self.data.train(self.engine.stage.num_views, first_step, self.last_step))
-        window, since = [], time.monotonic()
+    def train(self, batches: Iterable[dict], first_step: int) -> float:
+        """Run THE loop over ``batches``, logging, saving and evaluating when their steps come.
+
+        Returns the share of the time that the host waited for batches.
+        """
+        batches = Timed(batches)
+        window, started = [], time.monotonic()
+        since, waited = started, 0.0
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step, self.config.seed):
             window.append(outputs)
             save = step % self.config.run.checkpoint_every == 0 or step == self.last_step
             evaluate = self._epoch_mark(step) and step < self.last_step
             if not (save or evaluate or step % self.config.run.log_every == 0):
                 continue
-            leave = self._log(step, window, time.monotonic() - since, batches.take_waited())
+            leave = self._log(step, window, time.monotonic() - since, batches.waited - waited)
             if save or leave:
                 self._save(step)
             if leave and step < self.last_step:
                 raise Preempted(f"stopped at step {step} of {self.last_step} as asked; the same command goes on from there")
             if evaluate and self.config.data.val_split in self.train_set.dataset.splits:
                 self._evaluate(self.config.data.val_split, step)
-            window, since = [], time.monotonic()
+            window, since, waited = [], time.monotonic(), batches.waited
+        return batches.waited / (time.monotonic() - started)
 
     def _log(self, step: int, window: list[dict], seconds: float, waited: float) -> bool:
         """The one place where host, device and ranks meet: check the losses, record means; True if any rank must leave."""
@@ -267,8 +274,3 @@ class Timed:
             if batch is None:
                 return
             yield batch
-
-    def take_waited(self) -> float:
-        """Seconds since the last call."""
-        waited, self.waited = self.waited, 0.0
-        return waited

@@ -2,14 +2,19 @@
 
 The graph is fed bytes and per-sample parameters and draws nothing itself: decode the part of the image that any view needs,
 then one antialiased resize per view straight from its box (mirrored by a swapped box), then blur where one was drawn.
+
+One operator differs: on the CPU, training crops are resized by torch, whose uint8 kernel took a tenth of the time of DALI's
+for the same pixels (0.13 against 1.27 ms for 270 x 370 -> 224 x 224).
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from nvidia.dali import fn, pipeline_def, types
+from torch.nn import functional as F
 
 from lt_train.data.augment import View
 from lt_train.data.loader import Plan, finish, read_batch
@@ -27,9 +32,11 @@ class DaliLoader:
     def __iter__(self) -> Iterator[dict]:
         on_gpu = self.device.type == "cuda"
         source = _Source(self.plan)
+        resize = _resize_by_dali if on_gpu or not self.plan.replace_bad else _TorchResize(self.plan.size, self.threads)
         pipeline = _pipeline(
             source,
             self.plan,
+            resize,
             "mixed" if on_gpu else "cpu",
             batch_size=self.plan.max_batch,
             num_threads=self.threads,
@@ -72,7 +79,7 @@ class _Source:
         while not len(sample_ids):  # evaluation may leave out a whole batch of damaged samples
             index = next(self.indices)
             sample_ids, contents = read_batch(self.plan, index)
-        views = self.plan.views(index, sample_ids)
+        views = self.plan.views(range(index, index + 1), sample_ids)
         self.drawn.append((sample_ids, [view.colour for view in views]))
         sizes = np.stack([self.plan.manifest.heights[sample_ids], self.plan.manifest.widths[sample_ids]], 1)
         start, stop = _needed_part(views, sizes)
@@ -97,7 +104,7 @@ def _view_inputs(view: View, start: np.ndarray, blur: bool) -> list[np.ndarray]:
 
 
 @pipeline_def(enable_conditionals=True)
-def _pipeline(source: _Source, plan: Plan, device: str):
+def _pipeline(source: _Source, plan: Plan, resize: Callable, device: str):
     inputs_per_view = 3 if plan.blur else 2
     inputs = fn.external_source(
         source, num_outputs=INPUTS_PER_IMAGE + inputs_per_view * plan.num_views, batch=True, batch_info=True
@@ -115,15 +122,7 @@ def _pipeline(source: _Source, plan: Plan, device: str):
     outputs = []
     for view in range(plan.num_views):
         first = INPUTS_PER_IMAGE + inputs_per_view * view
-        roi_start, roi_end = inputs[first], inputs[first + 1]
-        output = fn.resize(
-            image,
-            size=[plan.size, plan.size],
-            roi_start=roi_start,
-            roi_end=roi_end,
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,
-        )
+        output = resize(image, inputs[first], inputs[first + 1], plan.size)
         if plan.blur:  # a Python bool: decides the graph, not the sample
             sigma = inputs[first + 2]
             if sigma > 0:  # a DALI conditional: only the samples that drew a blur pay for it
@@ -132,3 +131,40 @@ def _pipeline(source: _Source, plan: Plan, device: str):
                 output = output
         outputs.append(output)
     return tuple(outputs)
+
+
+def _resize_by_dali(image, first_corner, last_corner, size: int):
+    return fn.resize(
+        image,
+        size=[size, size],
+        roi_start=first_corner,
+        roi_end=last_corner,
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+
+
+class _TorchResize:
+    """Cuts out and resizes whole-pixel boxes with torch, a share of the batch in each of ``threads`` threads."""
+
+    def __init__(self, size: int, threads: int):
+        self.size, self.threads = size, threads
+        self.pool = ThreadPoolExecutor(threads)
+
+    def __call__(self, image, first_corner, last_corner, size: int):
+        return fn.python_function(
+            image, first_corner, last_corner, function=self._resize_batch, batch_processing=True, output_layouts="HWC"
+        )
+
+    def _resize_batch(self, *batch: list[np.ndarray]) -> list[np.ndarray]:
+        samples = list(zip(*batch))
+        shares = [samples[len(samples) * share // self.threads : len(samples) * (share + 1) // self.threads] for share in range(self.threads)]
+        return [output for outputs in self.pool.map(lambda share: [self._resize(*sample) for sample in share], shares) for output in outputs]
+
+    def _resize(self, image: np.ndarray, first_corner: np.ndarray, last_corner: np.ndarray) -> np.ndarray:
+        (top, left), (bottom, right) = first_corner.astype(int).tolist(), last_corner.astype(int).tolist()
+        box = torch.from_numpy(image[top:bottom, min(left, right) : max(left, right)]).permute(2, 0, 1)[None]
+        output = F.interpolate(box, (self.size, self.size), mode="bilinear", antialias=True)
+        if right < left:
+            output = output.flip(3)
+        return output[0].permute(1, 2, 0).contiguous().numpy()

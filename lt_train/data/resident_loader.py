@@ -19,7 +19,7 @@ from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
 
 PADDING = 4  # zero pixels kept round every image
-PREFETCH_POSITIONS = 4096  # batch parameters are drawn for about this many samples at a time, to spread NumPy's overhead
+SAMPLES_AT_ONCE = 1024  # small batches are made several at a time, which spreads the cost of calls into NumPy and torch
 
 
 def load_resident(manifest: Manifest, device: torch.device, threads: int) -> torch.Tensor:
@@ -56,23 +56,27 @@ class ResidentLoader:
         }
 
     def __iter__(self) -> Iterator[dict]:
-        for index in self.plan.batches:
-            wanted = self.plan.sample_ids(index)
-            if self.plan.manifest.bad:
-                wanted = self._without_bad(wanted)
-                if not len(wanted):
-                    continue
-            sample_ids = torch.from_numpy(wanted).to(self.device, non_blocking=True)
-            yield {
-                "views": [self._view(view, sample_ids) for view in self.plan.views(index, wanted)],
-                "label": self.labels[sample_ids],
-                "sample_id": sample_ids,
-            }
+        every = self.plan.batches
+        together = max(1, SAMPLES_AT_ONCE // self.plan.max_batch)
+        for start in range(every.start, every.stop, together):
+            yield from self._make(range(start, min(start + together, every.stop)))
 
-    def _without_bad(self, wanted: np.ndarray) -> np.ndarray:
-        if self.plan.replace_bad:
-            return np.array([self.stand_in.get(sample_id, sample_id) for sample_id in wanted.tolist()], np.int64)
-        return np.array([sample_id for sample_id in wanted.tolist() if sample_id not in self.plan.manifest.bad], np.int64)
+    def _make(self, batches: range) -> Iterator[dict]:
+        wanted, sizes = self.plan.sample_ids(batches), self.plan.batch_sizes(batches)
+        views = self.plan.views(batches, wanted)
+        sample_ids = torch.from_numpy(self._replaced(wanted)).to(self.device, non_blocking=True)
+        columns = [sample_ids, self.labels[sample_ids], *(self._view(view, sample_ids) for view in views)]
+        for sample_ids, labels, *pixels in zip(*(column.split(sizes) for column in columns)):
+            batch = {"views": pixels, "label": labels, "sample_id": sample_ids}
+            if self.plan.manifest.bad and not self.plan.replace_bad:
+                batch = _without(batch, self.plan.manifest.bad)
+            if len(batch["label"]):
+                yield batch
+
+    def _replaced(self, wanted: np.ndarray) -> np.ndarray:
+        if not self.stand_in:
+            return wanted
+        return np.array([self.stand_in.get(sample_id, sample_id) for sample_id in wanted.tolist()], np.int64)
 
     def _view(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         unscaled = bool((view.box[:, 2:] - view.box[:, :2] == view.size).all())
@@ -103,3 +107,9 @@ class ResidentLoader:
         grid = F.affine_grid(theta, [len(box), 3, view.size, view.size], align_corners=False)
         source = self.images[sample_ids].permute(0, 3, 1, 2).float()
         return F.grid_sample(source, grid, align_corners=False).permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
+
+
+def _without(batch: dict, bad: dict[int, str]) -> dict:
+    """The batch without damaged samples."""
+    kept = torch.tensor([sample_id not in bad for sample_id in batch["sample_id"].tolist()], device=batch["label"].device)
+    return {"views": [view[kept] for view in batch["views"]], "label": batch["label"][kept], "sample_id": batch["sample_id"][kept]}

@@ -1,0 +1,138 @@
+"""Small data sets for all tests, made in temporary folders: nothing outside the repository is needed."""
+
+import argparse
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from data_prep import demo
+from data_prep.shards import make_plan, write
+from data_prep.source import Source, SourceSplit
+
+EXIF_ORIENTATION = 0x0112
+ROTATED_BY_90 = 6
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split's images, already encoded."""
+
+    contents: Sequence[bytes]
+
+    def read(self, index: int) -> bytes:
+        return self.contents[index]
+
+
+@dataclass(frozen=True)
+class SmallSet:
+    """A prepared data set of 32x32 images whose pixels and labels are known, in the order of their keys."""
+
+    root: Path
+    pixels: np.ndarray  # (N, 32, 32, 3) uint8
+    labels: np.ndarray  # (N,)
+
+
+@pytest.fixture(scope="session")
+def prepare(tmp_path_factory) -> Callable[..., Path]:
+    """Function that prepares a data set from ``{split: (encoded images, labels)}`` and returns its folder.
+
+    A sample's key is its index in the given sequence, so that ``int(manifest.key(sample_id))`` finds it again.
+    """
+
+    def make(splits: dict[str, tuple[Sequence[bytes], Sequence[int]]], classes: int = 0, samples_per_shard: int = 8) -> Path:
+        out = tmp_path_factory.mktemp("prepared") / "set"
+        classes = classes or 1 + max(max(labels) for _, labels in splits.values())
+        source = Source(
+            "set",
+            [f"class_{label}" for label in range(classes)],
+            {
+                name: SourceSplit(np.asarray(labels), [f"{index:05d}" for index in range(len(labels))], Encoded(contents))
+                for name, (contents, labels) in splits.items()
+            },
+        )
+        write(make_plan(source, out, 0, samples_per_shard), 1, 0.0, "tests", lambda images, size: None)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_root(tmp_path_factory) -> Path:
+    """The demo data set: 60 ... 3 training images a class, 5 for validation and test, in several shards a split."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    source = demo.make_source(argparse.Namespace(largest=60, imbalance_ratio=20, val=5, test=5, seed=0))
+    write(make_plan(source, out, 0, 25), 1, 0.0, "tests", lambda images, size: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small(prepare) -> SmallSet:
+    """Long-tailed noise: 12, 6, 3 and 2 training images of four classes; the same in the splits ``val`` and ``test``."""
+    labels = np.repeat(np.arange(4), [12, 6, 3, 2])
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
+    contents = [encode(Image.fromarray(image), "PNG") for image in pixels]
+    return SmallSet(prepare({split: (contents, labels) for split in ("train", "val", "test")}), pixels, labels)
+
+
+@pytest.fixture(scope="session")
+def photos() -> dict[str, bytes]:
+    """Real-looking JPEGs by name: landscape, portrait, tiny, long, progressive, grayscale, rotated by EXIF, ..."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = ROTATED_BY_90
+    kinds = {
+        "landscape": ((500, 375), {}),
+        "portrait": ((333, 500), {}),
+        "square": ((256, 256), {}),
+        "smaller than the view": ((121, 90), {}),
+        "panorama": ((900, 231), {}),
+        "full chroma": ((410, 307), {"subsampling": 0}),
+        "progressive": ((640, 427), {"progressive": True}),
+        "grayscale": ((375, 500), {}),
+        "rotated by EXIF": ((480, 360), {"exif": exif}),
+    }
+    generator = np.random.default_rng(0)
+    images = {name: smooth_image(generator, *size) for name, (size, _) in kinds.items()}
+    images["grayscale"] = images["grayscale"].convert("L")
+    return {name: encode(images[name], "JPEG", quality=90, **options) for name, (_, options) in kinds.items()}
+
+
+@pytest.fixture
+def damaged_copy(tmp_path) -> Callable[..., Path]:
+    """Function that copies a data set and flips one byte in the middle of each of the given images of a split."""
+
+    def make(root: Path, sample_ids: Iterable[int] = (), split: str = "train") -> Path:
+        copy = Path(shutil.copytree(root, tmp_path / "damaged"))
+        rows = pa.ipc.open_file((copy / f"{split}.arrow").read_bytes()).read_all().to_pylist()
+        for sample_id in sample_ids:
+            row = rows[sample_id]
+            with open(copy / f"{split}-{row['shard']:06d}.tar", "r+b") as shard:
+                shard.seek(row["offset"] + row["size"] // 2)
+                byte = shard.read(1)[0]
+                shard.seek(-1, os.SEEK_CUR)
+                shard.write(bytes([byte ^ 1]))
+        return copy
+
+    return make
+
+
+def smooth_image(generator: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Low-frequency colour noise with a little detail on top, as photos have."""
+    coarse, fine = (
+        generator.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8) for cell in (40, 8)
+    )
+    layers = [Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC) for noise in (coarse, fine)]
+    return Image.blend(*layers, 0.15)
+
+
+def encode(image: Image.Image, image_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()

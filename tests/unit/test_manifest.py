@@ -1,0 +1,159 @@
+"""The on-disk format: what is written is read back, damage is found and named, and other tools can read it."""
+
+import io
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+from PIL import Image
+
+from lt_train.data.manifest import Manifest, read_dataset, shot_groups
+from lt_train.errors import UserError
+
+SHARD = "train-000001.tar"  # the second of three
+
+
+@pytest.fixture
+def copy(small, damaged_copy) -> Path:
+    """The small data set, to be damaged by a test."""
+    return damaged_copy(small.root)
+
+
+def test_every_row_is_read_back(small):
+    manifest = Manifest(small.root, "train")
+    order = [int(manifest.key(sample_id)) for sample_id in range(len(manifest))]
+    assert sorted(order) == list(range(23))
+    np.testing.assert_array_equal(manifest.labels, small.labels[order])
+    assert set(manifest.widths) == set(manifest.heights) == {32}
+    pixels = [Image.open(io.BytesIO(manifest.read(sample_id))) for sample_id in range(23)]
+    np.testing.assert_array_equal(pixels, small.pixels[order])
+    assert manifest.bytes == sum(len(manifest.read(sample_id)) for sample_id in range(23))
+    assert not manifest.bad
+
+
+def test_class_index_groups_the_samples_by_class(small):
+    manifest = Manifest(small.root, "train")
+    assert manifest.class_counts.tolist() == [12, 6, 3, 2] == read_dataset(small.root).splits["train"].class_counts
+    for label in range(4):
+        members = manifest.class_ids[manifest.class_offsets[label] : manifest.class_offsets[label + 1]]
+        np.testing.assert_array_equal(members, np.flatnonzero(manifest.labels == label))
+
+
+def test_classes_without_samples_and_empty_splits_are_kept(prepare, photos):
+    root = prepare({"train": ([photos["square"]] * 2, [1, 1]), "val": ([], [])}, classes=3)
+    assert Manifest(root, "train").class_counts.tolist() == [0, 2, 0]
+    assert len(Manifest(root, "val")) == 0 and Manifest(root, "val").class_counts.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_webdataset_reads_the_same_samples(demo_root, split):
+    manifest = Manifest(demo_root, split)
+    urls = [str(demo_root / shard.name) for shard in manifest.shards]
+    assert len(urls) > 1
+    found = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == [manifest.key(sample_id) for sample_id in range(len(manifest))]
+    assert [int(sample["cls"]) for sample in found] == manifest.labels.tolist()
+    assert [sample["jpg"] for sample in found] == [manifest.read(sample_id).tobytes() for sample_id in range(len(manifest))]
+
+
+def test_a_damaged_image_is_found_and_named(small, damaged_copy, caplog):
+    manifest = Manifest(damaged_copy(small.root, [5]), "train")
+    with caplog.at_level(logging.WARNING):
+        readable = [sample_id for sample_id in range(23) if manifest.read(sample_id) is not None]
+        assert manifest.read(5) is None, "also the second time"
+    assert readable == [sample_id for sample_id in range(23) if sample_id != 5]
+    assert list(manifest.bad) == [5] and "crc32" in manifest.bad[5]
+    assert manifest.key(5) in caplog.text and ".tar" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_damaged_sample_is_replaced_by_the_next_of_its_class(small, damaged_copy):
+    members = np.flatnonzero(Manifest(small.root, "train").labels == 1).tolist()
+    bad = [members[1], members[2], members[-1]]
+    root = damaged_copy(small.root, bad)
+    expected = {members[1]: members[3], members[2]: members[3], members[-1]: members[0]}
+    for order in (bad, bad[::-1]):  # whatever was read before
+        manifest = Manifest(root, "train")
+        for sample_id in order:
+            replacement, content = manifest.read_or_replace(sample_id)
+            assert replacement == expected[sample_id]
+            assert content.tobytes() == manifest.read(replacement).tobytes()
+
+
+def test_an_intact_sample_is_not_replaced(small):
+    manifest = Manifest(small.root, "train")
+    assert all(manifest.read_or_replace(sample_id)[0] == sample_id for sample_id in range(len(manifest)))
+
+
+def test_a_class_with_nothing_intact_is_named(small, damaged_copy):
+    members = np.flatnonzero(Manifest(small.root, "train").labels == 3).tolist()
+    root = damaged_copy(small.root, members)
+    with pytest.raises(UserError, match="class_3.*damaged"):
+        Manifest(root, "train").read_or_replace(members[0])
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_truncated_shard_loses_only_what_is_missing(copy, keep):
+    shard = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(shard[: int(keep * len(shard))])
+    intact, manifest = Manifest(copy, "val"), Manifest(copy, "train")
+    assert all(intact.read(sample_id) is not None for sample_id in range(len(intact)))
+    lost = [sample_id for sample_id in range(len(manifest)) if manifest.read(sample_id) is None]
+    assert {manifest.bad[sample_id] for sample_id in lost} == {"the shard is truncated"}
+    shard_of = pa.ipc.open_file((copy / "train.arrow").read_bytes()).read_all()["shard"].to_numpy()
+    in_shard = np.flatnonzero(shard_of == 1).tolist()
+    assert lost == in_shard[-len(lost) :]
+    assert len(lost) == len(in_shard) if keep == 0 else 0 < len(lost) < len(in_shard)
+
+
+def test_a_missing_shard_is_a_user_error_that_names_it(copy):
+    (copy / SHARD).unlink()
+    manifest = Manifest(copy, "train")
+    with pytest.raises(UserError, match=SHARD):
+        for sample_id in range(len(manifest)):
+            manifest.read(sample_id)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: (root / "dataset.json").unlink(), "no dataset.json"),
+        (lambda root: shutil.rmtree(root), "no such folder"),
+        (lambda root: (root / "dataset.json").write_text('{"name": "s'), "dataset.json is damaged"),
+        (lambda root: (root / "dataset.json").write_text("[]"), "dataset.json is damaged"),
+        (lambda root: (root / "train.arrow").unlink(), "train.arrow"),
+        (lambda root: (root / "train.arrow").write_bytes(b"ARROW1"), "train.arrow"),
+        (lambda root: (root / "train.class_index.arrow").unlink(), "train.class_index.arrow"),
+    ],
+)
+def test_what_a_folder_lacks_is_a_user_error_that_names_it(copy, break_it, message):
+    break_it(copy)
+    with pytest.raises(UserError, match=message):
+        Manifest(copy, "train")
+
+
+def test_an_unknown_split_names_those_there_are(small):
+    with pytest.raises(UserError, match="no split 'valid'; it has train, val, test"):
+        Manifest(small.root, "valid")
+
+
+def test_a_newer_format_is_refused(copy):
+    content = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**content, "format_version": 2}))
+    with pytest.raises(UserError, match="newer version"):
+        read_dataset(copy)
+
+
+def test_shot_groups_are_those_of_the_literature():
+    """More than 100 training images, 20 to 100, fewer than 20 (Liu et al. 2019)."""
+    groups = shot_groups(np.array([500, 101, 100, 20, 19, 0]))
+    assert {name: np.flatnonzero(members).tolist() for name, members in groups.items()} == {
+        "many_shot": [0, 1],
+        "medium_shot": [2, 3],
+        "few_shot": [4, 5],
+    }

@@ -1,0 +1,204 @@
+"""The order of samples: permutations, samplers, ranks, and literal values so that it can never change silently."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lt_train.config import SamplerConfig
+from lt_train.data.manifest import Manifest
+from lt_train.data.order import batch_slice, check_batch, make_sampler, mix, permute
+from lt_train.errors import UserError
+
+CLASS_SIZES = [50, 20, 0, 7, 4, 1, 3]  # class 2 has no training image
+SAMPLERS = [
+    SamplerConfig("instance_balanced"),
+    SamplerConfig("class_balanced", samples_per_class=1),
+    SamplerConfig("class_balanced", samples_per_class=4),
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(prepare) -> Manifest:
+    pixel = io.BytesIO()
+    Image.new("L", (1, 1)).save(pixel, "PNG")
+    labels = np.repeat(np.arange(len(CLASS_SIZES)), CLASS_SIZES)
+    return Manifest(prepare({"train": ([pixel.getvalue()] * len(labels), labels)}, samples_per_shard=20), "train")
+
+
+@pytest.fixture(params=SAMPLERS, ids=lambda config: f"{config.name}-{config.samples_per_class}")
+def sampler_config(request) -> SamplerConfig:
+    return request.param
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 64, 100, 1236])
+def test_permute_is_a_permutation_for_every_key(size):
+    for key in mix(0, np.arange(50)):
+        np.testing.assert_array_equal(np.sort(permute(np.arange(size), size, key)), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [64, 100, 1236])
+def test_keys_give_different_permutations(size):
+    orders = {tuple(permute(np.arange(size), size, key)) for key in mix(0, np.arange(200))}
+    assert len(orders) == 200
+
+
+def test_mixed_sizes_and_keys_equal_one_element_at_a_time():
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 5000, 300)
+    indices, keys = generator.integers(0, sizes), mix(generator.integers(0, 2**40, 300), 7)
+    together = permute(indices, sizes, keys)
+    alone = [permute(indices[i : i + 1], sizes[i], keys[i])[0] for i in range(300)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def chi_square(observed: np.ndarray) -> float:
+    """The statistic against equal expected counts, in standard deviations from its mean."""
+    freedom = observed.size - 1
+    expected = observed.sum() / observed.size
+    return (((observed - expected) ** 2 / expected).sum() - freedom) / np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("size", [3, 5, 8, 64, 100])
+def test_every_index_lands_everywhere_equally_often(size):
+    keys = mix(1, np.arange(20_000))
+    for index in {0, 1, size // 2, size - 1}:
+        landed = permute(index, size, keys)
+        assert chi_square(np.bincount(landed, minlength=size)) < 5
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 8, 10])
+def test_pairs_of_neighbours_land_independently(size):
+    keys = mix(2, np.arange(50_000))
+    first, second = permute(0, size, keys), permute(1, size, keys)
+    pairs = np.bincount(first * size + second, minlength=size * size).reshape(size, size)
+    assert (np.diag(pairs) == 0).all()
+    assert chi_square(pairs[~np.eye(size, dtype=bool)]) < 5
+
+
+def test_a_long_permutation_has_no_visible_trend():
+    """Neither with the index nor with the value before: correlations below four standard errors."""
+    size = 100_000
+    for key in mix(3, np.arange(5)):
+        order = permute(np.arange(size), size, key)
+        assert abs(np.corrcoef(order, np.arange(size))[0, 1]) < 4 / np.sqrt(size)
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4 / np.sqrt(size)
+
+
+def test_instance_balanced_gives_every_sample_once_an_epoch_and_a_new_order_each_time(manifest):
+    size = len(manifest)
+    epochs = make_sampler(SamplerConfig(), manifest, 5)(np.arange(20 * size)).reshape(20, size)
+    np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(np.arange(size), (20, 1)))
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+
+
+def test_a_batch_may_straddle_two_epochs(manifest):
+    """Of 85 samples, batch 1 of 50 ends epoch 0 with its last 35 and starts epoch 1 with 15: nothing is dropped."""
+    sampler = make_sampler(SamplerConfig(), manifest, 5)
+    first, straddling = (sampler(batch_slice(step, 50, 0, 1)) for step in (0, 1))
+    assert sorted([*first, *straddling[:35]]) == list(range(85))
+    np.testing.assert_array_equal(straddling[35:], sampler(np.arange(85, 100)))
+
+
+@pytest.mark.parametrize("per_class", [1, 3, 4])
+def test_class_balanced_gives_every_present_class_its_run_in_every_cycle(manifest, per_class):
+    present = np.flatnonzero(CLASS_SIZES)
+    cycles = 30
+    sampler = make_sampler(SamplerConfig("class_balanced", per_class), manifest, 0)
+    labels = manifest.labels[sampler(np.arange(cycles * len(present) * per_class))]
+    runs = labels.reshape(cycles, len(present), per_class)
+    assert (runs == runs[..., :1]).all(), "a class has its positions in a row"
+    np.testing.assert_array_equal(np.sort(runs[..., 0], 1), np.tile(present, (cycles, 1)))
+    assert len({tuple(order) for order in runs[..., 0]}) > 25, "classes come in a new order each cycle"
+
+
+def test_class_balanced_repeats_no_sample_before_all_of_its_class_were_seen(manifest):
+    samples = make_sampler(SamplerConfig("class_balanced", 4), manifest, 0)(np.arange(5000))
+    for label in np.flatnonzero(CLASS_SIZES):
+        drawn = samples[manifest.labels[samples] == label]
+        size = CLASS_SIZES[label]
+        laps = drawn[: len(drawn) // size * size].reshape(-1, size)
+        members = np.flatnonzero(manifest.labels == label)
+        np.testing.assert_array_equal(np.sort(laps), np.tile(members, (len(laps), 1)))
+        if size > 2:
+            assert len(np.unique(laps, axis=0)) > 1, "a class is seen in another order each time"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("batch_size", [32, 37, 64, 100])
+def test_ranks_together_hold_the_global_batch_in_order(manifest, sampler_config, batch_size, ranks):
+    sampler = make_sampler(sampler_config, manifest, 3)
+    for step in (0, 1, 17):
+        shares = [sampler(batch_slice(step, batch_size, rank, ranks)) for rank in range(ranks)]
+        alone = sampler(np.arange(step * batch_size, (step + 1) * batch_size))
+        np.testing.assert_array_equal(np.concatenate(shares), alone)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_any_position_is_reached_without_those_before(manifest, sampler_config):
+    positions = np.random.default_rng(0).permutation(np.arange(400, 800))
+    sampler = make_sampler(sampler_config, manifest, 9)
+    in_order = sampler(np.arange(800))
+    np.testing.assert_array_equal(sampler(positions), in_order[positions])
+    fresh = make_sampler(sampler_config, manifest, 9)
+    assert [fresh(positions[i : i + 1])[0] for i in range(50)] == in_order[positions[:50]].tolist()
+
+
+def test_seeds_give_different_orders(manifest, sampler_config):
+    orders = {tuple(make_sampler(sampler_config, manifest, seed)(np.arange(85))) for seed in range(20)}
+    assert len(orders) == 20
+
+
+def test_a_billion_samples_need_no_permutation_in_memory():
+    size = 10**9
+    image = permute(np.arange(1000) * 999_983, size, mix(0, 0))
+    assert image.min() >= 0 and image.max() < size and len(set(image.tolist())) == 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [((0,), 0xE220A8397B1DCDAF), ((0, 0), 0xA706DD2F4D197E6F), ((1, 2, 3), 0x6AE515C1C0AC7E37), ((2**63, 5), 0x4117AE723CC3FD3F)],
+)
+def test_keys_never_change(words, key):
+    """mix(0) is the first output of SplitMix64 with state 0, as published with the generator."""
+    assert mix(*words).tolist() == [key]
+
+
+@pytest.mark.parametrize(
+    ("size", "seed", "order"),
+    [
+        (10, 0, [4, 5, 1, 6, 9, 8, 0, 3, 2, 7]),
+        (7, 1, [2, 3, 1, 5, 6, 0, 4]),
+        (1236, 2, [382, 634, 943, 473, 128, 446, 1148, 1044, 188, 299]),
+        (80_000_000, 3, [65319035, 25872811, 10061559, 71268026, 12026663, 57185976]),
+    ],
+)
+def test_permutations_never_change(size, seed, order):
+    """A run that is resumed with a newer version goes on in the same order."""
+    assert permute(np.arange(len(order)), size, mix(seed, 0)).tolist() == order
+
+
+def test_samplers_never_change(manifest):
+    """Class-balanced draws are pinned as (class, number within the class), which no change of the shards can move."""
+    positions = np.arange(80, 92)
+    assert make_sampler(SamplerConfig(), manifest, 4)(positions).tolist() == [13, 52, 20, 2, 83, 30, 68, 70, 25, 45, 1, 49]
+    samples = make_sampler(SamplerConfig("class_balanced", 2), manifest, 4)(positions)
+    labels = manifest.labels[samples]
+    within = [np.flatnonzero(manifest.labels == label).tolist().index(sample) for label, sample in zip(labels, samples)]
+    assert labels.tolist() == [6, 6, 0, 0, 3, 3, 4, 4, 5, 5, 0, 0]
+    assert within == [2, 0, 21, 17, 4, 2, 3, 0, 0, 0, 30, 8]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "batch_size", "ranks"),
+    [(SamplerConfig(), 7, 8), (SamplerConfig("class_balanced", 4), 31, 8), (SamplerConfig("class_balanced", 4), 3, 1)],
+)
+def test_more_ranks_than_shares_of_the_batch_are_refused(sampler, batch_size, ranks):
+    with pytest.raises(UserError, match=f"global_batch_size={batch_size} .* {ranks} ranks"):
+        check_batch(sampler, batch_size, ranks)
+
+
+def test_as_many_ranks_as_shares_are_accepted():
+    check_batch(SamplerConfig(), 8, 8)
+    check_batch(SamplerConfig("class_balanced", 4), 32, 8)
