@@ -42,6 +42,9 @@ def _parse() -> argparse.Namespace:
 def _prepare(arguments: argparse.Namespace) -> int:
     from data_prep import shards
 
+    for name, least in (("seed", 0), ("workers", 1), ("samples_per_shard", 1), ("val", 0), ("test", 0)):
+        if getattr(arguments, name, least) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(arguments, name)}")
     plan = shards.make_plan(DATASETS[arguments.command].make_source(arguments), arguments.out, arguments.seed, arguments.samples_per_shard)
     for note in plan.source.notes:
         console.print(f"note: {note}", highlight=False)

@@ -63,14 +63,22 @@ def make_source(arguments: argparse.Namespace) -> Source:
         raise UserError(f"class '{too_few[0]}' in '{root}' has fewer than the {PER_CLASS} training images that CIFAR-10 has")
     chosen = published_subset(labels, counts, arguments.seed)
     splits["train"] = Picked(images, chosen), labels[chosen]
-    keys = {"train": chosen, "test": np.arange(len(splits["test"][1]))}
+    keys = {"train": _keys(labels, chosen), "test": _keys(splits["test"][1], np.arange(len(splits["test"][1])))}
     notes = [] if arguments.seed == 0 else ["--seed is not 0: this is not the published subset"]
     return Source(
         "cifar10_lt",
         CLASSES,
-        {name: SourceSplit(labels, [f"{index:05d}" for index in keys[name]], images) for name, (images, labels) in splits.items()},
+        {name: SourceSplit(labels, keys[name], images) for name, (images, labels) in splits.items()},
         notes,
     )
+
+
+def _keys(labels: np.ndarray, chosen: np.ndarray) -> list[str]:
+    """Class name and place within the class in the official order: the same whichever layout the images came in."""
+    place = np.empty(len(labels), np.int64)
+    for label in range(len(CLASSES)):
+        place[labels == label] = np.arange((labels == label).sum())
+    return [f"{CLASSES[labels[index]]}/{place[index]:04d}" for index in chosen]
 
 
 def _read_folders(root: Path) -> tuple[Images, np.ndarray]:

@@ -85,9 +85,10 @@ def _from_lists(arguments: argparse.Namespace) -> tuple[list[str], dict[str, tup
     files = {"train": arguments.list, "val": arguments.val_list, "test": arguments.test_list}
     found = {split: _read_list(file, arguments.source) for split, file in files.items() if file is not None}
     labels = np.concatenate([split_labels for _, split_labels in found.values()])
-    empty = np.flatnonzero(np.bincount(labels) == 0)
-    if len(empty):
-        raise UserError(f"no image has label {empty[0]}, though labels go up to {labels.max()}; labels must be 0, 1, 2, ... without gaps")
+    present = np.unique(labels)
+    missing = np.flatnonzero(present != np.arange(len(present)))
+    if len(missing):
+        raise UserError(f"no image has label {missing[0]}, though labels go up to {labels.max()}; labels must be 0, 1, 2, ... without gaps")
     return [str(label) for label in range(labels.max() + 1)], found
 
 
@@ -102,10 +103,10 @@ def _read_list(file: Path, root: Path | None) -> tuple[list[Path], np.ndarray]:
         if not line.strip():
             continue
         name, _, label = line.strip().rpartition(" ")
-        if not name or not label.isdigit():
+        if not name or not (label.isascii() and label.isdigit()):
             raise UserError(f"{file}, line {number}: '{line.strip()[:80]}' is not 'path label' with a label of 0 or more")
         paths.append(base / name)
-        labels.append(int(label))
+        labels.append(min(int(label), np.iinfo(np.int32).max))
     if not paths:
         raise UserError(f"the list '{file}' is empty")
     missing = [path for path in paths if not path.is_file()]
@@ -140,6 +141,9 @@ def _keys(paths: list[Path]) -> list[str]:
     """Class folder and file name without its suffix; with it where two files differ in nothing else."""
     plain = [f"{path.parent.name}/{path.stem}".replace(".", "_") for path in paths]
     repeated = {key for key, count in Counter(plain).items() if count > 1}
+    strange = next((path for path in paths if not str(path).isprintable()), None)
+    if strange is not None:
+        raise UserError(f"the file name {ascii(str(strange))} is not valid text; rename it")
     keys = [f"{key}_{path.suffix[1:]}" if key in repeated else key for key, path in zip(plain, paths)]
     for key, count in Counter(keys).items():
         if count > 1:

@@ -28,7 +28,7 @@ from lt_train.data.manifest import MANIFEST_SCHEMA, Dataset, Shard, Split, write
 from lt_train.errors import UserError
 
 PARTIAL = ".partial"
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif", "PPM": "ppm"}
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif", "PPM": "ppm", "MPO": "jpg"}  # MPO: a JPEG with more pictures behind it
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 BLOCK = 512  # bytes; tar members start at multiples of it
 
@@ -59,8 +59,6 @@ class Summary:
 
 def make_plan(source: Source, out: Path, seed: int, samples_per_shard: int) -> Plan:
     """Deal every class's samples over the shards, so that each shard sees as many classes as it can."""
-    if samples_per_shard < 1:
-        raise UserError(f"--samples-per-shard must be at least 1, not {samples_per_shard}")
     shards = []
     digest = hashlib.sha256(json.dumps([source.name, source.classes, seed, samples_per_shard]).encode())
     for name, split in source.splits.items():
@@ -197,7 +195,8 @@ def check_image(content: bytes) -> tuple[str, int, int]:
         with Image.open(io.BytesIO(content)) as image:
             if image.format not in EXTENSIONS:
                 raise ValueError(f"the format {image.format} is not supported; convert it to JPEG or PNG")
-            if image.mode not in EIGHT_BIT_MODES:
+            raw = str(image.tile)  # Pillow narrows 16-bit colour to RGB without a word; only the raw mode tells
+            if image.mode not in EIGHT_BIT_MODES or ";16" in raw:
                 raise ValueError(f"not 8 bits a channel (mode {image.mode})")
             image.load()
             return EXTENSIONS[image.format], image.width, image.height

@@ -7,7 +7,9 @@ from lt_train.errors import UserError
 
 def exponential_counts(largest: int, classes: int, ratio: float) -> list[int]:
     """Samples per class, falling exponentially from ``largest`` to ``largest / ratio`` (Cui et al. 2019), rounded down."""
-    if ratio < 1:
+    if largest < 1:
+        raise UserError(f"the largest class must have at least 1 image, not {largest}")
+    if not 1 <= ratio < float("inf"):
         raise UserError(f"--imbalance-ratio is the largest class over the smallest, so at least 1, not {ratio:g}")
     return [int(largest * (1 / ratio) ** (label / (classes - 1))) for label in range(classes)]
 

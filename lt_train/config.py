@@ -209,7 +209,7 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"optim": {"lr": 1}}`` -> ``{"optim.lr": 1}``."""
     flat = {}
     for key, value in nested.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
 
 
@@ -257,8 +257,10 @@ def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
             if key in sections:
                 return f"'{key}' is a group of keys, not a value; use {key}.NAME=VALUE"
             return f"unknown key '{key}'{_nearest(key, [*valid, *sections])}"
-    key = getattr(error, "full_key", None)
-    return f"{key}: {_first_line(error)}" if key else _first_line(error)
+    key, line = getattr(error, "full_key", None), _first_line(error)
+    if "$VALUE" in line:  # OmegaConf fills its template for single values only
+        line = "one of its values has the wrong type"
+    return f"{key}: {line}" if key else line
 
 
 def _nearest(word: str, choices: list[str]) -> str:
@@ -285,6 +287,8 @@ def _check(config: Config) -> None:
         "data.eval_batch_size": config.data.eval_batch_size,
         "sampler.samples_per_class": config.sampler.samples_per_class,
         "view.size": config.view.size,
+        "view.scale": config.view.scale[0],
+        "view.ratio": config.view.ratio[0],
         "eval_view.size": config.eval_view.size,
         "moco.queue_size": config.moco.queue_size,
         "moco.temperature": config.moco.temperature,
@@ -292,6 +296,9 @@ def _check(config: Config) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"{key} must be more than 0, not {value}")
+    for key, (low, high) in {"scale": config.view.scale, "ratio": config.view.ratio, "blur_sigma": config.view.blur_sigma}.items():
+        if low > high:
+            raise UserError(f"view.{key} must go from the smaller to the larger value, not from {low} to {high}")
     if config.max_steps is not None and config.max_steps <= 0:
         raise UserError(f"max_steps must be more than 0 or null, not {config.max_steps}")
     if len(config.optim.step_epochs) != len(config.optim.step_factors):

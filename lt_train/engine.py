@@ -20,8 +20,7 @@ from lt_train.stages.base import Stage
 
 def make_engine(config: Config, stage: Stage, world: World) -> "Engine":
     """The engine that ``config.engine.name`` names, with ``stage`` on ``world.device`` in training mode."""
-    stage.to(world.device, memory_format=torch.channels_last)
-    stage.train()
+    stage.to(world.device).train()
     if config.engine.compile:
         for encoder in stage.encoders():
             encoder.compile()
@@ -81,6 +80,7 @@ class DDPEngine(Engine):
             mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
+        stage.to(memory_format=torch.channels_last)
         # Only the model: a prepared loader may repeat samples, a prepared schedule steps once a rank
         self.optimizer = make_optimizer(config.optim, stage)
         self.wrapped = self.accelerator.prepare_model(stage)
@@ -121,6 +121,7 @@ class DeepSpeedEngine(Engine):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
+        # weights stay in torch's default layout, which DeepSpeed's flat buffers need; images arrive in channels_last all the same
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=stage,
             optimizer=make_optimizer(config.optim, stage),

@@ -50,7 +50,8 @@ def knn_scores(
     features: torch.Tensor, bank: torch.Tensor, bank_labels: torch.Tensor, num_classes: int, k: int, temperature: float
 ) -> torch.Tensor:
     """Weighted k-NN votes (B, num_classes) of unit ``features`` (B, D) among unit ``bank`` (N, D), after Wu et al. 2018."""
-    similarity, nearest = (features @ bank.T).topk(min(k, len(bank)), dim=1)
+    with torch.autocast(features.device.type, enabled=False):  # neighbours are told apart by more than bf16's 3 digits
+        similarity, nearest = (features @ bank.T).topk(min(k, len(bank)), dim=1)
     votes = similarity.new_zeros(len(features), num_classes)
     return votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
 

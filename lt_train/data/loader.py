@@ -176,10 +176,11 @@ class LoaderFactory:
             return DaliLoader(plan, self.world.device, threads)
         from lt_train.data.resident_loader import ResidentLoader, load_resident
 
-        split = plan.manifest.split
+        split, view = plan.manifest.split, self.config.view
+        padding = view.padding if view.crop == "pad" else 0
         if split not in self._resident:
-            self._resident[split] = load_resident(plan.manifest, self.world.device, self.world.cpu_threads)
-        return ResidentLoader(plan, self._resident[split])
+            self._resident[split] = load_resident(plan.manifest, self.world.device, self.world.cpu_threads, padding)
+        return ResidentLoader(plan, self._resident[split], padding)
 
 
 def finish(pixels: torch.Tensor, colour: torch.Tensor | None) -> torch.Tensor:

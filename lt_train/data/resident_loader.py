@@ -18,26 +18,26 @@ from lt_train.data.loader import Plan, finish
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
 
-PADDING = 4  # zero pixels kept round every image
 SAMPLES_AT_ONCE = 1024  # small batches are made several at a time, which spreads the cost of calls into NumPy and torch
 
 
-def load_resident(manifest: Manifest, device: torch.device, threads: int) -> torch.Tensor:
-    """All images of a split as (N, side + 2 * PADDING, side + 2 * PADDING, 3) uint8; damaged ones are zero."""
+def load_resident(manifest: Manifest, device: torch.device, threads: int, padding: int) -> torch.Tensor:
+    """All images of a split as (N, side, side, 3) uint8 with ``padding`` zero pixels all round; damaged ones are zero."""
     sides = {*manifest.widths.tolist(), *manifest.heights.tolist()}
     if len(sides) != 1:
         raise UserError(
             f"data.loader=resident needs square images of one size, but {manifest.root}/{manifest.split} has sides of "
             f"{min(sides)} to {max(sides)} pixels; use data.loader=dali"
         )
-    side = sides.pop() + 2 * PADDING
-    images = np.zeros((len(manifest), side, side, 3), np.uint8)
+    side = sides.pop()
+    images = np.zeros((len(manifest), side + 2 * padding, side + 2 * padding, 3), np.uint8)
+    inner = images[:, padding : padding + side, padding : padding + side]
 
     def decode(sample_id: int) -> None:
         content = manifest.read(sample_id)
         if content is not None:
             with Image.open(io.BytesIO(content)) as image:
-                images[sample_id, PADDING:-PADDING, PADDING:-PADDING] = np.asarray(image.convert("RGB"))
+                inner[sample_id] = np.asarray(image.convert("RGB"))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(decode, range(len(manifest)), chunksize=256))
@@ -45,10 +45,10 @@ def load_resident(manifest: Manifest, device: torch.device, threads: int) -> tor
 
 
 class ResidentLoader:
-    """Iterates the batches of ``plan`` once, from ``images`` as :func:`load_resident` made them."""
+    """Iterates the batches of ``plan`` once, from ``images`` as :func:`load_resident` made them with ``padding``."""
 
-    def __init__(self, plan: Plan, images: torch.Tensor):
-        self.plan, self.images, self.device = plan, images, images.device
+    def __init__(self, plan: Plan, images: torch.Tensor, padding: int):
+        self.plan, self.images, self.padding, self.device = plan, images, padding, images.device
         self.labels = torch.from_numpy(plan.manifest.labels.astype(np.int64)).to(self.device)
         # a damaged sample was found while decoding; its replacement is looked up once
         self.stand_in = {
@@ -89,7 +89,7 @@ class ResidentLoader:
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Whole-pixel crops: one gather of rows of ``size`` pixels, each a run of consecutive bytes."""
         side = self.images.shape[1]
-        corner = torch.from_numpy(view.box[:, :2].astype(np.int64) + PADDING).to(self.device, non_blocking=True)
+        corner = torch.from_numpy(view.box[:, :2].astype(np.int64) + self.padding).to(self.device, non_blocking=True)
         rows = torch.arange(view.size, device=self.device)
         first_pixel = (sample_ids * side + corner[:, 0]) * side + corner[:, 1]
         starts = first_pixel[:, None] + rows * side
@@ -99,12 +99,15 @@ class ResidentLoader:
     def _resized_crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Boxes of any size, bilinear; without antialiasing, which matters little for images this small."""
         side = self.images.shape[1]
-        box = torch.from_numpy(view.box + PADDING).to(self.device, non_blocking=True)
+        box = torch.from_numpy(view.box + self.padding).to(self.device, non_blocking=True)
         top, left, bottom, right = box.unbind(1)
         theta = torch.zeros(len(box), 2, 3, device=self.device)
         theta[:, 0, 0], theta[:, 0, 2] = (right - left) / side, (right + left) / side - 1
         theta[:, 1, 1], theta[:, 1, 2] = (bottom - top) / side, (bottom + top) / side - 1
         grid = F.affine_grid(theta, [len(box), 3, view.size, view.size], align_corners=False)
+        # look no further than the box, as cutting it out first would: beyond it lies the padding
+        low, high = torch.stack([left, top], 1) + 0.5, torch.stack([right, bottom], 1) - 0.5
+        grid = grid.clamp((low * 2 / side - 1)[:, None, None], (high * 2 / side - 1)[:, None, None])
         source = self.images[sample_ids].permute(0, 3, 1, 2).float()
         return F.grid_sample(source, grid, align_corners=False).permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
 

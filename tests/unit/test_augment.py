@@ -69,6 +69,18 @@ def test_random_resized_crop_falls_back_to_torchvisions_centre_crop(width, heigh
     np.testing.assert_array_equal(boxes, np.tile([top, left, top + h, left + w], (50, 1)))
 
 
+def test_random_resized_crop_reaches_every_place_where_its_box_fits():
+    """From the first to the last row and column, equally often, for every side of the box."""
+    boxes = draw(ViewConfig(crop="random_resized", scale=(0.3, 1.0)), np.arange(20_000), 8, 8).box.astype(int)
+    for axis in (0, 1):
+        sides, starts = boxes[:, axis + 2] - boxes[:, axis], boxes[:, axis]
+        for side in range(5, 9):
+            counts = np.bincount(starts[sides == side], minlength=9 - side)
+            assert len(counts) == 9 - side
+            expected = counts.sum() / len(counts)
+            assert np.abs(counts - expected).max() < 4 * np.sqrt(expected)
+
+
 def test_random_resized_crop_draws_for_each_images_own_size():
     generator = np.random.default_rng(0)
     widths, heights = generator.integers(20, 800, (2, 500))

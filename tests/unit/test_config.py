@@ -89,7 +89,7 @@ def test_a_wrong_value_is_named(empty, override, words):
         (["eval_view.crop=pad"], "eval_view.crop"),
         (["view.crop=pad"], "view.crop=pad.*resident"),
         (["data.loader=resident", "view.blur_probability=0.5"], "blur_probability.*dali"),
-        (["data.loader=resident", "view.crop=pad", "view.size=32", "view.padding=8"], "view.padding"),
+        (["view.scale=[0.9,0.1]"], "view.scale.*0.9"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(empty, overrides, words):

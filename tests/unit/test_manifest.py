@@ -12,6 +12,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from lt_train.data.loader import check_bad_samples
 from lt_train.data.manifest import Manifest, read_dataset, shot_groups
 from lt_train.errors import UserError
 
@@ -95,6 +96,14 @@ def test_a_class_with_nothing_intact_is_named(small, damaged_copy):
     root = damaged_copy(small.root, members)
     with pytest.raises(UserError, match="class_3.*damaged"):
         Manifest(root, "train").read_or_replace(members[0])
+
+
+def test_too_many_damaged_samples_stop_the_run(small):
+    manifest = Manifest(small.root, "train")
+    for bad, share in ((0, 0.0), (2, 0.1), (23, 1.0)):
+        check_bad_samples(bad, manifest, share)
+    with pytest.raises(UserError, match="3 of 23 samples"):
+        check_bad_samples(3, manifest, 0.1)
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])

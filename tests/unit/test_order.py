@@ -168,10 +168,10 @@ def test_keys_never_change(words, key):
 @pytest.mark.parametrize(
     ("size", "seed", "order"),
     [
-        (10, 0, [4, 5, 1, 6, 9, 8, 0, 3, 2, 7]),
-        (7, 1, [2, 3, 1, 5, 6, 0, 4]),
-        (1236, 2, [382, 634, 943, 473, 128, 446, 1148, 1044, 188, 299]),
-        (80_000_000, 3, [65319035, 25872811, 10061559, 71268026, 12026663, 57185976]),
+        (10, 0, [3, 8, 6, 4, 5, 1, 7, 2, 0, 9]),
+        (7, 1, [3, 4, 2, 1, 5, 6, 0]),
+        (1236, 2, [720, 871, 1174, 142, 586, 647, 61, 708, 63, 778]),
+        (80_000_000, 3, [48191030, 54738723, 67507492, 10043086, 21903203, 19117337]),
     ],
 )
 def test_permutations_never_change(size, seed, order):
@@ -182,12 +182,12 @@ def test_permutations_never_change(size, seed, order):
 def test_samplers_never_change(manifest):
     """Class-balanced draws are pinned as (class, number within the class), which no change of the shards can move."""
     positions = np.arange(80, 92)
-    assert make_sampler(SamplerConfig(), manifest, 4)(positions).tolist() == [13, 52, 20, 2, 83, 30, 68, 70, 25, 45, 1, 49]
+    assert make_sampler(SamplerConfig(), manifest, 4)(positions).tolist() == [52, 2, 1, 19, 43, 39, 23, 64, 49, 78, 47, 63]
     samples = make_sampler(SamplerConfig("class_balanced", 2), manifest, 4)(positions)
     labels = manifest.labels[samples]
     within = [np.flatnonzero(manifest.labels == label).tolist().index(sample) for label, sample in zip(labels, samples)]
-    assert labels.tolist() == [6, 6, 0, 0, 3, 3, 4, 4, 5, 5, 0, 0]
-    assert within == [2, 0, 21, 17, 4, 2, 3, 0, 0, 0, 30, 8]
+    assert labels.tolist() == [1, 1, 4, 4, 3, 3, 4, 4, 5, 5, 0, 0]
+    assert within == [14, 1, 0, 1, 4, 0, 3, 2, 0, 0, 43, 42]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""What only a GPU shows: decoding by nvJPEG, NCCL, bf16, DeepSpeed and torch.compile on CUDA. Needs one NVIDIA GPU."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from lt_train.config import load_config
+from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory
+from lt_train.distributed import World
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+def pixels(view: torch.Tensor) -> np.ndarray:
+    """A normalised view back as grey levels (B, H, W, 3)."""
+    return view.permute(0, 2, 3, 1).float().cpu().numpy() * PIXEL_STD + PIXEL_MEAN
+
+
+def config(root: Path, *overrides: str):
+    return load_config("classifier_demo", [f"data.root={root}", *overrides])
+
+
+def run(tmp_path: Path, root: Path, name: str, config_name: str, *overrides: str) -> list[float]:
+    """Train one process under torchrun (so NCCL is up); the losses it logged."""
+    folder = tmp_path / name
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "lt_train"]
+    settings = [f"data.root={root}", f"run.dir={folder}", "run.log_every=1", "global_batch_size=32", *overrides]
+    done = subprocess.run([*torchrun, config_name, *settings], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "NVIDIA" in json.loads((folder / "result.json").read_text())["device"]
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
+    settings = config(demo_root)
+    factory = LoaderFactory(settings, World(device=torch.device("cuda", 0)))
+    reference = transforms.Compose([transforms.Resize(settings.eval_view.resize), transforms.CenterCrop(settings.eval_view.size)])
+    manifest, differences = factory.manifest("val"), []
+    for batch in factory.evaluate("val"):
+        for sample_id, ours in zip(batch["sample_id"].tolist(), pixels(batch["views"][0])):
+            image = Image.open(io.BytesIO(manifest.read(sample_id))).convert("RGB")
+            differences.append(np.abs(ours - np.asarray(reference(image), np.float64)).mean())
+    assert len(differences) == len(manifest)
+    # nvJPEG's chroma upsampling is not libjpeg-turbo's: a little further off than on the CPU
+    assert np.mean(differences) < 1.5
+
+
+def test_training_views_do_not_depend_on_the_device(demo_root):
+    settings = config(demo_root, "view.jitter=[0.4,0.4,0.4,0.1]")
+    batches = [next(iter(LoaderFactory(settings, World(device=torch.device(name))).train(2, 3, 4))) for name in ("cpu", "cuda:0")]
+    assert torch.equal(batches[0]["sample_id"], batches[1]["sample_id"].cpu())
+    for on_cpu, on_gpu in zip(*(batch["views"] for batch in batches)):
+        assert np.abs(pixels(on_cpu) - pixels(on_gpu)).mean() < 3
+
+
+def test_bf16_training_over_nccl_learns(demo_root, tmp_path):
+    losses = run(tmp_path, demo_root, "bf16", "classifier_demo", "engine.precision=bf16", "max_steps=40")
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_deepspeed_and_compile_give_the_losses_of_ddp(demo_root, tmp_path):
+    exact = ("engine.precision=fp32", "max_steps=5")
+    expected = run(tmp_path, demo_root, "ddp", "moco_demo", *exact)
+    for stage in (1, 2):
+        found = run(tmp_path, demo_root, f"zero{stage}", "moco_demo", "engine.name=deepspeed", f"engine.zero_stage={stage}", *exact)
+        assert found == pytest.approx(expected, rel=2e-2)
+    assert run(tmp_path, demo_root, "compiled", "moco_demo", "engine.compile=true", *exact) == pytest.approx(expected, rel=2e-2)
+
+
+def test_deepspeed_bf16_resumes(demo_root, tmp_path):
+    settings = ("moco_demo", "engine.name=deepspeed", "engine.precision=bf16")
+    run(tmp_path, demo_root, "ds", *settings, "max_steps=4")
+    assert len(run(tmp_path, demo_root, "ds", *settings, "max_steps=8")) == 8

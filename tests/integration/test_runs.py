@@ -1,0 +1,213 @@
+"""Whole runs through the commands that users type: kill and resume, rank counts, bad input, launcher, benchmark."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("global_batch_size=16", "view.size=32", "eval_view.size=32", "eval_view.resize=36", "epochs=3", "run.log_every=1")
+LIMIT = 240  # seconds that any one command may take
+
+
+def torchrun(ranks: int, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", *arguments]
+
+
+def single(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
+
+
+def call(command: list[str], **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, **settings)
+
+
+def succeed(command: list[str], **settings) -> subprocess.CompletedProcess:
+    done = call(command, **settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def settings(root: Path, folder: Path, *more: str) -> list[str]:
+    return [f"data.root={root}", f"run.dir={folder}", *SMALL, *more]
+
+
+def final_state(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    state = torch.load(newest / "state.pt", weights_only=True)
+    momenta = {f"momentum.{key}": entry["momentum_buffer"] for key, entry in state["optimizer"]["state"].items()}
+    return {**state["stage"], **momenta}
+
+
+def records(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    first, second = final_state(one), final_state(other)
+    assert first.keys() == second.keys() and len(first) > 50
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("config", ["moco_demo", "classifier_demo"])
+def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, tmp_path):
+    """SIGKILL of every process at a random moment of a 2-rank run, twice; the end must be bit for bit that of a calm run."""
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    options = ["run.checkpoint_every=4", "data.val_split=none"]
+    succeed(torchrun(2, "lt_train", config, *settings(demo_root, calm, *options)))
+    steps = records(calm)[-1]["step"]
+    generator = random.Random(steps)
+    for _ in range(2):
+        command = torchrun(2, "lt_train", config, *settings(demo_root, killed, *options))
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        seen = records(killed)[-1]["step"] if (killed / "metrics.jsonl").exists() else 0
+        target = min(seen + generator.randint(5, 9), steps - 1)
+        deadline = time.monotonic() + LIMIT
+        while not (killed / "metrics.jsonl").exists() or not records(killed) or records(killed)[-1]["step"] < target:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(generator.random() * 0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (killed / "result.json").exists()
+    done = succeed(torchrun(2, "lt_train", config, *settings(demo_root, killed, *options)))
+    assert "resumed from step" in done.stderr
+    assert_same_state(calm, killed)
+    assert [record["step"] for record in records(killed)] == list(range(1, steps + 1))
+    assert [record["loss"] for record in records(killed)] == [record["loss"] for record in records(calm)]
+
+
+def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_path):
+    calm, asked = tmp_path / "calm", tmp_path / "asked"
+    command = single("lt_train", "classifier_demo", *settings(demo_root, asked))
+    succeed(single("lt_train", "classifier_demo", *settings(demo_root, calm)))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LIMIT
+    while not (asked / "metrics.jsonl").exists() or not records(asked):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 75 and "stopped at step" in errors and "Traceback" not in errors
+    succeed(command)
+    assert_same_state(calm, asked)
+    again = succeed(command)
+    assert "already done" in again.stderr
+
+
+def test_a_run_may_go_on_with_another_number_of_ranks(demo_root, tmp_path):
+    """The same global batches in the same order: losses of 1 rank, and of 2 ranks taken over by 3, agree but for rounding."""
+    options = ["run.checkpoint_every=5", "engine.precision=fp32", "data.val_split=none", "data.test_split=none"]
+    crt = ["classifier_demo", "optim.lr=0.001"]
+    one, many = tmp_path / "one", tmp_path / "many"
+    succeed(torchrun(1, "lt_train", *crt, *settings(demo_root, one, *options, "max_steps=10")))
+    succeed(torchrun(2, "lt_train", *crt, *settings(demo_root, many, *options, "max_steps=5")))
+    succeed(torchrun(3, "lt_train", *crt, *settings(demo_root, many, *options, "max_steps=10")))
+    # batch norm sees each rank's share alone, so the losses are close, not equal
+    assert [record["loss"] for record in records(many)] == pytest.approx([record["loss"] for record in records(one)], rel=0.35)
+    assert [record["epoch"] for record in records(many)] == [record["epoch"] for record in records(one)]
+
+
+def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(demo_root, tmp_path):
+    """The same backbone evaluated on 1 and on 3 ranks gives the same accuracies over the same 50 samples."""
+    base, results = tmp_path / "base", []
+    succeed(single("lt_train", "classifier_demo", *settings(demo_root, base)))
+    for ranks in (1, 3):
+        folder = tmp_path / f"ranks{ranks}"
+        options = [f"model.init_from={base}", "max_steps=1", "optim.lr=0", "engine.precision=fp32"]
+        succeed(torchrun(ranks, "lt_train", "crt_demo", *settings(demo_root, folder, *options)))
+        results.append(json.loads((folder / "result.json").read_text())["metrics"])
+    assert results[0]["test"]["samples"] == 50
+    assert results[0] == results[1]
+
+
+def test_pipeline_runs_skips_and_reports(demo_root, tmp_path):
+    """launch/local.py: two stages on 2 ranks, a report that holds their numbers, and a second call that trains nothing."""
+    pipeline = tmp_path / "runs" / "demo"
+    launcher = Path(__file__).parents[2] / "launch" / "local.py"
+    (tmp_path / "data").mkdir()
+    command = [sys.executable, str(launcher), "demo", "--ranks", "2", *SMALL, "epochs=1", "crt:epochs=0.5", "moco:moco.queue_size=64"]
+    done = succeed(command, cwd=tmp_path)
+    results = {path.parent.name: json.loads(path.read_text()) for path in pipeline.glob("*/result.json")}
+    assert set(results) == {"moco", "scratch", "pretrained", "crt"}
+    report = (pipeline / "report.md").read_text()
+    for name, result in results.items():
+        top1 = result["metrics"]["test"]["knn_top1" if name == "moco" else "top1"]
+        assert f"{top1:.1f}" in report and name in report
+    assert (pipeline / "crt" / "backbone.safetensors").is_file() and list((pipeline / "moco" / "tensorboard").iterdir())
+    times = {path: path.stat().st_mtime_ns for path in pipeline.glob("*/result.json")}
+    again = succeed(command, cwd=tmp_path)
+    assert again.stderr.count("already done") == 4
+    assert times == {path: path.stat().st_mtime_ns for path in pipeline.glob("*/result.json")}
+    assert "Traceback" not in done.stderr
+
+
+def test_benchmark_writes_its_table_and_json(demo_root, tmp_path):
+    command = single("lt_train.benchmark", "classifier_demo", *settings(demo_root, tmp_path / "unused"))
+    done = succeed([*command, "--baseline", "--repeats", "1", "--seconds", "0.2", "--json", str(tmp_path / "b.json")])
+    result = json.loads((tmp_path / "b.json").read_text())
+    for name in ("synthetic", "loader", "end_to_end", "baseline", "bare_loop"):
+        assert result[name]["images_per_s"] > 0 and name in done.stdout
+    assert not (tmp_path / "unused").exists()
+
+
+BAD_INPUT = {
+    "missing data set": (["classifier_demo", "data.root=nowhere"], "not a prepared data set"),
+    "unknown config": (["clasifier_demo"], "did you mean 'classifier_demo'"),
+    "misspelt key": (["classifier_demo", "optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
+    "run.dir below a file": (["classifier_demo", "run.dir={file}/run"], "cannot write to run.dir"),
+    "missing backbone": (["crt_demo", "model.init_from=nowhere"], "model.init_from"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gives_one_line_and_a_nonzero_exit(case, demo_root, tmp_path):
+    arguments, words = BAD_INPUT[case]
+    (tmp_path / "file").write_text("")
+    arguments = [argument.format(file=tmp_path / "file") for argument in arguments]
+    defaults = [arguments[0], f"data.root={demo_root}", f"run.dir={tmp_path / 'run'}", *arguments[1:]]
+    done = call(single("lt_train", *defaults))
+    assert done.returncode == 2 and words in done.stderr
+    assert [line for line in done.stderr.splitlines() if "warn" not in line.lower()] == [done.stderr.splitlines()[-1]]
+
+
+def test_more_ranks_than_a_class_balanced_batch_allows(demo_root, tmp_path):
+    options = settings(demo_root, tmp_path / "run", "sampler.name=class_balanced", "global_batch_size=8", "sampler.samples_per_class=4")
+    done = call(torchrun(3, "lt_train", "classifier_demo", *options))
+    assert done.returncode != 0
+    assert done.stderr.count("lt_train: error:") == 1 and "use at most 2 ranks" in done.stderr
+
+
+def test_a_changed_config_is_refused_with_the_difference_and_may_be_allowed(demo_root, tmp_path):
+    options = settings(demo_root, tmp_path / "run", "max_steps=2")
+    succeed(single("lt_train", "classifier_demo", *options))
+    refused = call(single("lt_train", "classifier_demo", *options, "optim.lr=0.3"))
+    assert refused.returncode == 2 and "optim.lr: 0.05 -> 0.3" in refused.stderr and "Traceback" not in refused.stderr
+    succeed(single("lt_train", "classifier_demo", *options, "optim.lr=0.3", "max_steps=3", "resume.allow_changes=[optim.lr]"))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(demo_root, tmp_path):
+    options = settings(demo_root, tmp_path / "run", "optim.lr=1e30", "optim.warmup_epochs=0", "engine.precision=fp32")
+    done = call(single("lt_train", "classifier_demo", *options))
+    assert done.returncode == 2 and "the loss is" in done.stderr and "Traceback" not in done.stderr
+    named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
+    assert len(named["sample_ids"]) == 16 and f"at step {named['step']}" in done.stderr
+
+
+def test_a_shard_that_goes_missing_is_one_line(demo_root, damaged_copy, tmp_path):
+    root = damaged_copy(demo_root)
+    (root / "train-000001.tar").unlink()
+    done = call(torchrun(2, "lt_train", "classifier_demo", *settings(root, tmp_path / "run")))
+    assert done.returncode != 0 and "cannot read shard" in done.stderr
+    assert "Traceback (most recent call last):\n  File \"" + str(Path(__file__).parents[2]) not in done.stderr
