@@ -6,6 +6,7 @@ one immutable :class:`Config`, saved with every run. Errors are :class:`~lt_trai
 
 import dataclasses
 import difflib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
@@ -202,7 +203,7 @@ def to_yaml(config: Config) -> str:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dicts and lists, as read back by :func:`read_yaml`."""
-    return OmegaConf.to_container(OmegaConf.structured(config))
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as YAML has them
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,6 +40,13 @@ def settings(root: Path, folder: Path, *more: str) -> list[str]:
     return [f"data.root={root}", f"run.dir={folder}", *SMALL, *more]
 
 
+def kill_everything(pid: int) -> None:
+    """SIGKILL a launcher and, since it gives its ranks sessions of their own, every process below it, ranks first."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        kill_everything(int(child))
+    os.kill(pid, signal.SIGKILL)
+
+
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
@@ -69,7 +76,7 @@ def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, 
     generator = random.Random(steps)
     for _ in range(2):
         command = torchrun(2, "lt_train", config, *settings(demo_root, killed, *options))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         seen = records(killed)[-1]["step"] if (killed / "metrics.jsonl").exists() else 0
         target = min(seen + generator.randint(5, 9), steps - 1)
         deadline = time.monotonic() + LIMIT
@@ -77,7 +84,7 @@ def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, 
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(generator.random() * 0.1)
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_everything(process.pid)
         process.wait()
         assert not (killed / "result.json").exists()
     done = succeed(torchrun(2, "lt_train", config, *settings(demo_root, killed, *options)))

@@ -1,0 +1,160 @@
+"""The classifier stages, and accuracy against torchmetrics."""
+
+import math
+
+import pytest
+import torch
+from ranks import one_thread, run_on_ranks  # noqa: F401
+
+from lt_train.config import Config, DecoupledConfig, ModelConfig, OptimConfig
+from lt_train.data.order import batch_slice
+from lt_train.distributed import World
+from lt_train.metrics import Accuracy, gather_rows
+from lt_train.optim import make_optimizer
+from lt_train.stages import STAGES, Stage
+
+CLASS_COUNTS = torch.tensor([150, 40, 7])
+
+
+def make_stage(name: str, freeze_bn_stats: bool = True) -> Stage:
+    torch.manual_seed(0)
+    config = Config(
+        stage=name,
+        model=ModelConfig("resnet32_cifar", init_from="a finished run"),
+        decoupled=DecoupledConfig(freeze_bn_stats=freeze_bn_stats),
+    )
+    return STAGES[name](config, CLASS_COUNTS).train()
+
+
+def make_batch(step: int, size: int = 6) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    return {"views": [torch.randn(size, 3, 16, 16, generator=generator)], "label": torch.randint(0, 3, (size,), generator=generator)}
+
+
+def train(stage: Stage, steps: int) -> None:
+    optimizer = make_optimizer(OptimConfig(), stage)
+    for step in range(steps):
+        stage(make_batch(step), step)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def state_of(module: torch.nn.Module, statistics: bool) -> dict[str, torch.Tensor]:
+    """Copies of batch norm's running statistics, or of all other entries of the state."""
+    state = module.state_dict()
+    return {name: value.clone() for name, value in state.items() if ("running" in name or "num_batches" in name) == statistics}
+
+
+def unchanged(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[bool]:
+    return [before[name].equal(after[name]) for name in before]
+
+
+def random_scores(samples: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(samples)
+    labels = torch.randint(0, classes, (samples,), generator=generator)
+    return torch.randn(samples, classes, generator=generator).scatter_add_(1, labels[:, None], torch.ones(samples, 1)), labels
+
+
+def accuracy_of(scores: torch.Tensor, labels: torch.Tensor, class_counts: list[int] | torch.Tensor) -> dict:
+    accuracy = Accuracy(torch.as_tensor(class_counts), torch.device("cpu"))
+    for rows in torch.arange(len(labels)).split(13):
+        accuracy.update(scores[rows], labels[rows])
+    return accuracy.compute()
+
+
+# stages
+
+
+def test_classifier_loss_is_cross_entropy():
+    stage = make_stage("classifier")
+    batch = make_batch(0)
+    outputs = stage(batch, 0)
+    logits = stage.predict(batch["views"][0]).double().tolist()
+    losses = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits, batch["label"])]
+    assert float(outputs["loss"].detach()) == pytest.approx(sum(losses) / 6, rel=1e-5)
+    right = [max(range(3), key=row.__getitem__) == label for row, label in zip(logits, batch["label"])]
+    assert float(outputs["train_top1"]) == pytest.approx(100 * sum(right) / 6)
+
+
+def test_classifier_trains_everything():
+    stage = make_stage("classifier")
+    before = state_of(stage, False), state_of(stage, True)
+    train(stage, 2)
+    assert not any(unchanged(before[0], state_of(stage, False)) + unchanged(before[1], state_of(stage, True)))
+
+
+@pytest.mark.parametrize("freeze_bn_stats", [True, False], ids=["statistics frozen", "statistics follow"])
+def test_crt_trains_the_classifier_alone(freeze_bn_stats):
+    stage = make_stage("decoupled", freeze_bn_stats)
+    weights, statistics = state_of(stage.backbone, False), state_of(stage.backbone, True)
+    classifier = state_of(stage.classifier, False)
+    stage.eval().train()  # what an evaluation in between does
+    train(stage, 3)
+    assert all(unchanged(weights, state_of(stage.backbone, False)))
+    assert unchanged(statistics, state_of(stage.backbone, True)) == [freeze_bn_stats] * len(statistics)
+    assert not any(unchanged(classifier, state_of(stage.classifier, False)))
+
+    stage(make_batch(9), 9)["loss"].backward()
+    with_gradient = {name for name, parameter in stage.named_parameters() if parameter.grad is not None}
+    assert with_gradient == {"classifier.weight", "classifier.bias"}
+
+
+# accuracy
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+def test_accuracy_equals_torchmetrics(classes):
+    from torchmetrics.classification import MulticlassAccuracy  # not above: ranks import this module too, and it is slow
+
+    scores, labels = random_scores(500, classes)
+    actual = accuracy_of(scores, labels, [10] * classes)
+
+    def reference(**options) -> torch.Tensor:
+        return 100 * MulticlassAccuracy(classes, **options)(scores, labels)
+
+    assert actual["samples"] == 500
+    assert actual["top1"] == pytest.approx(float(reference(average="micro")), abs=1e-3)
+    assert actual["top5"] == pytest.approx(float(reference(average="micro", top_k=min(5, classes))), abs=1e-3)
+    assert actual["per_class"] == pytest.approx(reference(average=None).tolist(), abs=1e-3)
+
+
+def test_shot_groups_follow_training_counts():
+    counts = [101, 100, 99, 20, 19, 0]
+    labels = torch.arange(6).repeat_interleave(4)
+    right = [4, 3, 2, 1, 1, 0]  # of four samples of each class
+    predicted = torch.cat([torch.tensor([label] * hits + [(label + 1) % 6] * (4 - hits)) for label, hits in enumerate(right)])
+    actual = accuracy_of(torch.nn.functional.one_hot(predicted, 6).float(), labels, counts)
+    assert actual["many_shot"] == 100
+    assert actual["medium_shot"] == 50
+    assert actual["few_shot"] == 12.5
+    assert actual["per_class"] == [100, 75, 50, 25, 25, 0]
+
+
+def test_groups_and_classes_without_samples_have_no_accuracy():
+    actual = accuracy_of(torch.eye(3)[:2], torch.tensor([0, 1]), [500, 300, 5])
+    assert (actual["many_shot"], actual["medium_shot"], actual["few_shot"]) == (100, None, None)
+    assert actual["per_class"] == [100, 100, None]
+
+
+def share_of_samples(world: World, samples: int) -> tuple[dict, torch.Tensor]:
+    """Accuracy and all labels, gathered, when every rank has its slice of the samples."""
+    scores, labels = random_scores(samples, 3)
+    rows = batch_slice(0, samples, world.rank, world.size)
+    return accuracy_of(scores[rows], labels[rows], CLASS_COUNTS), gather_rows(labels[rows])
+
+
+def share_of_seven_and_of_three(world: World) -> list[tuple[dict, torch.Tensor]]:
+    return [share_of_samples(world, samples) for samples in (7, 3)]
+
+
+@pytest.mark.slow
+def test_each_sample_counts_once_over_ranks():
+    """Seven samples on four ranks: one or two each; three samples: one rank has none."""
+    on_ranks = run_on_ranks(4, share_of_seven_and_of_three)
+    for case, samples in enumerate((7, 3)):
+        scores, labels = random_scores(samples, 3)
+        expected = accuracy_of(scores, labels, CLASS_COUNTS)
+        assert expected["samples"] == samples
+        for result in on_ranks:
+            assert result[case][0] == expected
+            assert result[case][1].equal(labels)
