@@ -1,6 +1,7 @@
 """Train one stage: ``[torchrun --nproc-per-node N -m] lt_train CONFIG [key=value ...]``."""
 
 import argparse
+import gc
 import sys
 
 from lt_train.config import list_configs, load_config, to_yaml
@@ -24,6 +25,7 @@ def main() -> int:
     setup_logging(world.is_main)
     try:
         Trainer(config, world).run()
+        gc.collect()  # engines and their process groups' threads go in this order, not in the interpreter's
         distributed.stop()
     except Preempted as reason:
         if world.is_main:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_train.distributed import World, broadcast_object
+from lt_train.distributed import World, broadcast_object, is_lost_peer
 from lt_train.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,11 @@ class CheckpointStore:
                 os.replace(partial, final)
                 _fsync(self.folder)
                 self._prune()
-        except OSError as error:
-            raise UserError(f"cannot write the checkpoint {final}: {error.strerror or error}; the last good one is kept") from error
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+            if is_lost_peer(error):
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot write the checkpoint {final}: {reason}; is the disk full? The last good one is kept") from error
         self.world.barrier()
 
     def newest(self) -> Checkpoint | None:
@@ -66,6 +69,8 @@ class CheckpointStore:
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 meta = json.loads((path / "meta.json").read_text())
+                if meta.pop("sha256") != _digest(meta):
+                    raise ValueError("meta.json does not match its own checksum")
                 for name, sha256 in meta["files"].items():
                     if _sha256(path / name) != sha256:
                         raise ValueError(f"{name} does not match its checksum")
@@ -79,13 +84,17 @@ class CheckpointStore:
         for path in files:
             _fsync(path)
         meta["files"] = {str(path.relative_to(folder)): _sha256(path) for path in files}
-        (folder / "meta.json").write_text(json.dumps(meta, indent=1))
+        (folder / "meta.json").write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
         _fsync(folder / "meta.json")
         _fsync(folder)
 
     def _prune(self) -> None:
         for path in sorted(self.folder.glob("step-*"))[: -self.keep]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _digest(meta: dict) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -106,7 +106,7 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
+def is_lost_peer(error: Exception) -> bool:
     """Whether a collective failed because another rank is gone."""
     lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, dist.DistNetworkError) or any(text in str(error) for text in lost)

@@ -26,7 +26,7 @@ class Schedule:
     """Learning rate as a function of the step: linear warm-up, then cosine, steps or constant.
 
     The base rate is ``optim.lr`` times ``global_batch_size / optim.lr_batch_size`` unless ``optim.scale_lr`` is false
-    (Goyal et al. 2017). Cosine goes to zero at ``epochs``.
+    (Goyal et al. 2017). Cosine goes from the base rate, after the warm-up, to zero at ``epochs``.
     """
 
     def __init__(self, config: Config, samples: int):
@@ -48,7 +48,9 @@ class Schedule:
             # the first step is not wasted on a rate of zero
             return self.base_lr * (step + 1) / (optim.warmup_epochs * self.steps_per_epoch + 1)
         if optim.schedule == "cosine":
-            return self.base_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.total_steps)))
+            warmup = optim.warmup_epochs * self.steps_per_epoch
+            share = (step - warmup) / max(1.0, self.total_steps - warmup)
+            return self.base_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
         if optim.schedule == "step":
             passed = bisect.bisect_right(optim.step_epochs, epoch)
             return self.base_lr * (optim.step_factors[passed - 1] if passed else 1.0)

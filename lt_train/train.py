@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from lt_train import __version__
 from lt_train.checkpoint import CheckpointStore
@@ -71,9 +72,14 @@ class Trainer:
         if finished is not None:
             log.info("%s is already done; delete the folder or choose another run.dir to train again", self.folder)
             return finished
-        for number in (signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, self._on_signal)
-        started = time.monotonic()
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGUSR2)}
+        try:
+            return self._run(time.monotonic())
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _run(self, started: float) -> dict:
         self.build()
         first_step, seconds_before = self._resume()
         self._seconds = lambda: seconds_before + time.monotonic() - started
@@ -253,8 +259,11 @@ class Trainer:
         }
         if self.world.is_main:
             about = {"stage": self.config.stage, "backbone": self.config.model.backbone, "steps": str(self.last_step)}
-            export_backbone(self.engine.stage.backbone, self.folder / BACKBONE_FILE, about)
-            write_atomically(self.folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+            try:
+                export_backbone(self.engine.stage.backbone, self.folder / BACKBONE_FILE, about)
+                write_atomically(self.folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"cannot write the results to {self.folder}: {error}; the last checkpoint is kept") from error
         self.world.barrier()
         return result
 

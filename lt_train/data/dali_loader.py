@@ -21,7 +21,6 @@ from lt_train.data.augment import View
 from lt_train.data.loader import Plan, finish, read_batch
 
 CONTEXT = 2  # output pixels; how far beyond a box an antialiased resize looks, with one to spare
-INPUTS_PER_IMAGE = 3
 
 
 class DaliLoader:
@@ -85,7 +84,7 @@ class _Source:
         sizes = np.stack([self.plan.manifest.heights[sample_ids], self.plan.manifest.widths[sample_ids]], 1)
         start, stop = (np.zeros_like(sizes), sizes) if self.whole else _needed_part(views, sizes)
         per_view = [array for view in views for array in _view_inputs(view, start, self.plan.blur)]
-        return [contents, start, stop - start, *per_view]
+        return [contents, *per_view] if self.whole else [contents, start, stop - start, *per_view]
 
 
 def _needed_part(views: list[View], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,19 +105,16 @@ def _view_inputs(view: View, start: np.ndarray, blur: bool) -> list[np.ndarray]:
 
 @pipeline_def(enable_conditionals=True)
 def _pipeline(source: _Source, plan: Plan, resize: Callable, device: str):
-    inputs_per_view = 3 if plan.blur else 2
-    inputs = fn.external_source(
-        source, num_outputs=INPUTS_PER_IMAGE + inputs_per_view * plan.num_views, batch=True, batch_info=True
-    )
-    encoded, start, shape = inputs[:INPUTS_PER_IMAGE]
+    per_image, per_view = 1 if source.whole else 3, 3 if plan.blur else 2
+    inputs = fn.external_source(source, num_outputs=per_image + per_view * plan.num_views, batch=True, batch_info=True)
     settings = {"device": device, "output_type": types.RGB, "adjust_orientation": False}  # as torchvision: no EXIF rotation
     if source.whole:
-        image = fn.decoders.image(encoded, **settings)
+        image = fn.decoders.image(inputs[0], **settings)
     else:
-        image = fn.decoders.image_slice(encoded, start=start, shape=shape, axis_names="HW", **settings)
+        image = fn.decoders.image_slice(inputs[0], start=inputs[1], shape=inputs[2], axis_names="HW", **settings)
     outputs = []
     for view in range(plan.num_views):
-        first = INPUTS_PER_IMAGE + inputs_per_view * view
+        first = per_image + per_view * view
         output = resize(image, inputs[first], inputs[first + 1], plan.size)
         if plan.blur:  # a Python bool: decides the graph, not the sample
             sigma = inputs[first + 2]

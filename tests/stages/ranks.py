@@ -3,6 +3,7 @@
 A module that computes in the test process as well imports the fixture :func:`one_thread`, which then holds for all its tests.
 """
 
+import faulthandler
 import os
 import tempfile
 import time
@@ -61,7 +62,9 @@ def _run_rank(rank: int, size: int, port: int, folder: Path, function: Callable,
         CUDA_VISIBLE_DEVICES="",
         DS_ACCELERATOR="cpu",
     )
+    faulthandler.enable()
     world = distributed.start()
     torch.save(function(world, *arguments), folder / str(rank))
     world.barrier()
     distributed.stop()
+    os._exit(0)  # torch now and then aborts while it unloads a process that had many engines

@@ -28,7 +28,8 @@ def make_stage(name: str, freeze_bn_stats: bool = True) -> Stage:
 
 def make_batch(step: int, size: int = 6) -> dict:
     generator = torch.Generator().manual_seed(step)
-    return {"views": [torch.randn(size, 3, 16, 16, generator=generator)], "label": torch.randint(0, 3, (size,), generator=generator)}
+    views = [torch.randn(size, 3, 16, 16, generator=generator)]
+    return {"views": views, "label": torch.randint(0, 3, (size,), generator=generator)}
 
 
 def train(stage: Stage, steps: int) -> None:

@@ -28,8 +28,8 @@ ENGINES = {
     **{f"ZeRO {stage}": EngineConfig("deepspeed", stage, "fp32") for stage in (0, 1, 2)},
 }
 # a rate at which five steps change the losses and rounding does not
-OPTIM = OptimConfig(lr=0.002, scale_lr=False, schedule="constant", weight_decay=1e-3)
-CLIPPED = dataclasses.replace(OPTIM, lr=0.05, clip_grad_norm=0.1)
+OPTIM = OptimConfig(lr=0.0001, scale_lr=False, schedule="constant", weight_decay=1e-3)
+CLIPPED = dataclasses.replace(OPTIM, lr=0.01, clip_grad_norm=0.1)
 PLAIN = OptimConfig(lr=1.0, scale_lr=False, schedule="constant", momentum=0.0, weight_decay=0.0)
 RUNS = {"classifier": ("classifier", OPTIM), "clipped": ("classifier", CLIPPED), "moco": ("moco", OPTIM)}
 

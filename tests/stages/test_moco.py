@@ -111,8 +111,9 @@ def test_first_steps_equal_the_straight_line_implementation(batch_size, bn_split
     splits = bn_splits or 2  # at least 8 samples in each
     stage = make_stage(config)
     straight = StraightMoco(stage)
-    optimizer = make_optimizer(config.optim, stage)
-    own = torch.optim.SGD(straight.query.parameters(), config.optim.lr, config.optim.momentum, weight_decay=config.optim.weight_decay)
+    optim = config.optim
+    optimizer = make_optimizer(optim, stage)
+    own = torch.optim.SGD(straight.query.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay)
     for step in range(STEPS):
         batch = global_batch(batch_size, step)
         queue = straight.queue
