@@ -266,6 +266,7 @@ def _clean_up(plan: Plan) -> None:
     for name, _, _ in plan.shards:
         (plan.out / name).unlink(missing_ok=True)
     shutil.rmtree(plan.out / PARTIAL)
+    plan.out.rmdir()
 
 
 def _rows_path(plan: Plan, shard_name: str) -> Path:

@@ -12,7 +12,7 @@ from launch.pipeline import Experiment, StageJob, list_pipelines, load_experimen
 from lt_train.config import list_configs
 from lt_train.errors import UserError, run_cli
 
-EXIT_PREEMPTED = 75
+EXIT_MISTAKE, EXIT_PREEMPTED = 2, 75
 
 
 def main() -> int:
@@ -80,7 +80,7 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
         elastic_launch(config, sys.executable)("-m", "lt_train", stage.config, *stage.overrides)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        if status != EXIT_PREEMPTED:
+        if status not in (EXIT_MISTAKE, EXIT_PREEMPTED):  # of those, the rank has said all there is to say
             name = f"signal {-status}" if status < 0 else f"exit status {status}"
             _say(f"stage {stage.name} failed ({name}); the same command goes on from its last checkpoint")
         return abs(status)

@@ -45,11 +45,7 @@ def load_experiment(name: str, overrides: list[str]) -> Experiment:
     Overrides are ``key=value`` for every stage, or ``STAGE:key=value`` for one.
     """
     if not (PIPELINE_DIR / f"{name}.yaml").is_file():
-        try:
-            find_config(name)
-        except UserError as error:
-            pipelines = ", ".join(pipeline for pipeline, _ in list_pipelines())
-            raise UserError(f"{error}; pipelines: {pipelines}") from error
+        find_config(name, [pipeline for pipeline, _ in list_pipelines()])
         config = load_config(name, overrides)
         return Experiment(name, (), (StageJob(Path(name).stem, name, config.run.dir, (), tuple(overrides)),), None)
     content = read_yaml(PIPELINE_DIR / f"{name}.yaml")

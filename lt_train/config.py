@@ -154,13 +154,13 @@ def load_config(name: str, overrides: list[str] = ()) -> Config:
     """
     path = find_config(name)
     layers = _read_layers(path)
-    layers.append((f"'{' '.join(overrides)}'", _parse_overrides(overrides)))
+    layers += [(f"'{override}': ", _parse_override(override)) for override in overrides]
     config = _structured()
     for origin, layer in layers:
         try:
             config = OmegaConf.merge(config, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"{origin}: {_explain(error, layer)}") from error
+            raise UserError(f"{origin}{_explain(error, layer)}") from error
     try:
         resolved = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
@@ -171,13 +171,14 @@ def load_config(name: str, overrides: list[str] = ()) -> Config:
     return resolved
 
 
-def find_config(name: str, folder: Path = CONFIG_DIR) -> Path:
-    """The YAML file that ``name`` means, or a :class:`UserError` that names the nearest ones."""
-    for candidate in (Path(name), folder / f"{name}.yaml"):
+def find_config(name: str, pipelines: list[str] = ()) -> Path:
+    """The YAML file that ``name`` means, or a :class:`UserError` that names the nearest config (or one of ``pipelines``)."""
+    for candidate in (Path(name), CONFIG_DIR / f"{name}.yaml"):
         if candidate.suffix in (".yaml", ".yml") and candidate.is_file():
             return candidate
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    raise UserError(f"no config '{name}' in {folder.name}/{_nearest(name, known)}; known: {', '.join(known)}")
+    known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))]
+    what = "config or pipeline" if pipelines else "config"
+    raise UserError(f"no {what} '{name}' in {CONFIG_DIR.name}/{_nearest(name, known)}; known: {', '.join(known)}")
 
 
 def list_configs(folder: Path = CONFIG_DIR) -> list[tuple[str, str]]:
@@ -225,6 +226,7 @@ def _structured() -> Any:
 
 
 def _read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """The file's chain of bases, lowest first, and itself: (what to put before an error, content)."""
     if path in seen:
         raise UserError(f"{path}: the chain of 'base' files comes back to itself")
     layer = read_yaml(path)
@@ -235,18 +237,17 @@ def _read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dic
         if not base_path.is_file():
             raise UserError(f"{path}: its base '{base}' is not at {base_path}")
         layers = _read_layers(base_path, (*seen, path))
-    return [*layers, (str(path), layer)]
+    return [*layers, (f"{path}: ", layer)]
 
 
-def _parse_overrides(overrides: list[str]) -> dict[str, Any]:
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{override}' is not of the form key=value")
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, _ = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not of the form key=value")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"cannot read the overrides '{' '.join(overrides)}': {_first_line(error)}") from error
+        raise UserError(f"cannot read the override '{override}': {_first_line(error)}") from error
 
 
 def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:

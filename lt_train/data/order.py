@@ -67,12 +67,12 @@ def batch_slice(step: int, global_batch_size: int, rank: int, world_size: int) -
 
 def check_batch(config: SamplerConfig, global_batch_size: int, world_size: int) -> None:
     """Refuse more ranks than the global batch has shares for."""
-    shares, unit = global_batch_size, "sample"
+    shares, unit = global_batch_size, "sample(s)"
     if config.name == "class_balanced":
-        shares, unit = global_batch_size // config.samples_per_class, f"class of {config.samples_per_class} samples"
+        shares, unit = global_batch_size // config.samples_per_class, f"class(es) of {config.samples_per_class} samples"
     if world_size > shares:
         raise UserError(
-            f"global_batch_size={global_batch_size} holds {shares} x 1 {unit}, too few for {world_size} ranks; "
+            f"global_batch_size={global_batch_size} holds {shares} {unit}, too few for {world_size} ranks, each of which needs one; "
             f"use at most {max(shares, 1)} ranks or a larger global_batch_size"
         )
 

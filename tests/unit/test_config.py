@@ -228,5 +228,5 @@ def test_a_config_is_a_pipeline_of_one():
 
 
 def test_an_unknown_experiment_names_configs_and_pipelines():
-    with pytest.raises(UserError, match="no config 'demmo'.*moco_demo.*pipelines: demo"):
+    with pytest.raises(UserError, match="no config or pipeline 'demmo'.*did you mean 'demo'.*moco_demo"):
         load_experiment("demmo", [])
