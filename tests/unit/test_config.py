@@ -67,7 +67,7 @@ def test_a_key_like_no_other_is_named_without_a_guess(empty):
         ("optim=3", "'optim' is a group"),
         ("optim.lr", "'optim.lr' is not of the form key=value"),
         ("=3", "key=value"),
-        ("data.root=[", "overrides"),
+        ("data.root=[", "override"),
         ("data.root=${nothing}", "nothing"),
     ],
 )
