@@ -69,6 +69,7 @@ def make_source(arguments: argparse.Namespace) -> Source:
         "cifar10_lt",
         CLASSES,
         {name: SourceSplit(labels, keys[name], images) for name, (images, labels) in splits.items()},
+        str(root.resolve()),
         notes,
     )
 

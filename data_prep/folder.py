@@ -45,7 +45,8 @@ def make_source(arguments: argparse.Namespace) -> Source:
         raise UserError("give --source DIR (class folders) or --list FILE ('path label' lines)")
     found = _hold_out(found, {"val": arguments.val_fraction, "test": arguments.test_fraction}, arguments.seed)
     splits = {name: SourceSplit(labels, _keys(paths), ImageFiles(paths)) for name, (paths, labels) in found.items()}
-    return Source(arguments.name or arguments.out.resolve().name, classes, splits)
+    origin = str((arguments.source or arguments.list).resolve())
+    return Source(arguments.name or arguments.out.resolve().name, classes, splits, origin)
 
 
 def class_folders(root: Path) -> dict[str, list[Path]]:
@@ -138,8 +139,12 @@ def _hold_out(found: dict, fractions: dict[str, float], seed: int) -> dict:
 
 
 def _keys(paths: list[Path]) -> list[str]:
-    """Class folder and file name without its suffix; with it where two files differ in nothing else."""
-    plain = [f"{path.parent.name}/{path.stem}".replace(".", "_") for path in paths]
+    """Class folder and file name without suffix; more of the path, and the suffix, where files differ in nothing else."""
+    files = len({path.with_suffix("") for path in paths})
+    for depth in range(2, max(len(path.parts) for path in paths) + 1):
+        plain = ["/".join((*path.parts[-depth:-1], path.stem)).replace(".", "_") for path in paths]
+        if len(set(plain)) == files:
+            break
     repeated = {key for key, count in Counter(plain).items() if count > 1}
     strange = next((path for path in paths if not str(path).isprintable()), None)
     if strange is not None:

@@ -60,7 +60,7 @@ class Summary:
 def make_plan(source: Source, out: Path, seed: int, samples_per_shard: int) -> Plan:
     """Deal every class's samples over the shards, so that each shard sees as many classes as it can."""
     shards = []
-    digest = hashlib.sha256(json.dumps([source.name, source.classes, seed, samples_per_shard]).encode())
+    digest = hashlib.sha256(json.dumps([source.name, source.classes, source.origin, seed, samples_per_shard]).encode())
     for name, split in source.splits.items():
         digest.update(json.dumps([name, split.keys]).encode() + np.asarray(split.labels, np.int64).tobytes())
         # Where the same samples come out does not depend on other splits: one generator a split

@@ -25,4 +25,5 @@ class Source:
     name: str
     classes: list[str]
     splits: dict[str, SourceSplit]
+    origin: str = ""  # where the images come from; part of what must not change while a data set is being made
     notes: list[str] = field(default_factory=list)  # lines that the user should see

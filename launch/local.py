@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from launch.pipeline import Experiment, StageJob, list_pipelines, load_experimen
 from lt_train.config import list_configs
 from lt_train.errors import UserError, run_cli
 
-EXIT_MISTAKE, EXIT_PREEMPTED = 2, 75
+EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 75, 130
 
 
 def main() -> int:
@@ -61,6 +62,7 @@ def _ranks(wanted: int | None) -> int:
 
 def _run_ranks(stage: StageJob, ranks: int) -> int:
     """torchrun's own launcher, called as a library: it picks a free port, watches the ranks and ends them all if one fails."""
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -84,6 +86,9 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
             name = f"signal {-status}" if status < 0 else f"exit status {status}"
             _say(f"stage {stage.name} failed ({name}); the same command goes on from its last checkpoint")
         return abs(status)
+    except SignalException as error:
+        _say(f"stage {stage.name} stopped by {error.sigval.name}; the same command goes on from its last checkpoint")
+        return EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
     return 0
 
 

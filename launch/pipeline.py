@@ -21,10 +21,6 @@ class StageJob:
     after: tuple[str, ...]
     overrides: tuple[str, ...]
 
-    @property
-    def finished(self) -> bool:
-        return (Path(self.run_dir) / "result.json").is_file()
-
 
 @dataclass(frozen=True)
 class Experiment:
@@ -61,6 +57,8 @@ def load_experiment(name: str, overrides: list[str]) -> Experiment:
         folders = {other: job.run_dir for other, job in stages.items()}
         settings = [f"{key}={str(value).format_map(folders)}" for key, value in about.get("set", {}).items()]
         own = [item.removeprefix(f"{stage}:") for item in overrides if ":" not in item.split("=")[0] or item.startswith(f"{stage}:")]
+        if any(item.startswith("run.dir=") for item in own):
+            raise UserError(f"the stages of pipeline {name} live in {root}/STAGE, where later ones look for them; run.dir cannot be changed")
         run_dir = f"{root}/{stage}"
         stages[stage] = StageJob(stage, about["config"], run_dir, after, (f"run.dir={run_dir}", *settings, *own))
         load_config(about["config"], list(stages[stage].overrides))

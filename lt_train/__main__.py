@@ -31,7 +31,11 @@ def main() -> int:
         if world.is_main:
             sys.stderr.write(f"lt_train: {reason}\n")
         return EXIT_PREEMPTED
+    except OSError as error:
+        raise UserError(f"{error.filename or config.run.dir}: {error.strerror or error}; the last checkpoint is kept") from error
     except RuntimeError as error:
+        if "out of memory" in str(error):
+            raise UserError("out of GPU memory: use a smaller global_batch_size or more ranks") from error
         if distributed.is_lost_peer(error):
             raise UserError(f"rank {world.rank} lost contact with another rank, whose own message says why") from error
         raise

@@ -52,7 +52,7 @@ class CheckpointStore:
                     shutil.rmtree(final)
                 os.replace(partial, final)
                 _fsync(self.folder)
-                self._prune()
+                self._prune(final)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if is_lost_peer(error):
                 raise
@@ -88,8 +88,12 @@ class CheckpointStore:
         _fsync(folder / "meta.json")
         _fsync(folder)
 
-    def _prune(self) -> None:
-        for path in sorted(self.folder.glob("step-*"))[: -self.keep]:
+    def _prune(self, newest: Path) -> None:
+        """Keep ``newest`` and those before it; later ones are damaged or of an abandoned run, partial ones of killed saves."""
+        found = sorted(self.folder.glob("step-*"))
+        older = [path for path in found if path <= newest]
+        later = [path for path in found if path > newest]
+        for path in (*older[: -self.keep], *later, *self.folder.glob(".step-*.partial")):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -307,6 +307,14 @@ def _check(config: Config) -> None:
         raise UserError("optim.step_epochs and optim.step_factors must have one entry each for every step")
     if config.eval_view.crop != "center":
         raise UserError("eval_view.crop must be 'center': evaluation has nothing random in it")
+    if config.optim.lr < 0 or config.optim.lr_batch_size <= 0:
+        raise UserError("optim.lr must be 0 or more and optim.lr_batch_size more than 0")
+    if config.optim.nesterov and config.optim.momentum <= 0:
+        raise UserError("optim.nesterov needs optim.momentum above 0")
+    if not 0 <= config.moco.bn_splits <= config.global_batch_size:
+        raise UserError(f"moco.bn_splits must be from 0 to global_batch_size, not {config.moco.bn_splits}")
+    if config.eval_view.size > config.eval_view.resize:
+        raise UserError("eval_view.size must not be larger than eval_view.resize, from which it is cut")
     if config.view.crop == "pad" and config.data.loader == "dali":
         raise UserError("view.crop=pad needs data.loader=resident: a DALI crop cannot leave the image")
     if config.view.blur_probability > 0 and config.data.loader == "resident":

@@ -73,6 +73,10 @@ def start() -> World:
         torch.set_num_threads(world.cpu_threads)  # torchrun's default is one thread a rank, whatever the machine has
         _keep_freed_memory()
     if world.size > 1 and not dist.is_initialized():
+        # accelerate and DeepSpeed know torchrun's names only, and would train each rank alone without a word
+        os.environ.update(
+            RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank), LOCAL_WORLD_SIZE=str(world.local_size)
+        )
         try:
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -155,6 +159,15 @@ def broadcast_object(value, source: int = 0):
     box = [value]
     dist.broadcast_object_list(box, source, device=torch.device("cpu"))
     return box[0]
+
+
+def gather_objects(value) -> list:
+    """Every rank's (picklable) value, in rank order, on every rank."""
+    if not _many():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def rank_and_size() -> tuple[int, int]:

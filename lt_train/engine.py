@@ -84,6 +84,8 @@ class DDPEngine(Engine):
         # Only the model: a prepared loader may repeat samples, a prepared schedule steps once a rank
         self.optimizer = make_optimizer(config.optim, stage)
         self.wrapped = self.accelerator.prepare_model(stage)
+        if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+            raise RuntimeError("accelerate did not wrap the stage for several ranks")
         self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self._statistics = SharedStatistics(stage, world)
 
@@ -148,15 +150,15 @@ class DeepSpeedEngine(Engine):
         self._statistics.finish_sync()
 
     def save(self, folder: Path) -> None:
-        # the optimizer's state is cut into one part a rank, which the next run must have as many of
-        self.wrapped.save_checkpoint(str(folder), tag=self.TAG, client_state={"ranks": self.world.size}, save_latest=False)
+        self.wrapped.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
 
     def load(self, folder: Path) -> None:
+        # ZeRO cuts the optimizer's state into one part a rank, which the next run must have as many of
         parts = len(list((folder / self.TAG).glob("zero_pp_rank_*")))
-        if parts not in (0, self.world.size):
+        if parts != (self.world.size if self.config.engine.zero_stage else 0):
             raise UserError(
-                f"{folder} was saved by {parts} DeepSpeed ranks and can only go on with {parts}, not {self.world.size}; "
-                "start as many, or train with engine.name=ddp, which resumes on any number"
+                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO {'1 or 2' if parts else 'off'} and can only go on "
+                "so; start it the same way, or train with engine.name=ddp, which resumes on any number of ranks"
             )
         self.wrapped.load_checkpoint(str(folder), tag=self.TAG)
 

@@ -20,7 +20,7 @@ from lt_train.config import Config, flatten, read_yaml, to_dict, to_yaml
 from lt_train.data.loader import LoaderFactory, check_bad_samples
 from lt_train.data.manifest import write_atomically
 from lt_train.data.order import batch_slice, check_batch, make_sampler, mix
-from lt_train.distributed import World, all_reduce_
+from lt_train.distributed import World, all_reduce_, gather_objects, is_lost_peer
 from lt_train.engine import Engine, make_engine
 from lt_train.errors import UserError
 from lt_train.optim import Schedule
@@ -113,12 +113,12 @@ class Trainer:
             if not (save or evaluate or step % self.config.run.log_every == 0):
                 continue
             leave = self._log(step, window, time.monotonic() - since, batches.waited - waited)
+            if evaluate and self.config.data.val_split in self.train_set.dataset.splits:
+                self._evaluate(self.config.data.val_split, step)
             if save or leave:
                 self._save(step)
             if leave and step < self.last_step:
                 raise Preempted(f"stopped at step {step} of {self.last_step} as asked; the same command goes on from there")
-            if evaluate and self.config.data.val_split in self.train_set.dataset.splits:
-                self._evaluate(self.config.data.val_split, step)
             window, since, waited = [], time.monotonic(), batches.waited
         return batches.waited / (time.monotonic() - started)
 
@@ -135,7 +135,9 @@ class Trainer:
         for index, loss in enumerate(losses):
             if not math.isfinite(loss):
                 self._stop_nonfinite(step - len(window) + index, loss / self.world.size)
-        check_bad_samples(int(bad), self.train_set, self.config.data.max_bad_share)
+        if bad:  # summed over ranks, which may have met the same ones
+            distinct = set().union(*gather_objects(set(self.train_set.bad)))
+            check_bad_samples(len(distinct), self.train_set, self.config.data.max_bad_share)
         rate = self.config.global_batch_size * len(window) / seconds
         record = {
             "epoch": round(self.schedule.epoch(step), 4),
@@ -230,7 +232,16 @@ class Trainer:
         checkpoint = self.store.newest() if self.config.resume.enabled else None
         if checkpoint is None:
             return 0, 0.0
-        self.engine.load(checkpoint.path)
+        if checkpoint.step > self.last_step:
+            raise UserError(
+                f"{checkpoint.path} is past the {self.last_step} steps asked for; raise max_steps or epochs, or choose another run.dir"
+            )
+        try:
+            self.engine.load(checkpoint.path)
+        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+            if is_lost_peer(error):
+                raise
+            raise UserError(f"{checkpoint.path} does not fit this config ({error}); undo the change or choose another run.dir") from error
         log.info("resumed from step %d of %d (%s)", checkpoint.step, self.last_step, checkpoint.path)
         return checkpoint.step, checkpoint.meta["seconds"]
 

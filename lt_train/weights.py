@@ -14,7 +14,7 @@ BACKBONE_FILE = "backbone.safetensors"
 
 def export_backbone(backbone: nn.Module, path: Path, about: dict[str, str]) -> None:
     """Write the backbone's float32 weights and statistics; ``about`` goes into the file's metadata."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _plain_state(backbone).items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     temporary = path.with_suffix(".partial")
     save_file(state, temporary, metadata={"format": "pt", **about})
     temporary.replace(path)
@@ -34,7 +34,7 @@ def load_backbone(backbone: nn.Module, source: str) -> int:
         loaded = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"model.init_from: {path} is not a readable safetensors file: {error}") from error
-    own = _plain_state(backbone)
+    own = backbone.state_dict()
     missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
     reshaped = sorted(name for name in own.keys() & loaded.keys() if own[name].shape != loaded[name].shape)
     if missing or unexpected or reshaped:
@@ -50,8 +50,3 @@ def load_backbone(backbone: nn.Module, source: str) -> int:
         for name, tensor in own.items():
             tensor.copy_(loaded[name])
     return len(own)
-
-
-def _plain_state(backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict without the prefix that torch.compile puts into names."""
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in backbone.state_dict().items()}

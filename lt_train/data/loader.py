@@ -7,6 +7,7 @@ A *loader* is an iterable of batches that lie on the device: ``{"views": [(B, 3,
 
 import dataclasses
 import hashlib
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 
 from lt_train.config import Config, ViewConfig
 from lt_train.data.augment import View, draw_view
-from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.manifest import Manifest, read_dataset, write_atomically
 from lt_train.data.order import batch_slice, check_batch, make_sampler
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -180,6 +181,9 @@ class LoaderFactory:
         padding = view.padding if view.crop == "pad" else 0
         if split not in self._resident:
             self._resident[split] = load_resident(plan.manifest, self.world.device, self.world.cpu_threads, padding)
+        side = self._resident[split].shape[1]
+        if view.crop == "pad" and view.size > side:
+            raise UserError(f"view.size={view.size} is larger than the images with view.padding={padding} round them ({side} pixels)")
         return ResidentLoader(plan, self._resident[split], padding)
 
 
@@ -234,14 +238,14 @@ def stage_shards(root: Path, target: Path, world: World) -> Path:
     """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node copies, all wait."""
     local = target / root.resolve().name
     if world.local_rank == 0:
-        manifest_files = [path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()]
         splits = read_dataset(root).splits
+        manifest_files = [path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()]
         try:
             local.mkdir(parents=True, exist_ok=True)
             for shard in (shard for split in splits.values() for shard in split.shards):
                 _copy_verified(root / shard.name, local / shard.name, shard.sha256)
             for path in manifest_files:
-                shutil.copyfile(path, local / path.name)
+                write_atomically(local / path.name, path.read_bytes())  # another job may have it mapped
         except OSError as error:
             raise UserError(f"cannot stage {root} to {local}: {error.strerror}; free space there or unset data.stage_to") from error
     world.barrier()
@@ -251,7 +255,7 @@ def stage_shards(root: Path, target: Path, world: World) -> Path:
 def _copy_verified(source: Path, target: Path, sha256: str) -> None:
     if target.is_file() and _sha256(target) == sha256:
         return
-    temporary = target.with_suffix(".partial")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.copyfile(source, temporary)
     if _sha256(temporary) != sha256:
         raise UserError(f"{source} does not match its sha256 in dataset.json; python -m data_prep verify {source.parent}")

@@ -24,6 +24,8 @@ SAMPLES_AT_ONCE = 1024  # small batches are made several at a time, which spread
 def load_resident(manifest: Manifest, device: torch.device, threads: int, padding: int) -> torch.Tensor:
     """All images of a split as (N, side, side, 3) uint8 with ``padding`` zero pixels all round; damaged ones are zero."""
     sides = {*manifest.widths.tolist(), *manifest.heights.tolist()}
+    if not sides:
+        raise UserError(f"{manifest.root}/{manifest.split} has no images")
     if len(sides) != 1:
         raise UserError(
             f"data.loader=resident needs square images of one size, but {manifest.root}/{manifest.split} has sides of "

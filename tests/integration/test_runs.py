@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -110,6 +111,46 @@ def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_pa
     assert_same_state(calm, asked)
     again = succeed(command)
     assert "already done" in again.stderr
+
+
+def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
+    launcher = Path(__file__).parents[2] / "launch" / "local.py"
+    folder = tmp_path / "run"
+    command = [sys.executable, str(launcher), "classifier_demo", "--ranks", "2", *settings(demo_root, folder)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LIMIT
+    while not (folder / "metrics.jsonl").exists() or not records(folder):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 75 and "stopped by SIGTERM" in errors and "Traceback" not in errors
+    assert list((folder / "checkpoints").glob("step-*")) and not (folder / "result.json").exists()
+    succeed(command)
+
+
+def test_srun_tasks_train_as_one_run_as_under_torchrun(demo_root, tmp_path):
+    """SLURM's variables alone make the same ranks: the losses are those of torchrun, not of two runs beside each other."""
+    options = ["max_steps=4", "data.val_split=none", "data.test_split=none"]
+    succeed(torchrun(2, "lt_train", "classifier_demo", *settings(demo_root, tmp_path / "torchrun", *options)))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = single("lt_train", "classifier_demo", *settings(demo_root, tmp_path / "srun", *options))
+    tasks = [
+        subprocess.Popen(command, env={**os.environ, **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}) for rank in range(2)
+    ]
+    assert [task.wait(timeout=LIMIT) for task in tasks] == [0, 0]
+    losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("torchrun", "srun")]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+
+
+def test_a_run_that_is_past_the_steps_asked_for_is_refused(demo_root, tmp_path):
+    options = settings(demo_root, tmp_path / "run")
+    succeed(single("lt_train", "classifier_demo", *options, "max_steps=3"))
+    refused = call(single("lt_train", "classifier_demo", *options, "max_steps=2"))
+    assert refused.returncode == 2 and "past the 2 steps" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_a_run_may_go_on_with_another_number_of_ranks(demo_root, tmp_path):

@@ -126,6 +126,14 @@ def test_prune_keeps_the_newest(tmp_path, keep):
     assert names(tmp_path) == [f"step-{step:08d}" for step in steps[-keep:]]
 
 
+def test_saving_an_earlier_step_drops_the_abandoned_later_ones(store):
+    """A run started anew in the same folder must not be pruned in favour of the old one, nor resume from it."""
+    (store.folder / ".step-00000009.partial").mkdir()
+    store.save(2, {}, write_state(20))
+    assert names(store.folder) == ["step-00000001", "step-00000002"]
+    assert store.newest().step == 2
+
+
 def no_space(folder: Path) -> None:
     write_state(4)(folder)
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -224,7 +224,7 @@ def test_deepspeed_refuses_another_number_of_ranks(on_ranks, folder):
     (refusals,) = run_on_ranks(1, load_on_one_rank, folder)
     assert set(refusals) == {"ZeRO 1", "ZeRO 2"}
     for message in refusals.values():
-        assert "saved by 2 DeepSpeed ranks" in message and "not 1" in message and "engine.name=ddp" in message
+        assert "saved by 2 DeepSpeed ranks" in message and "engine.name=ddp" in message
 
 
 def test_zero_stage_3_is_refused():

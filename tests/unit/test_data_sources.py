@@ -207,9 +207,14 @@ def test_keys_have_no_dots_and_differ_where_only_the_suffix_does(tmp_path):
     assert source_of(folder, "--source", tmp_path).splits["train"].keys == ["v1_0/x_y", "v1_0/z_jpg", "v1_0/z_png"]
 
 
-def test_files_that_would_share_a_key_are_named(tmp_path):
+def test_keys_hold_as_much_of_the_path_as_tells_files_apart(tmp_path):
     touch(tmp_path, "a/x/1.jpg", "b/x/1.jpg")
-    with pytest.raises(UserError, match="same key 'x/1.*a/x/1.jpg.*b/x/1.jpg"):
+    assert source_of(folder, "--source", tmp_path).splits["train"].keys == ["a/x/1", "b/x/1"]
+
+
+def test_files_that_would_share_a_key_are_named(tmp_path):
+    touch(tmp_path, "a/x.1.jpg", "a/x_1.jpg")
+    with pytest.raises(UserError, match="same key '.*a/x.1.jpg.*a/x_1.jpg"):
         source_of(folder, "--source", tmp_path)
 
 
