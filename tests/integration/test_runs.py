@@ -41,6 +41,19 @@ def settings(root: Path, folder: Path, *more: str) -> list[str]:
     return [f"data.root={root}", f"run.dir={folder}", *SMALL, *more]
 
 
+def last_step(folder: Path) -> int:
+    """The last step that a run has logged, 0 before the first."""
+    logged = records(folder) if (folder / "metrics.jsonl").exists() else []
+    return logged[-1]["step"] if logged else 0
+
+
+def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
+    deadline = time.monotonic() + LIMIT
+    while last_step(folder) < step:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def kill_everything(pid: int) -> None:
     """SIGKILL a launcher and, since it gives its ranks sessions of their own, every process below it, ranks first."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
@@ -78,12 +91,8 @@ def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, 
     for _ in range(2):
         command = torchrun(2, "lt_train", config, *settings(demo_root, killed, *options))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = records(killed)[-1]["step"] if (killed / "metrics.jsonl").exists() else 0
-        target = min(seen + generator.randint(5, 9), steps - 1)
-        deadline = time.monotonic() + LIMIT
-        while not (killed / "metrics.jsonl").exists() or not records(killed) or records(killed)[-1]["step"] < target:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        target = min(last_step(killed) + generator.randint(5, 9), steps - 1)
+        wait_for_step(target, process, killed)
         time.sleep(generator.random() * 0.1)
         kill_everything(process.pid)
         process.wait()
@@ -100,10 +109,7 @@ def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_pa
     command = single("lt_train", "classifier_demo", *settings(demo_root, asked))
     succeed(single("lt_train", "classifier_demo", *settings(demo_root, calm)))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + LIMIT
-    while not (asked / "metrics.jsonl").exists() or not records(asked):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_step(1, process, asked)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 75 and "stopped at step" in errors and "Traceback" not in errors
@@ -118,10 +124,7 @@ def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, str(launcher), "classifier_demo", "--ranks", "2", *settings(demo_root, folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + LIMIT
-    while not (folder / "metrics.jsonl").exists() or not records(folder):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_step(1, process, folder)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 75 and "stopped by SIGTERM" in errors and "Traceback" not in errors

@@ -1,6 +1,5 @@
 """Both loaders: pixels against PIL and torchvision, and batches that depend on nothing but the step."""
 
-import dataclasses
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from lt_train.config import Config, DataConfig, SamplerConfig, ViewConfig
+from lt_train.data import dali_loader
 from lt_train.data.augment import View, draw_view
-from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory
+from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory, TrainPlan, finish
 from lt_train.data.manifest import Manifest
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -158,7 +158,7 @@ def test_evaluation_gives_every_pixel_as_it_was(small, loader):
 
 @pytest.mark.parametrize("padding", [1, 4, 8])
 def test_resident_padded_crops_equal_zero_padding_cropping_and_mirroring(small, padding):
-    config = configure(small.root, "resident", dataclasses.replace(PADDED, padding=padding))
+    config = configure(small.root, "resident", replace(PADDED, padding=padding))
     batches = train(config)
     parameters = drawn(config, batches)
     assert 0 < parameters.flip.sum() < 40
@@ -298,3 +298,19 @@ def test_staging_a_damaged_shard_is_refused_and_names_it(small, damaged_copy, tm
     config = configure(damaged_copy(small.root, [0]), "resident", PADDED)
     with pytest.raises(UserError, match="train-000000.tar does not match its sha256"):
         train(replace(config, data=replace(config.data, stage_to=str(tmp_path / "scratch"))))
+
+
+def test_whole_images_as_the_gpu_decodes_them_give_the_same_views(demo_root):
+    """The GPU's graph (decode whole, resize by DALI) run on the CPU, against the CPU's own (decode a part, resize by torch)."""
+    config = configure(demo_root, "dali", ViewConfig(size=48, blur_probability=0.5))
+    plan = TrainPlan(config, LoaderFactory(config, World()).manifest("train"), 2, World(), 0, 2)
+    source = dali_loader._Source(plan, whole=True)
+    settings = {"batch_size": plan.max_batch, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 2}
+    pipeline = dali_loader._pipeline(source, plan, dali_loader._resize_by_dali, "cpu", **settings)
+    pipeline.build()
+    for batch in train(config, views=2, last=2):
+        outputs = pipeline.run()
+        assert source.drawn.popleft()[0].tolist() == batch["sample_id"].tolist()
+        for output, expected in zip(outputs, batch["views"], strict=True):
+            found = {"views": [finish(torch.from_dlpack(output.as_tensor()), None)]}
+            assert np.abs(grey_levels([found]) - grey_levels([{"views": [expected]}])).mean() < 0.5
