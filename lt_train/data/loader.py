@@ -147,6 +147,8 @@ class LoaderFactory:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
+        if not config.data.root:
+            raise UserError("data.root is not set: name a folder that python -m data_prep has written")
         self.root = Path(config.data.root)
         if config.data.stage_to:
             self.root = stage_shards(self.root, Path(config.data.stage_to), world)

@@ -214,6 +214,7 @@ def test_benchmark_writes_its_table_and_json(demo_root, tmp_path):
 
 BAD_INPUT = {
     "missing data set": (["classifier_demo", "data.root=nowhere"], "not a prepared data set"),
+    "no data set": (["classifier_demo", "data.root=''"], "data.root is not set"),
     "unknown config": (["clasifier_demo"], "did you mean 'classifier_demo'"),
     "misspelt key": (["classifier_demo", "optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
     "run.dir below a file": (["classifier_demo", "run.dir={file}/run"], "cannot write to run.dir"),
