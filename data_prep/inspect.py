@@ -1,6 +1,5 @@
 """Looking at a prepared data set: ``verify`` reads every byte of it, ``info`` tells what is in it."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lt_train.data.manifest import Dataset, Manifest, read_dataset, shot_groups
+from lt_train.data.manifest import Dataset, Manifest, file_sha256, read_dataset, shot_groups
 from lt_train.errors import UserError
 
 BAR = 40  # characters, the longest bar of the histogram
@@ -41,9 +40,8 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
         if not path.is_file():
             yield f"{shard.name} is missing"
             continue
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-                yield f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes} expected; sha256 differs)"
+        if file_sha256(path) != shard.sha256:
+            yield f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes} expected; sha256 differs)"
     for sample_id in range(len(manifest)):
         try:
             manifest.read(sample_id)

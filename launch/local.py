@@ -11,9 +11,7 @@ import time
 
 from launch.pipeline import Experiment, StageJob, list_pipelines, load_experiment
 from lt_train.config import list_configs
-from lt_train.errors import UserError, run_cli
-
-EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_INTERRUPTED = 2, 75, 130
+from lt_train.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, run_cli
 
 
 def main() -> int:

@@ -5,9 +5,7 @@ import gc
 import sys
 
 from lt_train.config import list_configs, load_config, to_yaml
-from lt_train.errors import UserError, run_cli
-
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: not an error, run the same command again
+from lt_train.errors import EXIT_PREEMPTED, UserError, run_cli
 
 
 def main() -> int:

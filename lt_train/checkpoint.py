@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lt_train.data.manifest import file_sha256
 from lt_train.distributed import World, broadcast_object, is_lost_peer
 from lt_train.errors import UserError
 
@@ -72,7 +73,7 @@ class CheckpointStore:
                 if meta.pop("sha256") != _digest(meta):
                     raise ValueError("meta.json does not match its own checksum")
                 for name, sha256 in meta["files"].items():
-                    if _sha256(path / name) != sha256:
+                    if file_sha256(path / name) != sha256:
                         raise ValueError(f"{name} does not match its checksum")
                 return Checkpoint(path, meta)
             except (OSError, ValueError, KeyError, TypeError) as error:
@@ -83,7 +84,7 @@ class CheckpointStore:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:
             _fsync(path)
-        meta["files"] = {str(path.relative_to(folder)): _sha256(path) for path in files}
+        meta["files"] = {str(path.relative_to(folder)): file_sha256(path) for path in files}
         (folder / "meta.json").write_text(json.dumps({**meta, "sha256": _digest(meta)}, indent=1))
         _fsync(folder / "meta.json")
         _fsync(folder)
@@ -99,11 +100,6 @@ class CheckpointStore:
 
 def _digest(meta: dict) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -7,6 +7,11 @@ import time
 from collections.abc import Callable
 
 
+EXIT_MISTAKE = 2  # a UserError
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to leave, not an error; run the same command again
+EXIT_INTERRUPTED = 130  # Ctrl-C
+
+
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do, in one line."""
 
@@ -18,12 +23,12 @@ def run_cli(program: str, main: Callable[[], int | None]) -> None:
     except UserError as error:
         _let_rank_zero_speak_first()
         report_error(program, str(error))
-        status = 2
+        status = EXIT_MISTAKE
     except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
         status = 1
     except KeyboardInterrupt:
         report_error(program, "interrupted")
-        status = 130
+        status = EXIT_INTERRUPTED
     sys.exit(status)
 
 

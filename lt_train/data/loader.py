@@ -5,8 +5,6 @@ A *loader* is an iterable of batches that lie on the device: ``{"views": [(B, 3,
 :class:`TrainPlan` or an :class:`EvalPlan`.
 """
 
-import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,7 +17,7 @@ import torch
 
 from lt_train.config import Config, ViewConfig
 from lt_train.data.augment import View, draw_view
-from lt_train.data.manifest import Manifest, read_dataset, write_atomically
+from lt_train.data.manifest import Manifest, file_sha256, read_dataset, write_atomically
 from lt_train.data.order import batch_slice, check_batch, make_sampler
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -255,15 +253,10 @@ def stage_shards(root: Path, target: Path, world: World) -> Path:
 
 
 def _copy_verified(source: Path, target: Path, sha256: str) -> None:
-    if target.is_file() and _sha256(target) == sha256:
+    if target.is_file() and file_sha256(target) == sha256:
         return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.copyfile(source, temporary)
-    if _sha256(temporary) != sha256:
+    if file_sha256(temporary) != sha256:
         raise UserError(f"{source} does not match its sha256 in dataset.json; python -m data_prep verify {source.parent}")
     temporary.replace(target)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

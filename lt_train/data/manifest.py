@@ -8,6 +8,7 @@
 Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torch here.
 """
 
+import hashlib
 import json
 import logging
 import mmap
@@ -108,6 +109,12 @@ def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
     """Boolean masks (C,) of the many-, medium- and few-shot classes, by their number of training images."""
     many, few = class_counts > MANY_SHOT, class_counts < FEW_SHOT
     return {"many_shot": many, "medium_shot": ~many & ~few, "few_shot": few}
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
