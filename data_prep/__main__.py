@@ -5,73 +5,161 @@ import logging
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep import cifar, demo, folder
+from data_prep import cifar, demo, folder, imagenet, listed, svhn, tinyimages, unlabeled
+from data_prep.check import Checker
+from data_prep.plan import Plan, Task
+from data_prep.source import Recipe
 from lt_train.errors import UserError, run_cli
+from lt_train.progress import console, setup_logging
 
-DATASETS = {"cifar10_lt": cifar, "demo": demo, "folder": folder}
-console = Console(stderr=True, soft_wrap=True)
+RECIPES: dict[str, Recipe] = {
+    name: recipe
+    for module in (imagenet, listed, cifar, svhn, unlabeled, tinyimages, folder, demo)
+    for name, recipe in module.RECIPES.items()
+}
+# what is made does not depend on these
+OPERATIONAL = {"command", "out", "workers", "task", "max_rejected", "dali_index", "benchmark"}
+PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 def main() -> int:
-    arguments = _parse()
-    return {"verify": _verify, "info": _info}.get(arguments.command, _prepare)(arguments)
+    arguments, parser = _parse()
+    setup_logging(True)
+    if arguments.command in RECIPES:
+        return _prepare(arguments, parser)
+    return {"verify": _verify, "info": _info}[arguments.command](arguments)
 
 
-def _parse() -> argparse.Namespace:
+def _parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(prog="python -m data_prep", description="Turn raw images into webdataset shards with a manifest.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in DATASETS.items():
-        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
-        module.add_arguments(command)
-        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the prepared data set goes; the same command again goes on")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--samples-per-shard", type=int, default=1000)
-        command.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
-        command.add_argument("--max-rejected", type=float, default=0.001, help="share of images that may be unusable (default: 0.001)")
-    for name, text in (("verify", "read every byte and compare checksums"), ("info", "counts, shard sizes, shot groups, histogram")):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("dir", type=Path, metavar="DIR")
-    return parser.parse_args()
+    for name, recipe in RECIPES.items():
+        command = commands.add_parser(name, help=recipe.help, description=recipe.help)
+        recipe.add_arguments(command)
+        _add_common_arguments(command, recipe)
+    command = commands.add_parser("verify", help="read every byte and compare checksums", description="Read every byte and compare checksums.")
+    command.add_argument("dir", type=Path, metavar="DIR")
+    text = "counts, head and tail, shard sizes, shot groups, histogram"
+    command = commands.add_parser("info", help=text, description=text)
+    command.add_argument("dir", type=Path, metavar="DIR")
+    command.add_argument("--plot", nargs="?", type=Path, const=Path(), metavar="FILE", help="also draw the class counts as PNG (default: DIR/class_counts.png)")
+    arguments = parser.parse_args()
+    return arguments, commands.choices[arguments.command]
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
+def _add_common_arguments(command: argparse.ArgumentParser, recipe: Recipe) -> None:
+    group = command.add_argument_group("for every data set")
+    group.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the prepared data set goes; the same command again goes on")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--samples-per-shard", type=int, default=recipe.samples_per_shard, help=f"(default: {recipe.samples_per_shard})")
+    group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
+    group.add_argument("--task", type=_task, default=Task(), metavar="I/N", help="do only part I (0 ... N-1) of N, as one of N array jobs; the last to end writes the manifest")
+    group.add_argument("--resize", type=int, metavar="PIXELS", help="re-encode larger training images with this shorter side; val and test keep their bytes")
+    group.add_argument("--quality", type=int, default=90, help="JPEG quality of --resize (default: 90)")
+    group.add_argument("--no-decode-check", action="store_true", help="trust the images: read their headers only")
+    group.add_argument("--max-rejected", type=float, default=0.001, help="share of images that may be unusable (default: 0.001)")
+    group.add_argument("--dali-index", action="store_true", help="also write the .idx files that DALI's readers.webdataset takes")
+    group.add_argument("--benchmark", action="store_true", help="write nothing that stays: measure rates on this source, in a scratch folder beside --out")
+
+
+def _task(text: str) -> Task:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 0 to N-1")
+    return Task(int(index), int(count))
+
+
+def _prepare(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from data_prep import shards
+    from data_prep.plan import is_complete, make_plan
 
-    for name, least in (("seed", 0), ("workers", 1), ("samples_per_shard", 1), ("val", 0), ("test", 0)):
-        if getattr(arguments, name, least) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(arguments, name)}")
-    plan = shards.make_plan(DATASETS[arguments.command].make_source(arguments), arguments.out, arguments.seed, arguments.samples_per_shard)
-    for note in plan.source.notes:
-        console.print(f"note: {note}", highlight=False)
-    if shards.is_complete(plan):
-        console.print(f"{arguments.out} is already complete", highlight=False)
+    for name, least in (("seed", 0), ("workers", 1), ("samples_per_shard", 1), ("val", 0), ("test", 0), ("per_class", 1), ("quality", 1), ("resize", 1)):
+        value = getattr(arguments, name, None)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+    checker = Checker(not arguments.no_decode_check, arguments.resize, arguments.quality)
+    source = RECIPES[arguments.command].make_source(arguments)
+    plan = make_plan(source, arguments.out, arguments.seed, arguments.samples_per_shard, checker)
+    for note in source.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+    if arguments.benchmark:
+        from data_prep.benchmark import run
+
+        run(plan, arguments.workers, Console())
         return 0
-    columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", "left", TimeRemainingColumn())
-    columns = [TextColumn(column) if isinstance(column, str) else column for column in columns]
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        total = sum(len(indices) for _, _, indices in plan.shards)
-        task = progress.add_task(plan.source.name, total=total, rate="")
-        written = 0
+    if is_complete(plan):
+        _say(f"{plan.out} is already complete")
+    else:
+        with _Bar(plan, arguments.task) as bar:
+            summary = shards.write(plan, arguments.workers, arguments.max_rejected, _command(arguments, parser), bar.report, arguments.task)
+        _say(_summary(plan, summary, arguments.task))
+    if arguments.dali_index and is_complete(plan):
+        from data_prep.dali_index import write_dali_index
 
-        def report(images: int, size: int) -> None:
-            nonlocal written
-            written += size
-            seconds = progress.tasks[task].elapsed or 1e-9
-            done = progress.tasks[task].completed + images
-            progress.update(task, advance=images, rate=f"{done / seconds:,.0f} images/s, {written / 1e6 / seconds:,.0f} MB/s")
+        _say(f"{write_dali_index(plan.out)} index files for DALI written")
+    return 0
 
-        command = shlex.join(["python", "-m", "data_prep", *sys.argv[1:]])
-        summary = shards.write(plan, arguments.workers, arguments.max_rejected, command, report)
-    rate = f"{summary.images / summary.seconds:,.0f} images/s"
+
+def _command(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The command that makes this data set, with nothing in it that the data set does not depend on."""
+    words = ["python", "-m", "data_prep", arguments.command]
+    for action in parser._actions:
+        value = getattr(arguments, action.dest, None)
+        if action.dest not in OPERATIONAL and value is not None and value != action.default:
+            words += [action.option_strings[0]] if value is True else [action.option_strings[0], str(value)]
+    return shlex.join(words)
+
+
+class _Bar:
+    """Progress with images/s, MB/s and the time left; where there is no terminal, a line every ten seconds."""
+
+    def __init__(self, plan: Plan, task: Task):
+        self.name, self.last_line, self.started = plan.source.name, time.monotonic(), time.monotonic()
+        self.images = self.bytes = self.found = 0  # written now, and finished before
+        self.total = sum(len(shard.indices) for shard in plan.shards[task.index :: task.count])
+        columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", "left", TimeRemainingColumn())
+        columns = [TextColumn(column) if isinstance(column, str) else column for column in columns]
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.bar = self.progress.add_task(self.name, total=self.total, rate="")
+
+    def __enter__(self) -> "_Bar":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self.progress.stop()
+
+    def report(self, images: int, size: int) -> None:
+        if not size:
+            self.found += images
+        else:
+            self.images, self.bytes = self.images + images, self.bytes + size
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rate = f"{self.images / seconds:,.0f} images/s, {self.bytes / 1e6 / seconds:,.0f} MB/s"
+        done = self.images + self.found
+        self.progress.update(self.bar, completed=done, rate=rate)
+        if not console.is_terminal and self.images and time.monotonic() - self.last_line > PLAIN_EVERY:
+            self.last_line = time.monotonic()
+            _say(f"{self.name}: {done:,}/{self.total:,}, {rate}, {(self.total - done) * seconds / self.images:.0f} s left")
+
+
+def _summary(plan: Plan, summary, task: Task) -> str:
+    part = f" (task {task.index}/{task.count})" if task.count > 1 else ""
+    rate = f"{summary.images:,} images in {summary.seconds:.1f} s ({summary.images / summary.seconds:,.0f} images/s, {summary.bytes / 1e6 / summary.seconds:,.0f} MB/s)"
     skipped = f", {summary.skipped_shards} shards were finished before" if summary.skipped_shards else ""
     rejected = f", {len(summary.rejected)} rejected (rejected.jsonl)" if summary.rejected else ""
-    console.print(f"{arguments.out}: {summary.images:,} images in {summary.seconds:.1f} s ({rate}){skipped}{rejected}", highlight=False)
-    return 0
+    missing = f"; {summary.missing} shards of other tasks are missing, the last task to end completes the set" if summary.missing else ", complete"
+    return f"{plan.out}{part}: {rate}{skipped}{rejected}{missing}"
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -88,9 +176,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from data_prep.inspect import show
+    from data_prep.inspect import plot, show
 
     show(arguments.dir, Console())
+    if arguments.plot is not None:
+        file = arguments.dir / "class_counts.png" if arguments.plot == Path() else arguments.plot
+        plot(arguments.dir, file)
+        sys.stdout.write(f"drawn: {file}\n")
     return 0
 
 

@@ -1,117 +1,140 @@
-"""CIFAR-10-LT: the published long-tailed subset of CIFAR-10's training images, and the whole test set."""
+"""CIFAR-10-LT and CIFAR-100-LT: the published long-tailed subsets of the training images, and the whole test sets."""
 
 import argparse
-import io
-import pickle
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data_prep.folder import ImageFiles, class_folders, labelled
-from data_prep.source import Images, Source, SourceSplit
-from data_prep.subsets import exponential_counts, published_subset
+from data_prep.folder import class_folders, labelled
+from data_prep.images import ImageFiles, Picked, PngArray
+from data_prep.pickles import load_pickle, text_keys
+from data_prep.source import Images, Recipe, Source, SourceSplit
+from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts
 from lt_train.errors import UserError
 
-HELP = "CIFAR-10-LT from cifar-10-batches-py or from train/ and test/ class folders"
-CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-PER_CLASS = 5000
-BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+NOT_PUBLISHED = "--seed is not 0: this is not the published subset"
 
 
 @dataclass(frozen=True)
-class RawImages:
-    """Images as an array (N, 32, 32, 3) uint8, read as PNG, which loses nothing."""
+class Cifar:
+    """What tells the two apart."""
 
-    pixels: np.ndarray
+    name: str
+    classes: list[str] | None  # None: as the meta file, or the training folders, name them
+    number: int  # of classes
+    per_class: int  # training images
+    folder: str  # of the official archive
+    batches: dict[str, list[str]]
+    labels: str  # their name in a batch
 
-    def read(self, index: int) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(self.pixels[index]).save(buffer, "PNG")
-        return buffer.getvalue()
+
+CIFAR10 = Cifar(
+    "cifar10_lt", CIFAR10_CLASSES, 10, 5000, "cifar-10-batches-py", {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}, "labels"
+)
+CIFAR100 = Cifar("cifar100_lt", None, 100, 500, "cifar-100-python", {"train": ["train"], "test": ["test"]}, "fine_labels")
 
 
 @dataclass(frozen=True)
-class Picked:
-    """Some of another source's images, by index."""
+class Labelled:
+    """A whole split: images, labels (N,) in the official order, and the files they came from."""
 
     images: Images
-    indices: np.ndarray
-
-    def read(self, index: int) -> bytes:
-        return self.images.read(int(self.indices[index]))
+    labels: np.ndarray
+    files: list[str]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="holds data_batch_1 ... test_batch, or train/ and test/ class folders")
-    parser.add_argument("--imbalance-ratio", type=float, default=100.0, help="largest class over smallest (default: 100)")
+def add_arguments(which: Cifar, parser: argparse.ArgumentParser) -> None:
+    names = " ".join(name for names in which.batches.values() for name in names)
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=f"holds {names} (or {which.folder}/ with them), or train/ and test/ class folders")
+    add_imbalance_arguments(parser, 100.0)
 
 
-def make_source(arguments: argparse.Namespace) -> Source:
+def make_source(which: Cifar, arguments: argparse.Namespace) -> Source:
     root: Path = arguments.source
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'")
-    if (root / "cifar-10-batches-py").is_dir():
-        root = root / "cifar-10-batches-py"
-    official = (root / BATCHES["train"][0]).is_file()
-    splits = {split: _read_batches(root, split) if official else _read_folders(root / split) for split in ("train", "test")}
-    images, labels = splits["train"]
-    counts = exponential_counts(PER_CLASS, len(CLASSES), arguments.imbalance_ratio)
-    too_few = [name for name, have, want in zip(CLASSES, np.bincount(labels, minlength=10), counts) if have < want]
-    if too_few:
-        raise UserError(f"class '{too_few[0]}' in '{root}' has fewer than the {PER_CLASS} training images that CIFAR-10 has")
-    chosen = published_subset(labels, counts, arguments.seed)
-    splits["train"] = Picked(images, chosen), labels[chosen]
-    keys = {"train": _keys(labels, chosen), "test": _keys(splits["test"][1], np.arange(len(splits["test"][1])))}
-    notes = [] if arguments.seed == 0 else ["--seed is not 0: this is not the published subset"]
+    if (root / which.folder).is_dir():
+        root = root / which.folder
+    if (root / which.batches["train"][0]).is_file():
+        classes = which.classes or _read_class_names(root / "meta")
+        splits = {split: _read_batches(which, root, split) for split in which.batches}
+    else:
+        found = {split: class_folders(root / split) for split in which.batches}
+        classes = which.classes or list(found["train"])
+        splits = {split: _from_folders(root, split, folders, classes) for split, folders in found.items()}
+    counts = imbalanced_counts(which.per_class, which.number, arguments.imbalance_ratio, arguments.imbalance_type)
+    return long_tailed(which.name, classes, splits, counts, arguments.seed)
+
+
+def long_tailed(name: str, classes: list[str], splits: dict[str, Labelled], counts: list[int], seed: int, order: list[int] | None = None) -> Source:
+    """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``), and the other splits whole."""
+    train = splits["train"]
+    have = np.bincount(train.labels, minlength=len(classes))
+    for label, count in zip(order or range(len(counts)), counts):
+        if len(have) > len(classes) or have[label] < count:
+            raise UserError(
+                f"class '{classes[label]}' has {have[label]} training images and {count} are needed: the source is not all of {name.removesuffix('_lt')}"
+            )
+    chosen = {split: np.arange(len(part.labels)) for split, part in splits.items()}
+    chosen["train"] = Draw(seed).subset(train.labels, counts, order)
     return Source(
-        "cifar10_lt",
-        CLASSES,
-        {name: SourceSplit(labels, keys[name], images) for name, (images, labels) in splits.items()},
-        str(root.resolve()),
-        notes,
+        name,
+        classes,
+        {
+            split: SourceSplit(part.labels[chosen[split]], _keys(part.labels, chosen[split], classes), Picked(part.images, chosen[split]))
+            for split, part in splits.items()
+        },
+        [file for part in splits.values() for file in part.files],
+        [NOT_PUBLISHED] if seed else [],
     )
 
 
-def _keys(labels: np.ndarray, chosen: np.ndarray) -> list[str]:
+def _keys(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[str]:
     """Class name and place within the class in the official order: the same whichever layout the images came in."""
     place = np.empty(len(labels), np.int64)
-    for label in range(len(CLASSES)):
+    for label in range(len(classes)):
         place[labels == label] = np.arange((labels == label).sum())
-    return [f"{CLASSES[labels[index]]}/{place[index]:04d}" for index in chosen]
+    return [f"{classes[labels[index]]}/{place[index]:04d}" for index in chosen]
 
 
-def _read_folders(root: Path) -> tuple[Images, np.ndarray]:
-    paths, labels = labelled(class_folders(root), CLASSES)
-    return ImageFiles(paths), labels
+def _from_folders(root: Path, split: str, folders: dict[str, list[str]], classes: list[str]) -> Labelled:
+    names, labels = labelled(folders, classes, split)
+    images = ImageFiles(str(root), names)
+    return Labelled(images, labels, images.paths)
 
 
-def _read_batches(root: Path, split: str) -> tuple[Images, np.ndarray]:
+def _read_batches(which: Cifar, root: Path, split: str) -> Labelled:
     pixels, labels = [], []
-    for name in BATCHES[split]:
+    files = [root / name for name in which.batches[split]]
+    for file in files:
+        batch = load_pickle(file)
         try:
-            with open(root / name, "rb") as file:
-                batch = _ArrayUnpickler(file, encoding="bytes").load()
-            pixels.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
-            labels.append(np.asarray(batch[b"labels"], np.int64))
-        except (OSError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"cannot read the CIFAR batch '{root / name}': {error}") from error
-    return RawImages(np.concatenate(pixels).transpose(0, 2, 3, 1).copy()), np.concatenate(labels)
+            batch = text_keys(batch)
+            pixels.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32))
+            labels.append(np.asarray(batch[which.labels], np.int64))
+            if len(labels[-1]) != len(pixels[-1]) or not ((labels[-1] >= 0) & (labels[-1] < which.number)).all():
+                raise ValueError("its labels do not fit its images")
+        except (KeyError, ValueError, TypeError) as error:
+            raise UserError(f"'{file}' is not a batch of {which.folder}: {error}") from error
+    images = PngArray(np.concatenate(pixels).transpose(0, 2, 3, 1).copy())
+    return Labelled(images, np.concatenate(labels), [str(file) for file in files])
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads nothing but NumPy arrays and plain values: a pickle from elsewhere must not run code."""
+def _read_class_names(file: Path) -> list[str]:
+    try:
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in text_keys(load_pickle(file))["fine_label_names"]]
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"'{file}' does not name the classes: {error}") from error
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
 
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a batch of images does not need; refused")
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+RECIPES = {
+    which.name: Recipe(
+        f"{which.name.removesuffix('_lt').upper().replace('CIFAR', 'CIFAR-')}-LT from {which.folder} or class folders",
+        partial(add_arguments, which),
+        partial(make_source, which),
+    )
+    for which in (CIFAR10, CIFAR100)
+}

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.render import CLASSES, render_jpeg
-from data_prep.source import Source, SourceSplit
-from data_prep.subsets import exponential_counts
-
-HELP = "a small long-tailed set of drawn objects; needs no source"
+from data_prep.source import Recipe, Source, SourceSplit
+from data_prep.subsets import imbalanced_counts
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_source(arguments: argparse.Namespace) -> Source:
     counts = {
-        "train": exponential_counts(arguments.largest, len(CLASSES), arguments.imbalance_ratio),
+        "train": imbalanced_counts(arguments.largest, len(CLASSES), arguments.imbalance_ratio),
         "val": [arguments.val] * len(CLASSES),
         "test": [arguments.test] * len(CLASSES),
     }
@@ -43,3 +41,6 @@ def make_source(arguments: argparse.Namespace) -> Source:
         keys = [f"{CLASSES[label]}/{index:06d}" for index, label in enumerate(labels)]
         splits[name] = SourceSplit(labels, keys, Drawn(labels, arguments.seed, number))
     return Source("demo", list(CLASSES), splits)
+
+
+RECIPES = {"demo": Recipe("a small long-tailed set of drawn objects; needs no source", add_arguments, make_source)}

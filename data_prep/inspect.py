@@ -1,4 +1,4 @@
-"""Looking at a prepared data set: ``verify`` reads every byte of it, ``info`` tells what is in it."""
+"""Looking at a prepared data set: ``verify`` reads every byte of it, ``info`` tells and draws what is in it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lt_train.data.manifest import Dataset, Manifest, file_sha256, read_dataset, shot_groups
+from lt_train.data.manifest import FEW_SHOT, MANY_SHOT, Dataset, Manifest, class_index, file_sha256, read_dataset, shot_groups
 from lt_train.errors import UserError
 
 BAR = 40  # characters, the longest bar of the histogram
@@ -29,26 +29,26 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
         return
     if len(manifest) != split.samples:
         yield f"{name}.arrow has {len(manifest)} rows, dataset.json says {split.samples}"
-    counts = np.bincount(manifest.labels, minlength=len(dataset.classes))
+    counts = np.bincount(manifest.labels[manifest.labels >= 0], minlength=len(dataset.classes))
     if counts.tolist() != split.class_counts:
         yield f"{name}.arrow has other class counts than dataset.json"
-    by_class = np.argsort(manifest.labels, kind="stable")
-    if not (np.array_equal(manifest.class_ids, by_class) and np.array_equal(manifest.class_counts, counts)):
+    ids, offsets = class_index(manifest.labels, len(dataset.classes))
+    if not (np.array_equal(manifest.class_ids, ids) and np.array_equal(manifest.class_offsets, offsets)):
         yield f"{name}.class_index.arrow does not agree with {name}.arrow"
+    start = 0
     for shard in split.shards:
         path = root / shard.name
+        rows, start = slice(start, start + shard.samples), start + shard.samples
         if not path.is_file():
             yield f"{shard.name} is missing"
             continue
         if file_sha256(path) != shard.sha256:
             yield f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes} expected; sha256 differs)"
-    for sample_id in range(len(manifest)):
-        try:
-            manifest.read(sample_id)
-        except UserError:  # a missing shard, named above
-            continue
-    for sample_id, reason in manifest.bad.items():
-        yield f"sample {manifest.key(sample_id)} (sample_id {sample_id}) of {name}: {reason}"
+        part = manifest.subset(rows)  # a shard at a time, so that no more than one stays mapped
+        for sample_id in range(len(part)):
+            part.read(sample_id)
+        for sample_id, reason in part.bad.items():
+            yield f"sample {part.key(sample_id)} (sample_id {rows.start + sample_id}) of {name}: {reason}"
 
 
 def show(root: Path, console: Console) -> None:
@@ -57,7 +57,7 @@ def show(root: Path, console: Console) -> None:
     console.print(f"[bold]{dataset.name}[/bold]: {len(dataset.classes)} classes, made by: {dataset.made_by.get('command')}", highlight=False)
     table = Table("split", "samples", "largest class", "smallest class", "ratio", "shards", "MB", "MB a shard", "rejected")
     for name, split in dataset.splits.items():
-        counts = [count for count in split.class_counts if count] or [0]
+        counts = [count for count in _class_counts(root, dataset, name)[0] if count] or [0]
         size = sum(shard.bytes for shard in split.shards) / 1e6
         ratio = f"{max(counts) / max(min(counts), 1):.1f}"
         each = f"{size / max(len(split.shards), 1):.1f}"
@@ -65,11 +65,48 @@ def show(root: Path, console: Console) -> None:
             name, f"{split.samples:,}", f"{max(counts):,}", f"{min(counts):,}", ratio, str(len(split.shards)), f"{size:,.1f}", each, str(split.rejected)
         )
     console.print(table)
-    if "train" in dataset.splits:
-        counts = np.array(dataset.splits["train"].class_counts)
+    if "train" in dataset.splits and dataset.classes:
+        counts, what = _class_counts(root, dataset, "train")
         groups = ", ".join(f"{name.replace('_', '-')} {int(members.sum())}" for name, members in shot_groups(counts).items())
-        console.print(f"training classes: {groups}", highlight=False)
+        console.print(f"{what}: {groups}", highlight=False)
         _histogram(counts, dataset.classes, console)
+
+
+def plot(root: Path, file: Path) -> None:
+    """Draw the class counts of all splits, each sorted by the training split's, as PNG."""
+    dataset = read_dataset(root)
+    if not dataset.classes:
+        raise UserError(f"{root} is unlabeled: it has no class counts to draw")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    counts = {name: _class_counts(root, dataset, name)[0] for name in dataset.splits}
+    order = np.argsort(-counts.get("train", next(iter(counts.values()))), kind="stable")
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, values in counts.items():
+        axes.step(np.arange(len(order)), np.maximum(values[order], 0.5), where="mid", label=f"{name} ({dataset.splits[name].samples:,})")
+    axes.set(yscale="log", xlabel="class, sorted by training images", ylabel="images", title=dataset.name)
+    for limit in (MANY_SHOT, FEW_SHOT):
+        axes.axhline(limit, color="gray", linewidth=0.8, linestyle=":")
+    axes.legend()
+    try:
+        figure.savefig(file, dpi=120, format="png")
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror or error}; name another with --plot FILE") from error
+    finally:
+        pyplot.close(figure)
+
+
+def _class_counts(root: Path, dataset: Dataset, name: str) -> tuple[np.ndarray, str]:
+    """Samples a class, (C,), and what they count: an unlabeled set may know by which class its images were drawn."""
+    counts = np.array(dataset.splits[name].class_counts, np.int64)
+    if not counts.any() and dataset.classes:
+        manifest = Manifest(root, name)
+        if "sourced_label" in manifest.columns:
+            return np.bincount(manifest.column("sourced_label"), minlength=len(dataset.classes)), "classes by sourced_label (the set is unlabeled)"
+    return counts, "training classes"
 
 
 def _histogram(counts: np.ndarray, classes: list[str], console: Console) -> None:

@@ -1,215 +1,183 @@
-"""Plan, tars, manifest: how any source becomes a prepared data set.
+"""Tars and manifest: how any source becomes a prepared data set.
 
-The plan is a pure function of the source, the seed and the shard size. Every shard is written beside, fsynced and renamed, and
-its manifest rows are kept in .partial/ until the end, so an interrupted run goes on after its last finished shard and ends
-with the same bytes. dataset.json comes last: a folder that has one is complete.
+Every shard is written beside, fsynced and renamed, and its manifest rows are kept in .partial/ until the end, so an interrupted
+run goes on after its last finished shard and ends with the same bytes, however many workers and tasks shared the work.
+dataset.json comes last: a folder that has one is complete.
 """
 
+import ctypes
 import hashlib
-import io
 import json
+import math
 import os
 import shutil
+import signal
 import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
 
-from data_prep.source import Source, SourceSplit
+from data_prep.plan import Plan, ShardPlan, Task, claim, finishing, is_complete
+from data_prep.source import SourceSplit
 from lt_train import __version__
-from lt_train.data.manifest import MANIFEST_SCHEMA, Dataset, Shard, Split, write_atomically, write_dataset, write_manifest
+from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Dataset, Shard, Split, atomic_file, write_atomically, write_dataset, write_manifest
 from lt_train.errors import UserError
 
-PARTIAL = ".partial"
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif", "PPM": "ppm", "MPO": "jpg"}  # MPO: a JPEG with more pictures behind it
-EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 BLOCK = 512  # bytes; tar members start at multiples of it
+ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
+PR_SET_PDEATHSIG = 1  # prctl.h
 
-Report = Callable[[int, int], None]  # called with (images, bytes) as shards are finished
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to write: for every shard its name, split and the source indices in it, in order."""
-
-    source: Source
-    out: Path
-    seed: int
-    samples_per_shard: int
-    shards: list[tuple[str, str, np.ndarray]]  # name, split, (n,) source indices
-    fingerprint: str
+Report = Callable[[int, int], None]  # called with (images, bytes) as shards are finished; bytes 0: finished before
 
 
 @dataclass
 class Summary:
+    """What a run did. ``missing``: shards that other tasks have not finished yet, so that the data set is not complete."""
+
     images: int = 0
     bytes: int = 0
     shards: int = 0
     skipped_shards: int = 0
+    missing: int = 0
     rejected: list[dict] = field(default_factory=list)
     seconds: float = 0.0
 
 
-def make_plan(source: Source, out: Path, seed: int, samples_per_shard: int) -> Plan:
-    """Deal every class's samples over the shards, so that each shard sees as many classes as it can."""
-    shards = []
-    digest = hashlib.sha256(json.dumps([source.name, source.classes, source.origin, seed, samples_per_shard]).encode())
-    for name, split in source.splits.items():
-        digest.update(json.dumps([name, split.keys]).encode() + np.asarray(split.labels, np.int64).tobytes())
-        # Where the same samples come out does not depend on other splits: one generator a split
-        generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        shuffled = generator.permutation(len(split.labels))
-        by_class = shuffled[np.argsort(split.labels[shuffled], kind="stable")]
-        number = -(-len(by_class) // samples_per_shard)
-        for shard in range(number):
-            shards.append((f"{name}-{shard:06d}.tar", name, generator.permutation(by_class[shard::number])))
-    return Plan(source, out, seed, samples_per_shard, shards, digest.hexdigest())
+def write(plan: Plan, workers: int, max_rejected: float, command: str, report: Report, task: Task = Task()) -> Summary:
+    """Write every shard of ``task`` that is not finished yet; the last task writes the manifests and dataset.json.
 
-
-def write(plan: Plan, workers: int, max_rejected: float, command: str, report: Report) -> Summary:
-    """Write every shard that is not finished yet, then the manifests and dataset.json.
-
-    Raises :class:`UserError`, leaving nothing of this run behind, when more than ``max_rejected`` of the images are unusable.
+    Raises :class:`UserError` when more than ``max_rejected`` of the images are unusable; the same call with more goes on from there.
     """
     started = time.monotonic()
     summary = Summary()
     try:
-        _claim(plan)
-        waiting = []
-        for number, (name, _, indices) in enumerate(plan.shards):
-            if _rows_path(plan, name).exists():
-                summary.skipped_shards += 1
-                report(len(indices), 0)
-            else:
-                waiting.append(number)
-        for images, size in _write_shards(plan, waiting, workers):
-            summary.shards += 1
-            report(images, size)
-        _finish(plan, max_rejected, command, summary)
+        with claim(plan, task):
+            waiting = []
+            for shard in plan.shards[task.index :: task.count]:
+                if _rows_path(plan, shard).exists():
+                    summary.skipped_shards += 1
+                    report(len(shard.indices), 0)
+                else:
+                    waiting.append(shard)
+            for images, rejected, size in _write_shards(plan, waiting, workers):
+                summary.shards += 1
+                summary.images += images - rejected
+                summary.bytes += size
+                report(images, size)
+            with finishing(plan):
+                if not is_complete(plan):
+                    _finish(plan, max_rejected, command, summary)
     except OSError as error:
         raise UserError(f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes on from there") from error
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed (out of memory?); the same command again goes on from there, perhaps with fewer --workers") from error
     summary.seconds = time.monotonic() - started
     return summary
-
-
-def is_complete(plan: Plan) -> bool:
-    """Whether the folder already holds this very data set; a :class:`UserError` if it holds another."""
-    path = plan.out / "dataset.json"
-    if not path.is_file():
-        return False
-    try:
-        made_by = json.loads(path.read_text())["made_by"]
-    except (json.JSONDecodeError, KeyError):
-        made_by = {}
-    if made_by.get("fingerprint") != plan.fingerprint:
-        raise UserError(f"'{plan.out}' holds another data set (other source, seed or shard size); choose another --out")
-    return True
-
-
-def _claim(plan: Plan) -> None:
-    partial = plan.out / PARTIAL
-    plan.out.mkdir(parents=True, exist_ok=True)
-    marker = partial / "plan"
-    if marker.is_file():
-        if marker.read_text() != plan.fingerprint:
-            raise UserError(
-                f"'{plan.out}' holds the start of another data set (the source, seed or shard size changed since); "
-                "remove the folder or choose another --out"
-            )
-        return
-    if any(path.name != PARTIAL for path in plan.out.iterdir()):
-        raise UserError(f"'{plan.out}' is not empty; choose another --out")
-    partial.mkdir(exist_ok=True)
-    write_atomically(marker, plan.fingerprint.encode())
 
 
 _worker_plan: Plan | None = None
 
 
-def _start_worker(plan: Plan) -> None:
+def _start_worker(plan: Plan, parent: int) -> None:
     global _worker_plan
     _worker_plan = plan
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    # a worker must not outlive a killed parent: it would keep the folder's lock
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
-def _write_shards(plan: Plan, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
-    _start_worker(plan)
-    if workers <= 1 or len(numbers) <= 1:
-        yield from map(_write_shard, numbers)
+def _write_shards(plan: Plan, shards: list[ShardPlan], workers: int) -> Iterator[tuple[int, int, int]]:
+    if workers <= 1 or len(shards) <= 1:
+        yield from (_write_shard(plan, shard) for shard in shards)
         return
-    with ProcessPoolExecutor(min(workers, len(numbers)), initializer=_start_worker, initargs=(plan,)) as pool:
-        yield from pool.map(_write_shard, numbers)
+    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start_worker, initargs=(plan, os.getpid())) as pool:
+        try:
+            for done in as_completed([pool.submit(_write_worker_shard, shard) for shard in shards]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
-def _write_shard(number: int) -> tuple[int, int]:
-    """Write shard ``number`` of the plan, then its rows; returns (images, bytes)."""
-    plan = _worker_plan
-    name, split_name, indices = plan.shards[number]
-    split = plan.source.splits[split_name]
-    final, temporary = plan.out / name, plan.out / PARTIAL / f"{name}.tmp"
+def _write_worker_shard(shard: ShardPlan) -> tuple[int, int, int]:
+    return _write_shard(_worker_plan, shard)
+
+
+def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
+    """Write one shard of the plan, then its rows; returns (images, rejected ones among them, bytes)."""
+    split = plan.source.splits[shard.split]
+    checker = plan.checker_of(shard.split)
     rows, rejected = [], []
-    with open(temporary, "wb") as file:
-        writer = _TarWriter(file)
-        for index in indices.tolist():
-            row = _add_sample(writer, split, index)
-            (rejected if "reason" in row else rows).append(row)
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, final)
-    about = {"bytes": writer.offset, "sha256": writer.digest.hexdigest(), "rejected": rejected}
-    write_atomically(_rows_path(plan, name), json.dumps({**about, "rows": rows}).encode())
-    return len(indices), writer.offset
-
-
-def _add_sample(writer: "_TarWriter", split: SourceSplit, index: int) -> dict:
-    """Check, add and describe one sample; a dict with a ``reason`` if it was left out."""
-    key, label = split.keys[index], int(split.labels[index])
+    temporary = plan.partial / f"{shard.name}.{os.getpid()}.tmp"
     try:
-        content = split.images.read(index)
-        extension, width, height = check_image(content)
+        with open(temporary, "wb") as file:
+            writer = _TarWriter(file)
+            for index in map(int, shard.indices):
+                row = _add_sample(writer, split, checker, index)
+                (rejected if "reason" in row else rows).append(row)
+            writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, plan.out / shard.name)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    schema = _schema(split)
+    columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names if name != "shard"}
+    columns["shard"] = np.full(len(rows), shard.number, np.int32)
+    indices = [row["index"] for row in rows]
+    columns |= {name: column[indices] for name, column in split.columns.items()}
+    about = {"samples": len(rows), "bytes": writer.offset, "sha256": writer.digest.hexdigest(), "rejected": rejected}
+    table = pa.table({name: columns[name] for name in schema.names}, schema.with_metadata({ABOUT: json.dumps(about)}))
+    with atomic_file(_rows_path(plan, shard)) as file, pa.ipc.new_file(file, table.schema) as sink:
+        sink.write_table(table)
+    return len(shard.indices), len(rejected), writer.offset
+
+
+def _schema(split: SourceSplit) -> pa.Schema:
+    more = [(name, pa.from_numpy_dtype(column.dtype)) for name, column in split.columns.items()]
+    return pa.schema([*MANIFEST_SCHEMA, *(pa.field(*field) for field in more)])
+
+
+def _add_sample(writer: "_TarWriter", split: SourceSplit, checker: Callable, index: int) -> dict:
+    """Check, add and describe one sample; a dict with a ``reason`` if it was left out."""
+    key = split.keys[index]
+    label = UNLABELED if split.labels is None else int(split.labels[index])
+    try:
+        image = checker(split.images.read(index))
     except (OSError, ValueError) as error:
         return {"key": key, "label": label, "reason": str(error)}
-    offset = writer.add(f"{key}.{extension}", content)
-    writer.add(f"{key}.cls", str(label).encode())
+    offset = writer.add(f"{key}.{image.extension}", image.content)
+    if label != UNLABELED:
+        writer.add(f"{key}.cls", b"%d" % label)
     return {
+        "index": index,
         "key": key,
         "offset": offset,
-        "size": len(content),
+        "size": len(image.content),
         "label": label,
-        "width": width,
-        "height": height,
-        "crc32": zlib.crc32(content),
+        "width": image.width,
+        "height": image.height,
+        "crc32": zlib.crc32(image.content),
     }
-
-
-def check_image(content: bytes) -> tuple[str, int, int]:
-    """Decode an image whole; (file extension, width, height), or ValueError with the reason why it cannot be used."""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.format not in EXTENSIONS:
-                raise ValueError(f"the format {image.format} is not supported; convert it to JPEG or PNG")
-            raw = str(image.tile)  # Pillow narrows 16-bit colour to RGB without a word; only the raw mode tells
-            if image.mode not in EIGHT_BIT_MODES or ";16" in raw:
-                raise ValueError(f"not 8 bits a channel (mode {image.mode})")
-            image.load()
-            return EXTENSIONS[image.format], image.width, image.height
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image" if content else "empty file") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
-        raise ValueError(f"does not decode: {error}") from error
 
 
 class _TarWriter:
     """A tar with nothing in it but names and bytes, so that the same samples always give the same file."""
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO):
         self.file, self.offset, self.digest = file, 0, hashlib.sha256()
 
     def add(self, name: str, content: bytes) -> int:
@@ -232,42 +200,48 @@ class _TarWriter:
 
 
 def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> None:
-    """Join the shards' rows into manifests, or give up and clean up when too many images were rejected."""
-    splits, tables = {}, {}
-    for split_name in plan.source.splits:
-        names = [name for name, split, _ in plan.shards if split == split_name]
-        parts = [json.loads(_rows_path(plan, name).read_bytes()) for name in names]
-        rows = [{**row, "shard": shard} for shard, part in enumerate(parts) for row in part["rows"]]
-        rejected = [{"split": split_name, **row} for part in parts for row in part["rejected"]]
-        summary.rejected += rejected
-        summary.images += len(rows)
-        summary.bytes += sum(part["bytes"] for part in parts)
-        tables[split_name] = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
-        shards = [Shard(name, len(part["rows"]), part["bytes"], part["sha256"]) for name, part in zip(names, parts)]
-        splits[split_name] = Split(len(rows), [], shards, len(rejected))
-    total = summary.images + len(summary.rejected)
-    if len(summary.rejected) > max_rejected * total:
-        _clean_up(plan)
-        first = "; ".join(f"{row['key']}: {row['reason']}" for row in summary.rejected[:3])
-        raise UserError(
-            f"{len(summary.rejected)} of {total} images cannot be used ({first}); mend or remove them, or allow more with --max-rejected"
-        )
-    if summary.rejected:
-        lines = "".join(json.dumps(row) + "\n" for row in summary.rejected)
-        write_atomically(plan.out / "rejected.jsonl", lines.encode())
-    for split_name, table in tables.items():
-        splits[split_name].class_counts.extend(write_manifest(plan.out, split_name, table, len(plan.source.classes)))
+    """Join the shards' rows into manifests, unless shards are missing or too many images were rejected."""
+    paths = {shard.name: _rows_path(plan, shard) for shard in plan.shards}
+    summary.missing = sum(not path.exists() for path in paths.values())
+    if summary.missing:
+        return
+    for path in plan.out.glob(".*.tmp"):  # of a run that was killed while it wrote a manifest
+        path.unlink()
+    splits = {name: Split(0, [], [], 0) for name in plan.source.splits}
+    for shard in plan.shards:
+        about = json.loads(_read_rows(paths[shard.name]).schema.metadata[ABOUT])
+        splits[shard.split].shards.append(Shard(shard.name, about["samples"], about["bytes"], about["sha256"]))
+        summary.rejected += [{"split": shard.split, **row} for row in about["rejected"]]
+    _check_rejected(plan, max_rejected, summary)
+    for name, split in plan.source.splits.items():
+        tables = (_read_rows(paths[shard.name]) for shard in splits[name].shards)
+        counts = write_manifest(plan.out, name, tables, _schema(split), len(plan.source.classes))
+        rejected = sum(row["split"] == name for row in summary.rejected)
+        splits[name] = Split(sum(shard.samples for shard in splits[name].shards), counts, splits[name].shards, rejected)
     made_by = {"command": command, "version": __version__, "seed": plan.seed, "fingerprint": plan.fingerprint}
     write_dataset(plan.out, Dataset(plan.source.name, plan.source.classes, splits, made_by))
-    shutil.rmtree(plan.out / PARTIAL)
+    shutil.rmtree(plan.partial)
 
 
-def _clean_up(plan: Plan) -> None:
-    for name, _, _ in plan.shards:
-        (plan.out / name).unlink(missing_ok=True)
-    shutil.rmtree(plan.out / PARTIAL)
-    plan.out.rmdir()
+def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
+    total = sum(len(shard.indices) for shard in plan.shards)
+    count = len(summary.rejected)
+    if count:
+        write_atomically(plan.out / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in summary.rejected).encode())
+    first = "; ".join(f"{row['key']}: {row['reason']}" for row in summary.rejected[:3])
+    if count == total:
+        raise UserError(f"none of the {total} images can be used ({first})")
+    if count > max_rejected * total:
+        enough = math.ceil(count / total * 10_000) / 10_000
+        raise UserError(
+            f"{count} of {total} images cannot be used ({first}; all in {plan.out}/rejected.jsonl); mend or remove them and start again with an "
+            f"empty --out, or allow them: the same command with --max-rejected {enough:g} goes on from here"
+        )
 
 
-def _rows_path(plan: Plan, shard_name: str) -> Path:
-    return plan.out / PARTIAL / f"{shard_name}.rows.json"
+def _read_rows(path: Path) -> pa.Table:
+    return pa.ipc.open_file(path.read_bytes()).read_all()
+
+
+def _rows_path(plan: Plan, shard: ShardPlan) -> Path:
+    return plan.partial / f"{shard.name}.rows.arrow"

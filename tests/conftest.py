@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from data_prep import demo
-from data_prep.shards import make_plan, write
+from data_prep.plan import make_plan
+from data_prep.shards import write
 from data_prep.source import Source, SourceSplit
 
 EXIF_ORIENTATION = 0x0112

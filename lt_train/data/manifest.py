@@ -5,18 +5,23 @@
     train.arrow                the manifest: one row a sample (MANIFEST_SCHEMA); the row number is the sample_id
     train.class_index.arrow    one row a class: the list of its sample_ids
 
-Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torch here.
+A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of unlabeled images. Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torch here.
 """
 
+import copy
 import hashlib
 import json
 import logging
 import mmap
 import os
+import tempfile
 import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +29,7 @@ import pyarrow as pa
 from lt_train.errors import UserError
 
 FORMAT_VERSION = 1
+UNLABELED = -1  # the label of a sample whose class is not known; it is in no class's list and has no .cls member
 MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -90,19 +96,93 @@ def read_dataset(root: str | Path) -> Dataset:
         raise UserError(f"{path} is damaged ({error}); run data_prep again into another folder") from error
 
 
-def write_manifest(root: Path, split: str, rows: pa.Table, num_classes: int) -> list[int]:
-    """Write ``split``'s manifest and class index; returns the number of samples of each class."""
-    labels = rows["label"].to_numpy()
-    counts = np.bincount(labels, minlength=num_classes)
-    by_class = np.argsort(labels, kind="stable").astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    index = pa.table({"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(by_class))})
-    for name, table in ((f"{split}.arrow", rows), (f"{split}.class_index.arrow", index)):
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table.combine_chunks())
-        write_atomically(root / name, sink.getvalue())
+def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: pa.Schema, num_classes: int) -> list[int]:
+    """Write ``split``'s manifest, the rows of ``tables`` one after the other, and its class index; returns the class counts.
+
+    Columns grow in temporary files, so that memory stays flat however many rows there are, and the manifest is still one
+    record batch, which readers map without a copy.
+    """
+    counts = np.zeros(num_classes, np.int64)
+    with _Spool(root, schema) as spool:
+        for table in tables:
+            labels = table["label"].to_numpy()
+            counts += np.bincount(labels[labels >= 0], minlength=num_classes)
+            spool.append(table)
+        batch = spool.batch()
+        _write_ipc(root / f"{split}.arrow", batch)
+        labels = batch["label"].to_numpy() if counts.any() else np.zeros(0, np.int32)
+        ids, offsets = class_index(labels, num_classes)
+        index = pa.record_batch({"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))})
+        _write_ipc(root / f"{split}.class_index.arrow", index)
     return counts.tolist()
+
+
+def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sample ids grouped by class (M,) int64, those without a label left out, and where each class starts (C + 1,) int64."""
+    ids = np.argsort(labels, kind="stable").astype(np.int64)
+    labeled = labels >= 0
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(labels[labeled], minlength=num_classes))]).astype(np.int64)
+    return ids[len(labels) - int(labeled.sum()) :], offsets
+
+
+class _Spool:
+    """Columns of a growing table in temporary files."""
+
+    def __init__(self, folder: Path, schema: pa.Schema):
+        self.schema, self.rows = schema, 0
+        # text is two files: the characters, and Arrow's offsets, 0 and where each value ends
+        self.files = {
+            (name, part): tempfile.TemporaryFile(dir=folder)
+            for name, kind in zip(schema.names, schema.types)
+            for part in (("offsets", "values") if kind == pa.string() else ("values",))
+        }
+        self.characters = {name: 0 for name, part in self.files if part == "offsets"}
+        for name in self.characters:
+            self.files[name, "offsets"].write(np.int32(0).tobytes())
+
+    def __enter__(self) -> "_Spool":
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def append(self, table: pa.Table) -> None:
+        self.rows += len(table)
+        for name, kind in zip(self.schema.names, self.schema.types):
+            if kind != pa.string():
+                self.files[name, "values"].write(table[name].to_numpy().tobytes())
+                continue
+            encoded = [value.encode() for value in table[name].to_pylist()]
+            ends = self.characters[name] + np.cumsum([len(value) for value in encoded], dtype=np.int64)
+            if len(ends) and ends[-1] > np.iinfo(np.int32).max:
+                raise UserError(f"the column '{name}' of the manifest has more than 2 GiB of text; split the data set")
+            self.files[name, "offsets"].write(ends.astype(np.int32).tobytes())
+            self.files[name, "values"].write(b"".join(encoded))
+            self.characters[name] = int(ends[-1]) if len(ends) else self.characters[name]
+
+    def batch(self) -> pa.RecordBatch:
+        """All rows, mapped from the files."""
+        arrays = []
+        for name, kind in zip(self.schema.names, self.schema.types):
+            values = _mapped(self.files[name, "values"])
+            if kind == pa.string():
+                arrays.append(pa.StringArray.from_buffers(self.rows, _mapped(self.files[name, "offsets"]), values))
+            else:
+                arrays.append(pa.Array.from_buffers(kind, self.rows, [None, values]))
+        return pa.record_batch(arrays, schema=self.schema)
+
+
+def _mapped(file: BinaryIO) -> pa.Buffer:
+    file.flush()
+    if not file.tell():
+        return pa.py_buffer(b"")
+    return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _write_ipc(path: Path, batch: pa.RecordBatch) -> None:
+    with atomic_file(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -117,18 +197,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either there whole or not at all, also after a power cut."""
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is there whole at the end of the block or not at all, also after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either there whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 class Manifest:
@@ -145,17 +232,29 @@ class Manifest:
             raise UserError(f"'{root}' has no split '{split}'; it has {', '.join(self.dataset.splits)}")
         self.shards = self.dataset.splits[split].shards
         self.classes = self.dataset.classes
-        table = self._open(f"{split}.arrow")
-        self.labels, self.widths, self.heights, self._shard, self._offset, self._size, self._crc32 = (
-            table[name].to_numpy() for name in ("label", "width", "height", "shard", "offset", "size", "crc32")
+        self._table = self._open(f"{split}.arrow")
+        self.labels, self.widths, self.heights, self._shard, self._offset, self._size, self._crc32 = map(
+            self.column, ("label", "width", "height", "shard", "offset", "size", "crc32")
         )
-        self._keys = table["key"]
         index = self._open(f"{split}.class_index.arrow")["sample_ids"].combine_chunks()
         self.class_ids, self.class_offsets = index.values.to_numpy(), index.offsets.to_numpy()
+        self._start_reading()
+
+    def _start_reading(self) -> None:
         self.class_counts = np.diff(self.class_offsets)
         self._maps: dict[int, mmap.mmap | None] = {}
         self._verified = np.zeros(len(self), bool)
         self.bad: dict[int, str] = {}  # sample_id -> why it cannot be used
+
+    def subset(self, rows: slice | np.ndarray) -> "Manifest":
+        """Some of the samples, by sample_id, as a manifest of their own whose sample ids count from 0."""
+        part = copy.copy(self)
+        part._table = self._table[rows] if isinstance(rows, slice) else self._table.take(pa.array(rows))
+        for name in ("labels", "widths", "heights", "_shard", "_offset", "_size", "_crc32"):
+            setattr(part, name, getattr(self, name)[rows])
+        part.class_ids, part.class_offsets = class_index(part.labels, self.num_classes)
+        part._start_reading()
+        return part
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -164,13 +263,27 @@ class Manifest:
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def columns(self) -> list[str]:
+        return self._table.column_names
+
     @cached_property
     def bytes(self) -> int:
         """Size of all images."""
         return int(self._size.astype(np.int64).sum())
 
     def key(self, sample_id: int) -> str:
-        return self._keys[int(sample_id)].as_py()
+        return self._table["key"][int(sample_id)].as_py()
+
+    def places(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Where the encoded images lie: (M, 3) int64 of shard, offset and size."""
+        return np.stack([column[sample_ids].astype(np.int64) for column in (self._shard, self._offset, self._size)], 1)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the manifest (N,); a :class:`UserError` if it has none of that name."""
+        if name not in self.columns:
+            raise UserError(f"{self.root}/{self.split}.arrow has no column '{name}'; it has {', '.join(self.columns)}")
+        return self._table[name].to_numpy()
 
     def read(self, sample_id: int) -> np.ndarray | None:
         """The encoded image as (size,) uint8 without a copy, or None if it is damaged: then ``bad`` says why.
@@ -192,16 +305,20 @@ class Manifest:
         return content
 
     def read_or_replace(self, sample_id: int) -> tuple[int, np.ndarray]:
-        """Like :meth:`read`, with the next intact sample of the same class in place of a damaged one."""
+        """Like :meth:`read`, with the next intact sample of the same class (if it has one) in place of a damaged one."""
         label = self.labels[sample_id]
-        ids = self.class_ids[self.class_offsets[label] : self.class_offsets[label + 1]]
-        first = int(np.searchsorted(ids, sample_id))
+        if label == UNLABELED:
+            ids, first = range(len(self)), int(sample_id)
+        else:
+            ids = self.class_ids[self.class_offsets[label] : self.class_offsets[label + 1]]
+            first = int(np.searchsorted(ids, sample_id))
         for step in range(len(ids)):
             candidate = int(ids[(first + step) % len(ids)])
             content = self.read(candidate)
             if content is not None:
                 return candidate, content
-        raise UserError(f"every sample of class '{self.classes[label]}' in {self.root}/{self.split} is damaged")
+        what = "" if label == UNLABELED else f" of class '{self.classes[label]}'"
+        raise UserError(f"every sample{what} in {self.root}/{self.split} is damaged")
 
     def _reject(self, sample_id: int, reason: str) -> None:
         self.bad[sample_id] = reason

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.shards import Plan, Summary, is_complete, make_plan, write
+from data_prep.plan import Plan, is_complete, make_plan
+from data_prep.shards import Summary, write
 from data_prep.source import Source, SourceSplit
 from lt_train.data.manifest import Manifest, read_dataset
 from lt_train.errors import UserError
@@ -105,7 +106,7 @@ def test_another_seed_deals_otherwise(tmp_path, undisturbed):
 def interrupt(out: Path, shard: int) -> None:
     """Begin, and be interrupted at the last sample of a training shard."""
     with pytest.raises(Interrupted):
-        run(plan(out, plan(out).shards[shard][2][-1]))
+        run(plan(out, plan(out).shards[shard].indices[-1]))
 
 
 @pytest.mark.parametrize("shard", [0, 3, 5])
@@ -211,12 +212,21 @@ def test_a_file_that_vanished_is_left_out_and_named(tmp_path):
     assert "No such file" in summary.rejected[0]["reason"]
 
 
-def test_too_many_unusable_images_are_an_error_that_leaves_nothing(tmp_path):
+def test_too_many_unusable_images_are_an_error_that_loses_no_work(tmp_path):
+    out = tmp_path / "set"
     contents = [UNUSABLE[kind][0] for kind in ("text named jpg", "no bytes")]
-    with pytest.raises(UserError, match="2 of 12 images .*bad_.*--max-rejected"):
-        run(plan_with(tmp_path / "set", *contents), max_rejected=0.1)
-    assert not tree(tmp_path)
-    assert run(plan_with(tmp_path / "set", *contents), max_rejected=0.2).images == 10, "the same folder can be used again"
+    with pytest.raises(UserError, match="2 of 12 images .*bad_.*--max-rejected 0.1667"):
+        run(plan_with(out, *contents), max_rejected=0.1)
+    assert not is_complete(plan_with(out, *contents)) and len((out / "rejected.jsonl").read_text().splitlines()) == 2
+    summary = run(plan_with(out, *contents), max_rejected=0.1667)
+    assert (summary.skipped_shards, summary.shards, len(summary.rejected)) == (3, 0, 2), "allowed: it goes on from there"
+    assert len(Manifest(out, "train")) == 10
+
+
+def test_a_set_without_any_usable_image_is_an_error(tmp_path):
+    source = Source("none", ["a"], {"train": SourceSplit(np.zeros(2, int), ["a", "b"], Listed([b"", b"text"]))})
+    with pytest.raises(UserError, match="none of the 2 images can be used"):
+        run(make_plan(source, tmp_path / "set", 0, 4), max_rejected=1.0)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])

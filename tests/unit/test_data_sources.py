@@ -10,21 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import cifar, folder
+from data_prep.__main__ import RECIPES
+from data_prep.cifar import CIFAR10_CLASSES
 from data_prep.source import Source
-from data_prep.subsets import exponential_counts, published_subset
+from data_prep.subsets import Draw, imbalanced_counts
 from lt_train.errors import UserError
 
 PER_CLASS = 5000
 
 
-def source_of(module, *arguments) -> Source:
-    """What ``python -m data_prep`` would prepare with these arguments."""
+def source_of(name: str, *arguments) -> Source:
+    """What ``python -m data_prep NAME`` would prepare with these arguments."""
     parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
+    RECIPES[name].add_arguments(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("name"))
-    return module.make_source(parser.parse_args([*map(str, arguments)]))
+    return RECIPES[name].make_source(parser.parse_args([*map(str, arguments)]))
 
 
 # --- CIFAR-10-LT
@@ -45,8 +46,8 @@ def published_algorithm(labels: np.ndarray, imb_factor: float) -> list[int]:
 @pytest.mark.parametrize(("ratio", "imb_factor", "size"), [(100, 0.01, 12_406), (50, 0.02, 13_996), (10, 0.1, 20_431)])
 def test_cifar10_lt_is_the_published_subset_index_for_index(ratio, imb_factor, size):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), PER_CLASS))
-    counts = exponential_counts(PER_CLASS, 10, ratio)
-    chosen = published_subset(labels, counts)
+    counts = imbalanced_counts(PER_CLASS, 10, ratio)
+    chosen = Draw(0).subset(labels, counts)
     assert len(chosen) == size and (counts[0], counts[9]) == (PER_CLASS, PER_CLASS // ratio)
     np.testing.assert_array_equal(chosen, published_algorithm(labels, imb_factor))
 
@@ -66,7 +67,7 @@ class Cifar:
 @pytest.fixture(scope="module")
 def cifar10(tmp_path_factory) -> Cifar:
     root = tmp_path_factory.mktemp("cifar10")
-    sizes = [PER_CLASS, *(count + 20 for count in exponential_counts(PER_CLASS, 10, RATIO)[1:])]
+    sizes = [PER_CLASS, *(count + 20 for count in imbalanced_counts(PER_CLASS, 10, RATIO)[1:])]
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), sizes))
     test_labels = np.arange(20) % 10
     batches = root / "official" / "cifar-10-batches-py"
@@ -75,7 +76,7 @@ def cifar10(tmp_path_factory) -> Cifar:
         write_batch(batches / f"data_batch_{number}", part, labels[part])
     write_batch(batches / "test_batch", np.arange(20), test_labels)
     for split, split_labels in (("train", labels), ("test", test_labels)):
-        for label, name in enumerate(cifar.CLASSES):
+        for label, name in enumerate(CIFAR10_CLASSES):
             (root / "folders" / split / name).mkdir(parents=True)
             for rank, index in enumerate(np.flatnonzero(split_labels == label).tolist()):
                 with open(f"{root}/folders/{split}/{name}/{rank:04d}.png", "wb") as file:
@@ -93,13 +94,13 @@ def write_batch(path: Path, indices: np.ndarray, labels: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def both_layouts(cifar10) -> tuple[Source, Source]:
-    return tuple(source_of(cifar, "--source", root, "--imbalance-ratio", RATIO) for root in (cifar10.official, cifar10.folders))
+    return tuple(source_of("cifar10_lt", "--source", root, "--imbalance-ratio", RATIO) for root in (cifar10.official, cifar10.folders))
 
 
 def test_pickles_give_the_published_subset_under_their_place_in_the_class(cifar10, both_layouts):
     train = both_layouts[0].splits["train"]
     expected = published_algorithm(cifar10.labels, 1 / RATIO)
-    keys = [f"{cifar.CLASSES[label]}/{np.flatnonzero(cifar10.labels == label).searchsorted(index):04d}" for index, label in zip(expected, train.labels)]
+    keys = [f"{CIFAR10_CLASSES[label]}/{np.flatnonzero(cifar10.labels == label).searchsorted(index):04d}" for index, label in zip(expected, train.labels)]
     assert train.keys == keys
     np.testing.assert_array_equal(train.labels, cifar10.labels[expected])
 
@@ -121,7 +122,7 @@ def test_pickles_and_class_folders_give_the_same_keys(both_layouts):
 
 
 def test_another_seed_is_noted_as_not_the_published_subset(cifar10, both_layouts):
-    other = source_of(cifar, "--source", cifar10.official, "--imbalance-ratio", RATIO, "--seed", 1)
+    other = source_of("cifar10_lt", "--source", cifar10.official, "--imbalance-ratio", RATIO, "--seed", 1)
     assert other.splits["train"].keys[:10] != both_layouts[0].splits["train"].keys[:10]
     assert "not the published subset" in other.notes[0] and not both_layouts[0].notes
 
@@ -140,7 +141,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path):
     content = pickle.dumps({b"data": Attack(tmp_path / "attacked"), b"labels": []})
     (tmp_path / "data_batch_1").write_bytes(content)
     with pytest.raises(UserError, match="data_batch_1.*refused"):
-        source_of(cifar, "--source", tmp_path)
+        source_of("cifar10_lt", "--source", tmp_path)
     assert not (tmp_path / "attacked").exists()
     pickle.loads(content)
     assert (tmp_path / "attacked").exists(), "it would have run"
@@ -150,16 +151,16 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path):
 def test_a_damaged_batch_is_named(tmp_path, content):
     (tmp_path / "data_batch_1").write_bytes(content)
     with pytest.raises(UserError, match="data_batch_1"):
-        source_of(cifar, "--source", tmp_path)
+        source_of("cifar10_lt", "--source", tmp_path)
 
 
 def test_a_cifar_with_too_few_images_is_refused(tmp_path):
     for split in ("train", "test"):
-        for name in cifar.CLASSES:
+        for name in CIFAR10_CLASSES:
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "0.png").touch()
-    with pytest.raises(UserError, match="class 'airplane'.*fewer than the 5000"):
-        source_of(cifar, "--source", tmp_path)
+    with pytest.raises(UserError, match="class 'airplane'.*has 1 training images and 5000 are needed"):
+        source_of("cifar10_lt", "--source", tmp_path)
 
 
 # --- class folders
@@ -181,14 +182,14 @@ def samples(source: Source) -> dict[str, dict[str, str]]:
 
 def test_class_folders_make_a_training_split(tmp_path):
     touch(tmp_path, "dog/1.jpg", "dog/deep/2.JPEG", "cat/1.png", "cat/notes.txt", "empty/readme.md")
-    source = source_of(folder, "--source", tmp_path, "--name", "pets")
+    source = source_of("folder", "--source", tmp_path, "--name", "pets")
     assert (source.name, source.classes) == ("pets", ["cat", "dog"])
     assert samples(source) == {"train": {"cat/1": "cat", "dog/1": "dog", "deep/2": "dog"}}
 
 
 def test_train_val_and_test_folders_make_splits(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/b/9.jpg", "test/a/5.jpg")
-    assert samples(source_of(folder, "--source", tmp_path)) == {
+    assert samples(source_of("folder", "--source", tmp_path)) == {
         "train": {"a/1": "a", "b/1": "b"},
         "val": {"b/9": "b"},
         "test": {"a/5": "a"},
@@ -198,24 +199,24 @@ def test_train_val_and_test_folders_make_splits(tmp_path):
 def test_a_class_that_training_lacks_is_named(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "val/zebra/1.jpg")
     with pytest.raises(UserError, match="zebra"):
-        source_of(folder, "--source", tmp_path)
+        source_of("folder", "--source", tmp_path)
 
 
 def test_keys_have_no_dots_and_differ_where_only_the_suffix_does(tmp_path):
     """A webdataset key ends at its first dot."""
     touch(tmp_path, "v1.0/x.y.jpg", "v1.0/z.jpg", "v1.0/z.png")
-    assert source_of(folder, "--source", tmp_path).splits["train"].keys == ["v1_0/x_y", "v1_0/z_jpg", "v1_0/z_png"]
+    assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["v1_0/x_y", "v1_0/z_jpg", "v1_0/z_png"]
 
 
 def test_keys_hold_as_much_of_the_path_as_tells_files_apart(tmp_path):
     touch(tmp_path, "a/x/1.jpg", "b/x/1.jpg")
-    assert source_of(folder, "--source", tmp_path).splits["train"].keys == ["a/x/1", "b/x/1"]
+    assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["a/x/1", "b/x/1"]
 
 
 def test_files_that_would_share_a_key_are_named(tmp_path):
     touch(tmp_path, "a/x.1.jpg", "a/x_1.jpg")
     with pytest.raises(UserError, match="same key '.*a/x.1.jpg.*a/x_1.jpg"):
-        source_of(folder, "--source", tmp_path)
+        source_of("folder", "--source", tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"val": 0.2}, {"val": 0.1, "test": 0.3}])
@@ -223,28 +224,28 @@ def test_fractions_are_held_out_of_every_class(tmp_path, options):
     counts = {"a": 50, "b": 10, "c": 3}
     touch(tmp_path, *(f"{name}/{number}.jpg" for name, count in counts.items() for number in range(count)))
     arguments = ["--source", tmp_path, *(f"--{split}-fraction={share}" for split, share in options.items())]
-    splits = samples(source_of(folder, *arguments))
+    splits = samples(source_of("folder", *arguments))
     for split, share in options.items():
         held_out = list(splits[split].values())
         assert {name: held_out.count(name) for name in counts} == {name: round(share * n) for name, n in counts.items()}
     assert sorted(key for split in splits.values() for key in split) == sorted(
         f"{name}/{number}" for name, count in counts.items() for number in range(count)
     )
-    assert samples(source_of(folder, *arguments)) == splits, "the same samples every time"
-    assert samples(source_of(folder, *arguments, "--seed", 1)) != splits
+    assert samples(source_of("folder", *arguments)) == splits, "the same samples every time"
+    assert samples(source_of("folder", *arguments, "--seed", 1)) != splits
 
 
 @pytest.mark.parametrize(("val", "test"), [(1, 0), (-0.1, 0), (0.6, 0.5)])
 def test_impossible_fractions_are_refused(tmp_path, val, test):
     touch(tmp_path, "a/1.jpg")
     with pytest.raises(UserError, match="--val-fraction"):
-        source_of(folder, "--source", tmp_path, f"--val-fraction={val}", f"--test-fraction={test}")
+        source_of("folder", "--source", tmp_path, f"--val-fraction={val}", f"--test-fraction={test}")
 
 
 def test_a_fraction_for_a_split_that_exists_is_refused(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "train/a/2.jpg", "val/a/3.jpg")
     with pytest.raises(UserError, match="has a val split already"):
-        source_of(folder, "--source", tmp_path, "--val-fraction", "0.5")
+        source_of("folder", "--source", tmp_path, "--val-fraction", "0.5")
 
 
 # --- list files
@@ -254,11 +255,11 @@ def test_lists_make_splits(tmp_path):
     touch(tmp_path, "images/a b.jpg", "images/1.jpg", "images/2.jpg")
     (tmp_path / "train.txt").write_text("images/a b.jpg 0\n\nimages/1.jpg 1\n")
     (tmp_path / "val.txt").write_text("2.jpg 1\n")
-    beside = source_of(folder, "--list", tmp_path / "train.txt")
+    beside = source_of("folder", "--list", tmp_path / "train.txt")
     assert samples(beside) == {"train": {"images/a b": "0", "images/1": "1"}}
     (tmp_path / "train.txt").write_text("1.jpg 0\n")
     elsewhere = source_of(
-        folder, "--source", tmp_path / "images", "--list", tmp_path / "train.txt", "--val-list", tmp_path / "val.txt"
+        "folder", "--source", tmp_path / "images", "--list", tmp_path / "train.txt", "--val-list", tmp_path / "val.txt"
     )
     assert samples(elsewhere) == {"train": {"images/1": "0"}, "val": {"images/2": "1"}}
 
@@ -266,8 +267,8 @@ def test_lists_make_splits(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("1.jpg 0\ngone.jpg 0\n", "1 of 2 images.*gone.jpg"),
-        ("1.jpg 0\n2.jpg 2\n", "no image has label 1.*up to 2"),
+        ("1.jpg 0\ngone.jpg 0\n", "1 of the 2 images.*gone.jpg"),
+        ("1.jpg 0\n2.jpg 2\n", "no training image has label 1.*up to 2"),
         ("1.jpg 0\n2.jpg\n", "line 2: '2.jpg'"),
         ("1.jpg 0\n2.jpg dog\n", "line 2: '2.jpg dog'"),
         ("1.jpg 0\n2.jpg -1\n", "line 2"),
@@ -281,11 +282,11 @@ def test_a_bad_list_is_refused_with_the_line_or_image(tmp_path, lines, message):
     touch(tmp_path, "1.jpg", "2.jpg")
     (tmp_path / "list.txt").write_text(lines)
     with pytest.raises(UserError, match=message):
-        source_of(folder, "--list", tmp_path / "list.txt")
+        source_of("folder", "--list", tmp_path / "list.txt")
 
 
 def test_a_missing_list_and_no_source_at_all_are_refused(tmp_path):
     with pytest.raises(UserError, match="nowhere.txt"):
-        source_of(folder, "--list", tmp_path / "nowhere.txt")
+        source_of("folder", "--list", tmp_path / "nowhere.txt")
     with pytest.raises(UserError, match="--source DIR"):
-        source_of(folder)
+        source_of("folder")

@@ -1,0 +1,104 @@
+"""``--benchmark``: what a data set costs to prepare, against decode-checking alone and against ``tar cf``, on the user's own source."""
+
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data_prep import shards
+from data_prep.check import Checker
+from data_prep.images import ImageFiles, Picked
+from data_prep.plan import Plan, ShardPlan
+from data_prep.source import Images
+from lt_train.errors import UserError
+
+IMAGES = 6000  # about so many of the source are taken, spread over it
+REPEATS = 3
+
+
+def run(plan: Plan, workers: int, console: Console) -> None:
+    """Measure each way in turns, and print medians and ratios within a turn. Page cache warm from the first, untimed turn."""
+    plan = _sample(plan, workers)
+    total = sum(len(shard.indices) for shard in plan.shards)
+    ways = {
+        "decode check alone": lambda out: _check_all(plan, workers),
+        "shards": lambda out: _write(plan, Checker(), out / "shards", workers),
+        "shards, no decode check": lambda out: _write(plan, Checker(decode=False), out / "trusted", workers),
+    }
+    files = [path for shard in plan.shards for path in _files(plan.source.splits[shard.split].images, shard.indices) or []]
+    if len(files) == total and shutil.which("tar"):
+        ways["tar cf"] = lambda out: _tar(files, out)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    plan.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for turn in range(REPEATS + 1):
+            for name, way in ways.items():
+                with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=plan.out.absolute().parent) as scratch:
+                    os.sync()  # else one way pays for what another left to be written
+                    started = time.monotonic()
+                    way(Path(scratch))
+                    if turn:
+                        seconds[name].append(time.monotonic() - started)
+    except OSError as error:
+        raise UserError(f"cannot write beside '{plan.out}': {error.strerror or error}") from error
+    _show(console, seconds, total, workers)
+
+
+def _sample(plan: Plan, workers: int) -> Plan:
+    """A smaller plan: every so many shards, a multiple of the workers, so that none of them idles at the end."""
+    size = max(len(shard.indices) for shard in plan.shards)
+    wanted = max(workers, IMAGES // size // workers * workers)
+    chosen = plan.shards[:: max(1, len(plan.shards) // wanted)][:wanted]
+    splits = {shard.split for shard in chosen}
+    source = replace(plan.source, splits={name: split for name, split in plan.source.splits.items() if name in splits})
+    return replace(plan, source=source, shards=chosen)
+
+
+def _check_all(plan: Plan, workers: int) -> None:
+    with ProcessPoolExecutor(workers, initializer=shards._start_worker, initargs=(plan, os.getpid())) as pool:
+        list(pool.map(_check_shard, plan.shards))
+
+
+def _check_shard(shard: ShardPlan) -> None:
+    images = shards._worker_plan.source.splits[shard.split].images
+    checker = Checker()
+    for index in map(int, shard.indices):
+        try:
+            checker(images.read(index))
+        except (OSError, ValueError):
+            pass  # rejected, at the same cost
+
+
+def _write(plan: Plan, checker: Checker, out: Path, workers: int) -> None:
+    shards.write(replace(plan, out=out, checker=checker), workers, 1.0, "benchmark", lambda images, size: None)
+
+
+def _tar(files: list[str], out: Path) -> None:
+    subprocess.run(["tar", "cf", out / "files.tar", "--null", "-P", "-T", "-"], input=b"\0".join(map(os.fsencode, files)), check=True)
+
+
+def _files(images: Images, indices) -> list[str] | None:
+    """The paths of images that are files of their own."""
+    if isinstance(images, Picked):
+        return _files(images.images, images.indices[list(indices)])
+    return [os.path.join(images.root, images.names[int(index)]) for index in indices] if isinstance(images, ImageFiles) else None
+
+
+def _show(console: Console, seconds: dict[str, list[float]], total: int, workers: int) -> None:
+    table = Table("measured", "images/s", "seconds", title=f"{total:,} images, {workers} worker(s), medians of {REPEATS}, page cache warm")
+    for name, values in seconds.items():
+        middle = statistics.median(values)
+        table.add_row(name, f"{total / middle:,.0f}", f"{middle:.2f}")
+    console.print(table)
+    for name, base in (("shards", "decode check alone"), ("shards, no decode check", "tar cf")):
+        if base in seconds:
+            ratio = statistics.median(there / here for here, there in zip(seconds[name], seconds[base]))
+            console.print(f"{name} over {base}: {ratio:.3f}", highlight=False)

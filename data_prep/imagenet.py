@@ -1,0 +1,174 @@
+"""ImageNet-LT (Liu et al. 2019): ILSVRC2012's folders, or its official tars read in place, with the published lists or a new subset."""
+
+import argparse
+import csv
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.folder import IMAGE_SUFFIXES
+from data_prep.images import ImageFiles, TarImages, tar_members
+from data_prep.lists import Rows, check_labels, check_published, class_names, make_keys, read_list, report_missing
+from data_prep.source import Images, Recipe, Source, SourceSplit
+from data_prep.subsets import pareto_counts
+from lt_train.errors import UserError
+
+LISTS = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
+TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+VAL_SOLUTION = "LOC_val_solution.csv"  # Kaggle's labels of the validation images
+VAL_PER_CLASS = 20  # as in the published val list
+
+
+@dataclass(frozen=True)
+class Half:
+    """ILSVRC2012's training or validation images, wherever they lie.
+
+    ``places``: ``class/file`` (training) or ``file`` (validation) -> what ``images`` makes images of.
+    """
+
+    places: dict[str, object]
+    images: Callable[[Sequence[object]], Images]
+    files: Callable[[Sequence[object]], list[str]]
+    where: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=f"ILSVRC2012: train/ and val/ (class folders or flat), or {' and '.join(TARS.values())}")
+    parser.add_argument("--lists", type=Path, metavar="DIR", help=f"holds the published {', '.join(LISTS.values())}")
+    parser.add_argument("--make-subset", choices=["pareto"], help="no lists: draw a new subset (NOT the published one) with --seed")
+    parser.add_argument("--largest", type=int, default=1280, help="with --make-subset: images of the largest class (default: 1280)")
+    parser.add_argument("--smallest", type=int, default=5, help="with --make-subset: images of the smallest class (default: 5)")
+
+
+def make_source(arguments: argparse.Namespace) -> Source:
+    if (arguments.lists is None) == (arguments.make_subset is None):
+        raise UserError("give --lists DIR with the published ImageNet_LT_{train,val,test}.txt, or --make-subset pareto for a new subset")
+    halves = {half: _find_half(arguments.source, half) for half in TARS}
+    if arguments.lists is not None:
+        classes, found, notes = _from_lists(arguments.lists)
+    else:
+        classes, found, notes = _make_subset(halves, arguments)
+    splits, files = {}, {}
+    for split, (names, labels) in found.items():
+        half = halves["val" if names[0].startswith("val/") else "train"]
+        places = _locate(half, names, arguments.lists / LISTS[split] if arguments.lists else split)
+        splits[split] = SourceSplit(labels, make_keys(names), half.images(places))
+        files |= dict.fromkeys(half.files(places))
+    return Source("imagenet_lt", classes, splits, list(files), notes)
+
+
+def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
+    files = {split: folder / name for split, name in LISTS.items()}
+    for file in files.values():
+        if not file.is_file():
+            raise UserError(f"--lists '{folder}' has no {file.name}; it must hold {', '.join(LISTS.values())}")
+    found = {split: read_list(file) for split, file in files.items()}
+    for split, (names, _) in found.items():
+        if len({name.split("/")[0] for name in names} - {"train", "val"}) or len({name.split("/")[0] for name in names}) > 1:
+            raise UserError(f"{files[split]}: its paths must all begin with train/ or all with val/, as the published list's do")
+    number = check_labels(found, f"'{files['train']}'")
+    return class_names(*found["train"], number), found, [check_published(file) for file in files.values()]
+
+
+def _make_subset(halves: dict[str, Half], arguments: argparse.Namespace) -> tuple[list[str], dict[str, Rows], list[str]]:
+    by_class: dict[str, list[str]] = {}
+    for name in sorted(halves["train"].places):
+        by_class.setdefault(name.split("/")[0], []).append(name)
+    classes = sorted(by_class)
+    counts = pareto_counts(arguments.largest, arguments.smallest, len(classes))
+    generator = np.random.default_rng(arguments.seed)
+    # largest first, each to any class that has enough images
+    free, share = list(generator.permutation(len(classes))), {}
+    for count in counts:
+        label = next((label for label in free if len(by_class[classes[label]]) >= count + VAL_PER_CLASS), None)
+        if label is None:
+            raise UserError(
+                f"no class of '{arguments.source}' is left with {count} training and {VAL_PER_CLASS} validation images; lower --largest ({arguments.largest})"
+            )
+        free.remove(label)
+        share[int(label)] = count
+    train: Rows = [], np.repeat(np.arange(len(classes)), [share[label] for label in range(len(classes))])
+    val: Rows = [], np.repeat(np.arange(len(classes)), VAL_PER_CLASS)
+    for label, name in enumerate(classes):
+        shuffled = generator.permutation(len(by_class[name]))
+        for rows, indices in ((train, shuffled[: share[label]]), (val, shuffled[share[label] :][:VAL_PER_CLASS])):
+            rows[0].extend(f"train/{by_class[name][index]}" for index in indices)
+    notes = [f"this is a new Pareto subset (alpha 6, {counts[0]} to {counts[-1]} a class, seed {arguments.seed}), NOT the published ImageNet-LT"]
+    test = _validation_labels(halves["val"], arguments.source, classes)
+    return classes, {"train": train, "val": val, "test": test}, notes
+
+
+def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
+    """ILSVRC's validation images with their class: from their folder, or from Kaggle's file."""
+    index = {name: label for label, name in enumerate(classes)}
+    file = next((path for path in (root / VAL_SOLUTION, *(parent / VAL_SOLUTION for parent in root.absolute().parents[:2])) if path.is_file()), None)
+    of = {}
+    if file is not None:
+        with open(file, newline="") as stream:
+            of = {f"{row[0]}.JPEG": row[1].split()[0] for row in csv.reader(stream) if len(row) > 1 and row[1].strip()}
+    names, labels = [], []
+    for name, place in sorted(half.places.items()):
+        label = index.get(of.get(name) or (os.path.basename(os.path.dirname(place)) if isinstance(place, str) else ""))
+        if label is not None:
+            names.append(f"val/{name}")
+            labels.append(label)
+    if len(names) < len(half.places) or not names:
+        raise UserError(f"{len(half.places) - len(names)} images of {half.where} have no class: put them into class folders, or {VAL_SOLUTION} (Kaggle) beside them")
+    return names, np.array(labels, np.int64)
+
+
+def _locate(half: Half, names: Sequence[str], where: object) -> list[object]:
+    """Where each listed image lies; those that do not exist are an error."""
+    # a list may give the class folder of a validation image or leave it out, and so may the source
+    places = [half.places.get(name.split("/", 1)[1]) or half.places.get(os.path.basename(name)) for name in names]
+    missing = [name for name, place in zip(names, places) if place is None]
+    report_missing(missing, len(names), f"in {half.where}", f"'{where}'")
+    return places
+
+
+def _find_half(root: Path, half: str) -> Half:
+    if not root.is_dir():
+        raise UserError(f"there is no folder '{root}'")
+    for base in (root, root / "Data" / "CLS-LOC"):
+        if (base / half).is_dir():
+            return _folder_half(base, half)
+    tar = root / TARS[half]
+    if tar.is_file():
+        return _tar_half(tar)
+    raise UserError(f"'{root}' has neither {half}/ nor {TARS[half]}")
+
+
+def _folder_half(base: Path, half: str) -> Half:
+    places: dict[str, object] = {}
+    for folder in sorted(os.scandir(base / half), key=lambda entry: entry.name):
+        if folder.is_dir():
+            for entry in os.scandir(folder):
+                key = entry.name if half == "val" else f"{folder.name}/{entry.name}"
+                places[key] = f"{half}/{folder.name}/{entry.name}"
+        else:
+            places[folder.name] = f"{half}/{folder.name}"
+    places = {key: place for key, place in places.items() if os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES}
+    root = str(base)
+    return Half(places, lambda names: ImageFiles(root, names), lambda names: ImageFiles(root, names).paths, f"'{base / half}'")
+
+
+def _tar_half(tar: Path) -> Half:
+    places: dict[str, object] = {}
+    for name, offset, size in tar_members(tar):
+        if name.endswith(".tar"):  # a class's own tar
+            folder = os.path.basename(name).removesuffix(".tar")
+            places |= {f"{folder}/{os.path.basename(inner)}": place for inner, *place in tar_members(tar, offset, size)}
+        else:
+            places[os.path.basename(name)] = [offset, size]
+    tars = [str(tar)]
+
+    def images(found: Sequence[object]) -> Images:
+        return TarImages(tars, np.array([(0, *place) for place in found], np.int64).reshape(-1, 3))
+
+    return Half(places, images, lambda _: tars, f"'{tar}'")
+
+
+RECIPES = {"imagenet_lt": Recipe("ImageNet-LT from ILSVRC2012's folders or tars, with the published lists or a new subset", add_arguments, make_source)}

@@ -1,0 +1,232 @@
+"""D_U, the imbalanced unlabeled sets of Yang and Xu 2020: drawn from a scored pool, a published pickle, or SVHN's extra images.
+
+The class by which images are drawn (of SVHN's extra images the true one) goes to the column ``sourced_label`` only: to training, the set
+is unlabeled.
+"""
+
+import argparse
+import io
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_prep import cifar, svhn
+from data_prep.cifar import NOT_PUBLISHED
+from data_prep.images import Picked, PngArray, TarImages
+from data_prep.near_duplicates import NearDuplicates
+from data_prep.pickles import load_pickle, text_keys
+from data_prep.source import Images, Recipe, Source, SourceSplit
+from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts, unlabeled_counts
+from data_prep.tinyimages import WITHDRAWN
+from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.scores import SPLIT, ScoreStore
+from lt_train.errors import UserError
+
+log = logging.getLogger("lt_train." + __name__)
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """The labeled set that D_U goes with, as far as the draw depends on it."""
+
+    name: str
+    classes: list[str]
+    order: list[int]  # of the classes, largest first
+    largest: int
+    sizes: list[int]  # training images of the classes before the draw, by label
+    pool_help: str
+
+
+CIFAR10 = Labeled("cifar10", cifar.CIFAR10_CLASSES, list(range(10)), 5000, [5000] * 10, "")
+SVHN = Labeled("svhn", svhn.CLASSES, svhn.ORDER, svhn.LARGEST, svhn.TRAIN_COUNTS, "; or a folder with SVHN's extra_32x32.mat (or class folders extra/0 ...)")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images with the class by which they are drawn, and the score if there is one."""
+
+    images: Images
+    keys: list[str]
+    labels: np.ndarray
+    scores: np.ndarray | None
+    files: list[str]
+    notes: list[str]
+
+
+def add_arguments(which: Labeled, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pool", type=Path, required=True, metavar="PATH", help="a pool that data_prep tinyimages has sharded (with --scores), or "
+                        f"ti_80M_selected.pickle or ti_500K_pseudo_labeled.pickle{which.pool_help}")
+    parser.add_argument("--scores", type=Path, metavar="DIR", help="of the pool, by python -m lt_train score")
+    parser.add_argument("--test-set", type=Path, metavar="DIR", help="prepared labeled set: near-duplicates of its test split are left out (needed with --scores)")
+    parser.add_argument("--per-class", type=int, default=50_000, help="with --scores: keep the so many likeliest images a class (default: 50000)")
+    add_imbalance_arguments(parser, 50.0)
+    parser.add_argument("--imbalance-ratio-unlabeled", type=float, default=None, metavar="R", help="of the unlabeled set (default: that of the labeled set)")
+    parser.add_argument("--size-factor", type=float, default=5.0, help="unlabeled over labeled images (default: 5)")
+    parser.add_argument("--all", action="store_true", help="no draw: keep all sourced images")
+
+
+def make_source(which: Labeled, arguments: argparse.Namespace) -> Source:
+    pool = _load_pool(which, arguments)
+    chosen, notes = np.arange(len(pool.labels)), list(pool.notes)
+    if not arguments.all:
+        if not arguments.size_factor > 0:
+            raise UserError(f"--size-factor must be more than 0, not {arguments.size_factor:g}")
+        labeled = imbalanced_counts(which.largest, len(which.classes), arguments.imbalance_ratio, arguments.imbalance_type)
+        ratio = arguments.imbalance_ratio if arguments.imbalance_ratio_unlabeled is None else arguments.imbalance_ratio_unlabeled
+        counts = unlabeled_counts(sum(labeled), len(which.classes), ratio, arguments.size_factor)
+        have = np.bincount(pool.labels, minlength=len(which.classes))
+        for label, count in zip(which.order, counts):
+            if have[label] < count:
+                raise UserError(f"the pool has {have[label]} images of class '{which.classes[label]}' and {count} are needed; lower --size-factor or enlarge the pool")
+        draw = Draw(arguments.seed)
+        draw.skip([which.sizes[label] for label in which.order])  # the published code draws the labeled set first
+        chosen = draw.subset(pool.labels, counts, which.order)
+        notes += [NOT_PUBLISHED] if arguments.seed else []
+    columns = {"sourced_label": pool.labels[chosen].astype(np.int32)}
+    if pool.scores is not None:
+        columns["score"] = pool.scores[chosen].astype(np.float32)
+    keys = [pool.keys[index] for index in chosen.tolist()]
+    split = SourceSplit(None, keys, Picked(pool.images, chosen), columns, deal_by=columns["sourced_label"])
+    return Source(f"unlabeled_{which.name}", which.classes, {"train": split}, pool.files, notes)
+
+
+def _load_pool(which: Labeled, arguments: argparse.Namespace) -> Pool:
+    path: Path = arguments.pool
+    if path.is_file():
+        return _from_pickle(which, path)
+    if (path / "dataset.json").is_file():
+        if arguments.scores is None or arguments.test_set is None:
+            raise UserError("a sharded pool needs --scores DIR (from python -m lt_train score) and --test-set DIR (the labeled set, for near-duplicates)")
+        return _from_scores(which, path, arguments)
+    if which is SVHN and path.is_dir():
+        extra = svhn.read_split(path, "extra")
+        return Pool(extra.images, _numbered("extra", len(extra.labels)), extra.labels, None, extra.files, [])
+    raise UserError(f"'{path}' is neither a pickle nor a pool that data_prep has sharded" + (" nor SVHN's extra images" if which is SVHN else ""))
+
+
+def _from_pickle(which: Labeled, path: Path) -> Pool:
+    content = load_pickle(path)
+    try:
+        content = text_keys(content)
+        pixels, labels = np.asarray(content["data"]), np.asarray(content["extrapolated_targets"]).astype(np.int64).ravel()
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or len(pixels) != len(labels):
+            raise ValueError(f"data is {pixels.dtype} of shape {pixels.shape}, with {len(labels)} extrapolated_targets")
+        if len(labels) and labels.max() >= len(which.classes):
+            raise ValueError(f"extrapolated_targets go up to {labels.max()}")
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"'{path}' does not hold 'data' (N, 32, 32, 3) uint8 and 'extrapolated_targets' (N,): {error}") from error
+    kept = np.flatnonzero(labels >= 0)
+    keys = _numbered("ti", len(labels))
+    return Pool(Picked(PngArray(pixels), kept), [keys[index] for index in kept.tolist()], labels[kept], None, [str(path)], [WITHDRAWN])
+
+
+def _numbered(prefix: str, number: int) -> list[str]:
+    return [f"{prefix}_{index:07d}" for index in range(number)]
+
+
+def _from_scores(which: Labeled, root: Path, arguments: argparse.Namespace) -> Pool:
+    dataset = read_dataset(root)
+    store = ScoreStore(arguments.scores, dataset)
+    pool = Manifest(root, SPLIT)
+    shards = [str(root / shard.name) for shard in pool.shards]
+    test = Manifest(arguments.test_set, "test")
+    is_near = NearDuplicates(np.stack([_pixels(bytes(test.read_or_replace(index)[1])) for index in range(len(test))]))
+
+    def near_duplicates(ids: np.ndarray) -> np.ndarray:
+        images = TarImages(shards, pool.places(ids))
+        return is_near(np.stack([_pixels(images.read(index)) for index in range(len(ids))]))
+
+    started = time.monotonic()
+    best = Sourced(store, len(which.classes), arguments.per_class, near_duplicates)
+    ids, labels, scores = best.select()
+    log.info("selected %d of %d images, %.0f s in all", len(ids), len(pool), time.monotonic() - started)
+    notes = [
+        WITHDRAWN,
+        f"{len(ids):,} images kept of {len(pool):,} scored ({best.read_rate:,.0f} images/s); {best.duplicates:,} near-duplicates of the test set "
+        f"left out, {best.compared:,} images compared ({best.compare_rate:,.0f} images/s)",
+    ]
+    files = [str(root / "dataset.json"), str(arguments.scores / "scores.json"), str(arguments.test_set / "dataset.json")]
+    return Pool(TarImages(shards, pool.places(ids)), [pool.key(index) for index in ids], labels, scores, files, notes)
+
+
+def _pixels(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        if image.size != (32, 32):
+            raise UserError(f"near-duplicates are compared at 32 x 32 pixels, but an image has {image.size[0]} x {image.size[1]}")
+        return np.asarray(image.convert("RGB"))
+
+
+class Sourced:
+    """The ``per_class`` likeliest images of each class that are no near-duplicates, in memory that does not grow with the pool."""
+
+    def __init__(self, store: ScoreStore, num_classes: int, per_class: int, near_duplicates: Callable[[np.ndarray], np.ndarray]):
+        self.store, self.num_classes, self.per_class, self.near_duplicates = store, num_classes, per_class, near_duplicates
+        self.known: dict[int, bool] = {}  # sample_id -> whether it is a near-duplicate
+        self.compared = self.duplicates = 0
+        self.read_rate = self.compare_rate = 0.0
+
+    def select(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sample ids, ascending, with their labels and scores."""
+        candidates = self.per_class
+        while True:
+            found = self._top(candidates)
+            self._compare(np.concatenate([ids for ids, _ in found]))
+            clean = [np.array([not self.known[index] for index in ids.tolist()], bool) for ids, _ in found]
+            lacking = [int(self.per_class - kept.sum()) for (ids, _), kept in zip(found, clean) if len(ids) == candidates]
+            if max(lacking, default=0) <= 0:
+                break
+            candidates += 2 * max(lacking)  # near-duplicates took places: look further down
+        ids = np.concatenate([ids[kept][: self.per_class] for (ids, _), kept in zip(found, clean)])
+        scores = np.concatenate([scores[kept][: self.per_class] for (_, scores), kept in zip(found, clean)])
+        labels = np.repeat(np.arange(self.num_classes), [min(int(kept.sum()), self.per_class) for kept in clean])
+        order = np.argsort(ids)
+        return ids[order], labels[order], scores[order]
+
+    def _top(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and scores of each class's ``number`` best, best first; of equal scores, the lower id."""
+        started, seen = time.monotonic(), 0
+        best = [(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in range(self.num_classes)]
+        for first, labels, scores in self.store.read(self.num_classes):
+            seen += len(labels)
+            for label in range(self.num_classes):
+                here = np.flatnonzero(labels == label)
+                ids, values = (np.concatenate(pair) for pair in zip(best[label], (first + here, scores[here])))
+                if len(ids) > 2 * number:  # not every time: what is kept between is bounded all the same
+                    ids, values = _best(ids, values, number)
+                best[label] = ids, values
+        self.read_rate = seen / max(time.monotonic() - started, 1e-9)
+        return [_best(ids, values, number) for ids, values in best]
+
+    def _compare(self, ids: np.ndarray) -> None:
+        new = np.array([index for index in ids.tolist() if index not in self.known], np.int64)
+        started = time.monotonic()
+        for start in range(0, len(new), 4096):
+            part = new[start : start + 4096]
+            self.known.update(zip(part.tolist(), self.near_duplicates(part).tolist()))
+            if start // 4096 % 16 == 15:
+                log.info("compared %d of %d images with the test set", start + len(part), len(new))
+        self.compared += len(new)
+        self.duplicates = sum(self.known.values())
+        if len(new):
+            self.compare_rate = len(new) / max(time.monotonic() - started, 1e-9)
+
+
+def _best(ids: np.ndarray, scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((ids, -scores))[:number]
+    return ids[order], scores[order]
+
+
+RECIPES = {
+    f"unlabeled_{which.name}": Recipe(
+        f"the unlabeled set D_U for {which.name}: from a scored pool, a published pickle" + (" or SVHN's extra images" if which is SVHN else ""),
+        partial(add_arguments, which),
+        partial(make_source, which),
+    )
+    for which in (CIFAR10, SVHN)
+}
