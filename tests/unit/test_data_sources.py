@@ -254,14 +254,14 @@ def test_a_fraction_for_a_split_that_exists_is_refused(tmp_path):
 def test_lists_make_splits(tmp_path):
     touch(tmp_path, "images/a b.jpg", "images/1.jpg", "images/2.jpg")
     (tmp_path / "train.txt").write_text("images/a b.jpg 0\n\nimages/1.jpg 1\n")
-    (tmp_path / "val.txt").write_text("2.jpg 1\n")
+    (tmp_path / "val.txt").write_text("2.jpg 0\n")
     beside = source_of("folder", "--list", tmp_path / "train.txt")
     assert samples(beside) == {"train": {"images/a b": "0", "images/1": "1"}}
     (tmp_path / "train.txt").write_text("1.jpg 0\n")
     elsewhere = source_of(
         "folder", "--source", tmp_path / "images", "--list", tmp_path / "train.txt", "--val-list", tmp_path / "val.txt"
     )
-    assert samples(elsewhere) == {"train": {"images/1": "0"}, "val": {"images/2": "1"}}
+    assert samples(elsewhere) == {"train": {"images/1": "0"}, "val": {"images/2": "0"}}
 
 
 @pytest.mark.parametrize(
