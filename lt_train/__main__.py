@@ -1,4 +1,4 @@
-"""Train one stage: ``[torchrun --nproc-per-node N -m] lt_train CONFIG [key=value ...]``."""
+"""Train one stage: ``[torchrun --nproc-per-node N -m] lt_train CONFIG [key=value ...]``; ``score CONFIG`` scores a pool."""
 
 import argparse
 import gc
@@ -9,6 +9,10 @@ from lt_train.errors import EXIT_PREEMPTED, UserError, run_cli
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["score"]:
+        from lt_train.score import main as score
+
+        return score(sys.argv[2:])
     arguments = _parse()
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
@@ -45,7 +49,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
         description="Train one stage, on one process or under torchrun. The same command again resumes it.",
-        epilog=f"configs:\n{configs}\n\nevery key and its default: --print-config",
+        epilog=f"configs:\n{configs}\n\nevery key and its default: --print-config\nto score a pool with a trained sourcing classifier: python -m lt_train score --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file")

@@ -43,6 +43,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class UnlabeledConfig:
+    root: str = ""  # a second folder written by data_prep, of which every batch takes a share; its labels are not used
+    split: str = "train"
+    share: float = 0.5  # of the global batch
+    max_samples: Optional[int] = None  # use a draw of so many, by the seed; what the resident loader can hold of a large pool
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     name: Literal["instance_balanced", "class_balanced"] = "instance_balanced"
     samples_per_class: int = 4  # class_balanced: how many positions in a row a class gets
@@ -68,7 +76,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone: Literal["resnet10", "resnet18", "resnet50", "resnet32_cifar"] = "resnet50"
+    backbone: Literal["resnet10", "resnet18", "resnet50", "resnet32_cifar", "wrn_28_10"] = "resnet50"
     init_from: Optional[str] = None  # a run folder or a .safetensors file with a backbone
 
 
@@ -128,13 +136,14 @@ class Config:
     """Everything that decides a run. See the comments in lt_train/config.py for units."""
 
     description: str = ""
-    stage: Literal["moco", "classifier", "decoupled"] = "classifier"
+    stage: Literal["moco", "classifier", "decoupled", "sourcing"] = "classifier"
     seed: int = 0
     epochs: float = 90.0
     max_steps: Optional[int] = None  # stop early, for trials; the schedule stays that of `epochs`
     global_batch_size: int = 256  # over all ranks; what a rank gets follows from it
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     eval_view: ViewConfig = field(default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0))
@@ -326,5 +335,13 @@ def _check(config: Config) -> None:
             "engine.zero_stage=3 is not supported: it scatters the parameters that MoCo's key encoder and the backbone's "
             "export read whole, for models that fit on one device anyway; use 1 or 2"
         )
+    if not 0 < config.unlabeled.share < 1:
+        raise UserError(f"unlabeled.share must be more than 0 and less than 1, not {config.unlabeled.share}")
+    if config.unlabeled.max_samples is not None and config.unlabeled.max_samples < 1:
+        raise UserError(f"unlabeled.max_samples must be at least 1 or null, not {config.unlabeled.max_samples}")
+    if config.stage == "moco" and config.unlabeled.root:
+        raise UserError("the moco stage needs no labels and takes one data set: set data.root to it and unset unlabeled.root")
+    if config.stage == "sourcing" and not config.unlabeled.root:
+        raise UserError("the sourcing stage tells known classes from a pool: set unlabeled.root to a pool that data_prep has sharded")
     if config.model.init_from is None and config.stage == "decoupled":
         raise UserError("the decoupled stage trains on a finished backbone: set model.init_from to a run folder")

@@ -57,8 +57,8 @@ def read_environment(environment: dict[str, str] = os.environ) -> dict[str, int]
     return dict(zip(("rank", "size", "local_rank", "local_size"), values))
 
 
-def start() -> World:
-    """Join the process group (NCCL where there is a GPU, gloo beside it) and pick this rank's device."""
+def start(join: bool = True) -> World:
+    """Pick this rank's device and, unless ranks need nothing of each other, join the process group (NCCL for GPUs, gloo beside it)."""
     place = read_environment()
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -72,7 +72,7 @@ def start() -> World:
     if device.type == "cpu":
         torch.set_num_threads(world.cpu_threads)  # torchrun's default is one thread a rank, whatever the machine has
         _keep_freed_memory()
-    if world.size > 1 and not dist.is_initialized():
+    if join and world.size > 1 and not dist.is_initialized():
         # accelerate and DeepSpeed know torchrun's names only, and would train each rank alone without a word
         os.environ.update(
             RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank), LOCAL_WORLD_SIZE=str(world.local_size)

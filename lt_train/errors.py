@@ -1,11 +1,11 @@
-"""The one exception that a user, not a developer, is meant to read."""
+"""What commands share: the one exception that a user, not a developer, is meant to read, exit statuses, and array tasks."""
 
+import argparse
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-
 
 EXIT_MISTAKE = 2  # a UserError
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to leave, not an error; run the same command again
@@ -36,6 +36,14 @@ def report_error(program: str, message: str) -> None:
     """Write the one line that every command gives for a user's mistake."""
     sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
     sys.stderr.flush()
+
+
+def parse_task(text: str) -> tuple[int, int]:
+    """``I/N``, one of N array jobs, as two numbers; for argparse."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 0 to N-1")
+    return int(index), int(count)
 
 
 def _let_rank_zero_speak_first() -> None:

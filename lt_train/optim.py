@@ -29,8 +29,8 @@ class Schedule:
     (Goyal et al. 2017). Cosine goes from the base rate, after the warm-up, to zero at ``epochs``.
     """
 
-    def __init__(self, config: Config, samples: int):
-        """``samples``: size of the training split, which with the batch size gives the steps of an epoch."""
+    def __init__(self, config: Config, samples: float):
+        """``samples``: positions in an epoch, which with the batch size give its steps."""
         self.optim = config.optim
         self.steps_per_epoch = samples / config.global_batch_size
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))

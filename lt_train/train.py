@@ -17,16 +17,16 @@ from safetensors import SafetensorError
 from lt_train import __version__
 from lt_train.checkpoint import CheckpointStore
 from lt_train.config import Config, flatten, read_yaml, to_dict, to_yaml
-from lt_train.data.loader import LoaderFactory, check_bad_samples
+from lt_train.data.loader import LoaderFactory, check_bad_samples, labeled_batch
 from lt_train.data.manifest import write_atomically
-from lt_train.data.order import batch_slice, check_batch, make_sampler, mix
+from lt_train.data.order import mix
 from lt_train.distributed import World, all_reduce_, gather_objects, is_lost_peer
 from lt_train.engine import Engine, make_engine
 from lt_train.errors import UserError
 from lt_train.optim import Schedule
 from lt_train.progress import Monitor
 from lt_train.stages import STAGES
-from lt_train.weights import BACKBONE_FILE, export_backbone, load_backbone
+from lt_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,13 @@ class Trainer:
         self.config, self.world = config, world
         self.folder = Path(config.run.dir)
         self.data = LoaderFactory(config, world)
-        self.train_set = self.data.manifest(config.data.train_split)
-        check_batch(config.sampler, config.global_batch_size, world.size)
-        self.schedule = Schedule(config, len(self.train_set))
+        self.train_set = self.data.train_set
+        self.train_sets = [self.train_set, *([self.data.unlabeled_set] if self.data.unlabeled_set is not None else [])]
+        if not self.train_set.class_counts.any() and config.stage != "moco":
+            raise UserError(f"{config.data.root} is unlabeled: only the moco stage can train on it; set data.root to a labeled set")
+        # an epoch is one pass over the labeled samples
+        self.schedule = Schedule(config, len(self.train_set) * config.global_batch_size / labeled_batch(config))
+        self.batch_share = self.data.local_batch_size() * world.size / config.global_batch_size
         self.last_step = min(self.schedule.total_steps, config.max_steps or self.schedule.total_steps)
         self.store = CheckpointStore(self.folder / "checkpoints", config.run.keep_checkpoints, world)
         self.leave_requested = False
@@ -93,7 +97,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         stage = STAGES[self.config.stage](self.config, torch.from_numpy(self.train_set.class_counts.astype(np.int64)))
         if self.config.model.init_from:
-            loaded = load_backbone(stage.backbone, self.config.model.init_from)
+            loaded = load_weights(stage.backbone, self.config.model.init_from)
             log.info("backbone: all %d tensors loaded from %s", loaded, self.config.model.init_from)
         stage.prepare()
         self.engine = make_engine(self.config, stage, self.world)
@@ -125,10 +129,10 @@ class Trainer:
     def _log(self, step: int, window: list[dict], seconds: float, waited: float) -> bool:
         """The one place where host, device and ranks meet: check the losses, record means; True if any rank must leave."""
         names = [name for name in window[0] if name != "loss"]
-        share = self._batch_share()
+        share = self.batch_share
         losses = torch.stack([outputs["loss"] for outputs in window]).double()
         means = [torch.stack([outputs[name] for outputs in window]).double().mean() for name in names]
-        flags = torch.tensor([self.leave_requested, len(self.train_set.bad), waited / max(seconds, 1e-9)], dtype=torch.float64)
+        flags = torch.tensor([self.leave_requested, sum(len(part.bad) for part in self.train_sets), waited / max(seconds, 1e-9)], dtype=torch.float64)
         together = torch.cat([losses * share, *(mean[None] * share for mean in means), flags.to(losses.device)])
         values = all_reduce_(together).tolist()
         losses, (leave, bad, wait_share) = values[: len(window)], values[-3:]
@@ -136,8 +140,9 @@ class Trainer:
             if not math.isfinite(loss):
                 self._stop_nonfinite(step - len(window) + index, loss / self.world.size)
         if bad:  # summed over ranks, which may have met the same ones
-            distinct = set().union(*gather_objects(set(self.train_set.bad)))
-            check_bad_samples(len(distinct), self.train_set, self.config.data.max_bad_share)
+            for part in self.train_sets:
+                distinct = set().union(*gather_objects(set(part.bad)))
+                check_bad_samples(len(distinct), part, self.config.data.max_bad_share)
         rate = self.config.global_batch_size * len(window) / seconds
         record = {
             "epoch": round(self.schedule.epoch(step), 4),
@@ -151,8 +156,7 @@ class Trainer:
         return leave > 0
 
     def _stop_nonfinite(self, step: int, loss: float) -> None:
-        positions = batch_slice(step, self.config.global_batch_size, 0, 1)
-        ids = make_sampler(self.config.sampler, self.train_set, self.config.seed)(positions).tolist()
+        ids = self.data.sample_ids(step).tolist()
         if self.world.is_main:
             write_atomically(self.folder / "nonfinite.json", json.dumps({"step": step, "sample_ids": ids}).encode())
         raise UserError(
@@ -181,10 +185,6 @@ class Trainer:
     def _epoch_mark(self, step: int) -> bool:
         every = self.config.run.evaluate_every
         return int(self.schedule.epoch(step) / every) > int(self.schedule.epoch(step - 1) / every)
-
-    def _batch_share(self) -> float:
-        positions = batch_slice(0, self.config.global_batch_size, self.world.rank, self.world.size)
-        return len(positions) * self.world.size / self.config.global_batch_size
 
     def _on_signal(self, number: int, _frame) -> None:
         """Only remember: all ranks agree on it at the next log step, at a step boundary."""
@@ -271,7 +271,9 @@ class Trainer:
         if self.world.is_main:
             about = {"stage": self.config.stage, "backbone": self.config.model.backbone, "steps": str(self.last_step)}
             try:
-                export_backbone(self.engine.stage.backbone, self.folder / BACKBONE_FILE, about)
+                export_weights(self.engine.stage.backbone, self.folder / BACKBONE_FILE, about)
+                if hasattr(self.engine.stage, "classifier"):
+                    export_weights(self.engine.stage.classifier, self.folder / CLASSIFIER_FILE, about)
                 write_atomically(self.folder / "result.json", (json.dumps(result, indent=1) + "\n").encode())
             except (OSError, SafetensorError) as error:
                 raise UserError(f"cannot write the results to {self.folder}: {error}; the last checkpoint is kept") from error

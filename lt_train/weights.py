@@ -1,4 +1,4 @@
-"""Import and export of backbones as safetensors with torchvision's parameter names."""
+"""Import and export of backbones (with torchvision's parameter names) and classifiers as safetensors."""
 
 from pathlib import Path
 
@@ -10,31 +10,32 @@ from torch import nn
 from lt_train.errors import UserError
 
 BACKBONE_FILE = "backbone.safetensors"
+CLASSIFIER_FILE = "classifier.safetensors"  # of stages that have one
 
 
-def export_backbone(backbone: nn.Module, path: Path, about: dict[str, str]) -> None:
-    """Write the backbone's float32 weights and statistics; ``about`` goes into the file's metadata."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+def export_weights(module: nn.Module, path: Path, about: dict[str, str]) -> None:
+    """Write a network's float32 weights and statistics; ``about`` goes into the file's metadata."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     temporary = path.with_suffix(".partial")
     save_file(state, temporary, metadata={"format": "pt", **about})
     temporary.replace(path)
 
 
-def load_backbone(backbone: nn.Module, source: str) -> int:
-    """Load a run folder's or a .safetensors file's backbone; returns the number of tensors loaded.
+def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FILE) -> int:
+    """Load a .safetensors file, or ``file`` of a run folder, into ``module``; returns the number of tensors loaded.
 
     Anything short of a complete match is a :class:`UserError` that counts the matched, missing and unexpected keys.
     """
     path = Path(source)
     if path.is_dir():
-        path = path / BACKBONE_FILE
+        path = path / file
     if not path.is_file():
         raise UserError(f"model.init_from: there is no {path}; name a finished run's folder or a .safetensors file")
     try:
         loaded = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"model.init_from: {path} is not a readable safetensors file: {error}") from error
-    own = backbone.state_dict()
+    own = module.state_dict()
     missing, unexpected = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
     reshaped = sorted(name for name in own.keys() & loaded.keys() if own[name].shape != loaded[name].shape)
     if missing or unexpected or reshaped:
@@ -43,7 +44,7 @@ def load_backbone(backbone: nn.Module, source: str) -> int:
             f"{what} {names[0]}" for what, names in (("missing", missing), ("unexpected", unexpected), ("other shape", reshaped)) if names
         )
         raise UserError(
-            f"model.init_from: {path} does not fit this backbone: {matched} keys match, {len(missing)} are missing, "
+            f"model.init_from: {path} does not fit: {matched} keys match, {len(missing)} are missing, "
             f"{len(unexpected)} unexpected, {len(reshaped)} of another shape ({examples}); does model.backbone match?"
         )
     with torch.no_grad():

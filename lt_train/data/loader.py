@@ -7,18 +7,18 @@ A *loader* is an iterable of batches that lie on the device: ``{"views": [(B, 3,
 
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from lt_train.config import Config, ViewConfig
+from lt_train.config import Config, SamplerConfig, ViewConfig
 from lt_train.data.augment import View, draw_view
-from lt_train.data.manifest import Manifest, file_sha256, read_dataset, write_atomically
-from lt_train.data.order import batch_slice, check_batch, make_sampler
+from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset, write_atomically
+from lt_train.data.order import batch_slice, check_batch, make_sampler, mix, permute
 from lt_train.distributed import World
 from lt_train.errors import UserError
 
@@ -147,21 +147,59 @@ class LoaderFactory:
         self.config, self.world = config, world
         if not config.data.root:
             raise UserError("data.root is not set: name a folder that python -m data_prep has written")
-        self.root = Path(config.data.root)
-        if config.data.stage_to:
-            self.root = stage_shards(self.root, Path(config.data.stage_to), world)
         self._manifests: dict[str, Manifest] = {}
-        self._resident: dict[str, torch.Tensor] = {}
+        self._resident: dict[int, torch.Tensor] = {}
+        self._roots = {root: self._staged(root) for root in (config.data.root, config.unlabeled.root) if root}
+        self.unlabeled_set: Manifest | None = None
+        if config.unlabeled.root:
+            self.unlabeled_set = self._drawn(Manifest(self._roots[config.unlabeled.root], config.unlabeled.split))
+
+    def _staged(self, root: str) -> Path:
+        target = self.config.data.stage_to
+        return stage_shards(Path(root), Path(target), self.world) if target else Path(root)
+
+    def _drawn(self, pool: Manifest) -> Manifest:
+        """All of the unlabeled set, or ``max_samples`` of it."""
+        number = self.config.unlabeled.max_samples
+        if number is None or number >= len(pool):
+            return pool
+        return pool.subset(np.sort(permute(np.arange(number), len(pool), mix(self.config.seed, 7))))
 
     def manifest(self, split: str) -> Manifest:
         if split not in self._manifests:
-            self._manifests[split] = Manifest(self.root, split)
+            self._manifests[split] = Manifest(self._roots[self.config.data.root], split)
         return self._manifests[split]
+
+    @property
+    def train_set(self) -> Manifest:
+        return self.manifest(self.config.data.train_split)
 
     def train(self, num_views: int, first_step: int, last_step: int) -> Loader:
         """Training batches of this rank for steps [first_step, last_step)."""
-        manifest = self.manifest(self.config.data.train_split)
-        return self._make(TrainPlan(self.config, manifest, num_views, self.world, first_step, last_step))
+        plans = self._train_plans(num_views, first_step, last_step, self.world)
+        loaders = [self._make(plan) for plan in plans]
+        return loaders[0] if len(loaders) == 1 else Mixed(loaders, len(self.train_set))
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """Those of the global batch of ``step``."""
+        plans = self._train_plans(1, step, step + 1, World())
+        offsets = (0, len(self.train_set))
+        return np.concatenate([plan.sample_ids(plan.batches) + offset for plan, offset in zip(plans, offsets)])
+
+    def local_batch_size(self) -> int:
+        """This rank's samples in the first global batch."""
+        return sum(plan.batch_sizes(plan.batches)[0] for plan in self._train_plans(1, 0, 1, self.world))
+
+    def _train_plans(self, num_views: int, first_step: int, last_step: int, world: World) -> list[TrainPlan]:
+        config = self.config
+        labeled = replace(config, global_batch_size=labeled_batch(config))
+        plans = [TrainPlan(labeled, self.train_set, num_views, world, first_step, last_step)]
+        if self.unlabeled_set is not None:
+            # its own augmentations and order; ranks from the other end, which evens out shares that do not divide
+            rest = config.global_batch_size - labeled.global_batch_size
+            other = replace(config, global_batch_size=rest, sampler=SamplerConfig(), seed=int(mix(config.seed, 6)[0] >> 2))
+            plans.append(TrainPlan(other, self.unlabeled_set, num_views, replace(world, rank=world.size - 1 - world.rank), first_step, last_step))
+        return plans
 
     def evaluate(self, split: str) -> Loader:
         """This rank's share of ``split``, once, in sample_id order."""
@@ -169,22 +207,59 @@ class LoaderFactory:
         return self._make(EvalPlan(self.manifest(split), config.eval_view, config.data.eval_batch_size, self.world))
 
     def _make(self, plan: Plan) -> Loader:
-        # imported here, so that a machine without DALI can run the resident loader, and a test the plans alone
         if self.config.data.loader == "dali":
-            from lt_train.data.dali_loader import DaliLoader
+            return make_loader(plan, self.config, self.world)
+        key = id(plan.manifest)
+        if key not in self._resident:
+            self._resident[key] = read_resident(plan.manifest, self.config, self.world)
+        return make_loader(plan, self.config, self.world, self._resident[key])
 
-            threads = self.config.data.decode_threads or self.world.cpu_threads
-            return DaliLoader(plan, self.world.device, threads)
-        from lt_train.data.resident_loader import ResidentLoader, load_resident
 
-        split, view = plan.manifest.split, self.config.view
-        padding = view.padding if view.crop == "pad" else 0
-        if split not in self._resident:
-            self._resident[split] = load_resident(plan.manifest, self.world.device, self.world.cpu_threads, padding)
-        side = self._resident[split].shape[1]
-        if view.crop == "pad" and view.size > side:
-            raise UserError(f"view.size={view.size} is larger than the images with view.padding={padding} round them ({side} pixels)")
-        return ResidentLoader(plan, self._resident[split], padding)
+def labeled_batch(config: Config) -> int:
+    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least one of each."""
+    if not config.unlabeled.root:
+        return config.global_batch_size
+    return min(max(1, round(config.global_batch_size * (1 - config.unlabeled.share))), max(1, config.global_batch_size - 1))
+
+
+class Mixed:
+    """Batches made of one batch of each loader; the second one's sample ids go on after the ``first_size`` of the first."""
+
+    def __init__(self, loaders: list[Loader], first_size: int):
+        self.loaders, self.first_size = loaders, first_size
+
+    def __iter__(self) -> Iterator[dict]:
+        for labeled, unlabeled in zip(*self.loaders):
+            yield {
+                "views": [torch.cat(pair) for pair in zip(labeled["views"], unlabeled["views"])],
+                "label": torch.cat([labeled["label"], torch.full_like(unlabeled["label"], UNLABELED)]),
+                "sample_id": torch.cat([labeled["sample_id"], unlabeled["sample_id"] + self.first_size]),
+            }
+
+
+def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Tensor:
+    """All images of a split on the device, padded as the config's crops need."""
+    from lt_train.data.resident_loader import load_resident
+
+    view = config.view
+    padding = view.padding if view.crop == "pad" else 0
+    images = load_resident(manifest, world.device, world.cpu_threads, padding)
+    if view.crop == "pad" and view.size > images.shape[1]:
+        raise UserError(f"view.size={view.size} is larger than the images with view.padding={padding} round them ({images.shape[1]} pixels)")
+    return images
+
+
+def make_loader(plan: Plan, config: Config, world: World, resident: torch.Tensor | None = None) -> Loader:
+    """The loader that ``config.data.loader`` names, over ``plan``; ``resident``: what :func:`read_resident` has read already."""
+    # imported here, so that a machine without DALI can run the resident loader, and a test the plans alone
+    if config.data.loader == "dali":
+        from lt_train.data.dali_loader import DaliLoader
+
+        return DaliLoader(plan, world.device, config.data.decode_threads or world.cpu_threads)
+    from lt_train.data.resident_loader import ResidentLoader
+
+    images = read_resident(plan.manifest, config, world) if resident is None else resident
+    return ResidentLoader(plan, images, config.view.padding if config.view.crop == "pad" else 0)
 
 
 def finish(pixels: torch.Tensor, colour: torch.Tensor | None) -> torch.Tensor:

@@ -62,9 +62,50 @@ class _CifarBlock(nn.Module):
         return F.relu(out + features)
 
 
+class WideResNet(nn.Module):
+    """The pre-activation WRN of Zagoruyko and Komodakis 2016 for 32x32 images: depth 6n + 4, without dropout."""
+
+    def __init__(self, depth: int, widen: int):
+        super().__init__()
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        for stage in range(1, 4):
+            blocks = [
+                _WideBlock(widths[stage - 1] if block == 0 else widths[stage], widths[stage], stride=2 if stage > 1 and block == 0 else 1)
+                for block in range((depth - 4) // 6)
+            ]
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.bn1 = nn.BatchNorm2d(widths[3])
+        self.out_features = widths[3]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.layer3(self.layer2(self.layer1(self.conv1(images))))
+        return F.relu(self.bn1(features)).mean((2, 3))
+
+
+class _WideBlock(nn.Module):
+    def __init__(self, width_in: int, width: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(width_in)
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False) if width_in != width else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        active = F.relu(self.bn1(features))
+        # where the width changes, the shortcut starts from the activation too, as in the authors' code
+        shortcut = features if self.shortcut is None else self.shortcut(active)
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+
+
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "resnet10": lambda: _torchvision_resnet(BasicBlock, [1, 1, 1, 1]),
     "resnet18": lambda: _torchvision_resnet(BasicBlock, [2, 2, 2, 2]),
     "resnet50": lambda: _torchvision_resnet(Bottleneck, [3, 4, 6, 3]),
     "resnet32_cifar": lambda: CifarResNet(5),
+    "wrn_28_10": lambda: WideResNet(28, 10),
 }

@@ -4,5 +4,6 @@ from lt_train.stages.base import Stage
 from lt_train.stages.classifier import Classifier
 from lt_train.stages.decoupled import Decoupled
 from lt_train.stages.moco import Moco
+from lt_train.stages.sourcing import Sourcing
 
-STAGES: dict[str, type[Stage]] = {"moco": Moco, "classifier": Classifier, "decoupled": Decoupled}
+STAGES: dict[str, type[Stage]] = {"moco": Moco, "classifier": Classifier, "decoupled": Decoupled, "sourcing": Sourcing}

@@ -14,13 +14,15 @@ Loaders = Callable[[str], Iterable[dict]]  # split -> this rank's share of it, o
 class Stage(nn.Module):
     """One method: networks, loss and evaluation. Subclasses read top to bottom next to their paper.
 
-    Attributes: ``backbone``, the network that later stages start from; ``num_views``, how many differently augmented views
+    Attributes: ``backbone``, the network that later stages start from; ``classifier``, features -> class scores, if the stage has
+    one; ``num_views``, how many differently augmented views
     of each image ``forward`` wants; ``headline``, the metric that tells runs apart.
     """
 
     num_views = 1
     headline = "top1"
     backbone: nn.Module
+    classifier: nn.Module
 
     def __init__(self, config: Config, class_counts: torch.Tensor):
         """``class_counts`` (C,) int64: training samples of each class."""

@@ -9,7 +9,7 @@ from torch import nn
 
 from lt_train.errors import UserError
 from lt_train.models.backbones import BACKBONES, make_backbone
-from lt_train.weights import BACKBONE_FILE, export_backbone, load_backbone
+from lt_train.weights import BACKBONE_FILE, export_weights, load_weights
 
 TORCHVISION = ["resnet18", "resnet50"]
 
@@ -37,7 +37,7 @@ def trained() -> nn.Module:
 @pytest.fixture
 def exported(trained, tmp_path):
     path = tmp_path / BACKBONE_FILE
-    export_backbone(trained, path, {"stage": "moco", "steps": "12"})
+    export_weights(trained, path, {"stage": "moco", "steps": "12"})
     return path
 
 
@@ -55,6 +55,13 @@ def test_resnet32_for_cifar_has_the_published_size():
     assert count(backbone) + count(nn.Linear(backbone.out_features, 10)) == 464_154
     weighted = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     assert len(weighted) + 1 == 32
+
+
+def test_wrn_28_10_has_the_published_size():
+    """36.5 million (Zagoruyko and Komodakis 2016, table 4), counted exactly: with a classifier of 10 classes."""
+    backbone = make_backbone("wrn_28_10")
+    assert count(backbone) + count(nn.Linear(backbone.out_features, 10)) == 36_479_194
+    assert sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) == 28, "25 on the way and 3 shortcuts"
 
 
 def test_shortcuts_of_resnet32_have_no_parameters_and_keep_what_came_in():
@@ -86,7 +93,7 @@ def test_parameters_are_those_of_torchvision_without_its_classifier(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_have_the_stated_width(name):
     backbone = make_backbone(name).eval()
-    widths = {"resnet10": 512, "resnet18": 512, "resnet50": 2048, "resnet32_cifar": 64}
+    widths = {"resnet10": 512, "resnet18": 512, "resnet50": 2048, "resnet32_cifar": 64, "wrn_28_10": 640}
     assert backbone.out_features == widths[name]
     for side in (32, 48):
         assert backbone(torch.randn(2, 3, side, side)).shape == (2, widths[name])
@@ -95,7 +102,7 @@ def test_features_have_the_stated_width(name):
 def test_export_and_load_keep_every_bit(trained, exported):
     for source in (exported, exported.parent):
         loaded = make_backbone("resnet32_cifar")
-        assert load_backbone(loaded, str(source)) == len(trained.state_dict())
+        assert load_weights(loaded, str(source)) == len(trained.state_dict())
         assert_same_state(loaded, trained)
 
 
@@ -107,9 +114,9 @@ def test_export_says_where_it_comes_from(exported):
 def test_compiled_backbone_exports_plain_names(trained, exported, tmp_path):
     compiled = copy.deepcopy(trained)
     compiled.compile()
-    export_backbone(compiled, tmp_path / "compiled.safetensors", {})
+    export_weights(compiled, tmp_path / "compiled.safetensors", {})
     loaded = make_backbone("resnet32_cifar")
-    load_backbone(loaded, str(tmp_path / "compiled.safetensors"))
+    load_weights(loaded, str(tmp_path / "compiled.safetensors"))
     assert_same_state(loaded, trained)
 
 
@@ -120,7 +127,7 @@ def test_another_backbone_is_refused_with_counts(exported):
     missing, unexpected = len(own.state_dict()) - len(shared), len(theirs.state_dict()) - len(shared)
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     with pytest.raises(UserError) as refusal:
-        load_backbone(own, str(exported))
+        load_weights(own, str(exported))
     for part in (f"{fitting} keys match", f"{missing} are missing", f"{unexpected} unexpected"):
         assert part in str(refusal.value)
     assert f"{len(shared) - fitting} of another shape" in str(refusal.value)
@@ -130,11 +137,11 @@ def test_another_backbone_is_refused_with_counts(exported):
 def test_missing_file_is_refused(tmp_path):
     for source in (tmp_path, tmp_path / "nothing.safetensors"):
         with pytest.raises(UserError, match="there is no .*safetensors"):
-            load_backbone(make_backbone("resnet32_cifar"), str(source))
+            load_weights(make_backbone("resnet32_cifar"), str(source))
 
 
 @pytest.mark.parametrize("size", [0, 100, 100_000])
 def test_cut_off_file_is_refused(exported, size):
     exported.write_bytes(exported.read_bytes()[:size])
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        load_backbone(make_backbone("resnet32_cifar"), str(exported))
+        load_weights(make_backbone("resnet32_cifar"), str(exported))

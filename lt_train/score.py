@@ -1,0 +1,130 @@
+"""``python -m lt_train score CONFIG --pool DIR``: what a trained sourcing classifier thinks of every image of a pool.
+
+Ranks (torchrun, srun) and array tasks (``--task I/N``) each take a slice of the pool's shards and need nothing of each other. A shard's
+scores are written when it is done, so the same command again goes on there. Memory holds two shards, whatever the pool's size.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lt_train import distributed
+from lt_train.config import Config, load_config
+from lt_train.data.loader import EvalPlan, Loader, make_loader
+from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset
+from lt_train.data.scores import SPLIT, ScoreStore
+from lt_train.distributed import World
+from lt_train.engine import uses_bf16
+from lt_train.errors import UserError, parse_task
+from lt_train.progress import console, setup_logging
+from lt_train.stages.sourcing import Sourcing
+from lt_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
+
+PLAIN_EVERY = 10.0  # seconds between progress lines
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit status."""
+    arguments = _parse(words)
+    config = load_config(arguments.config, arguments.overrides)
+    world = distributed.start(join=False)
+    setup_logging(True)
+    pool = Path(arguments.pool or config.unlabeled.root)
+    stage, classes = load_sourcing(config, world)
+    store = ScoreStore(arguments.out or Path(config.run.dir) / "scores", read_dataset(pool))
+    try:
+        store.begin(classes, file_sha256(Path(config.run.dir) / BACKBONE_FILE) + file_sha256(Path(config.run.dir) / CLASSIFIER_FILE))
+        index, count = arguments.task
+        part, parts = index * world.size + world.rank, count * world.size
+        score_pool(config, world, stage, pool, store, range(len(store.shards))[part::parts], f"part {part} of {parts}: " if parts > 1 else "")
+    except OSError as error:
+        raise UserError(f"cannot write scores to '{store.folder}': {error.strerror or error}; the same command again goes on from there") from error
+    return 0
+
+
+def load_sourcing(config: Config, world: World) -> tuple[Sourcing, list[str]]:
+    """The finished run's classifier, on the device and ready to score, and the names of its known classes."""
+    if config.stage != "sourcing":
+        raise UserError(f"scoring needs a config of the sourcing stage, not of '{config.stage}'")
+    result = Path(config.run.dir) / "result.json"
+    try:
+        classes = json.loads(result.read_text())["classes"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{config.run.dir} is not a finished run: no readable {result.name}; train it first, or set run.dir") from error
+    stage = Sourcing(config, torch.zeros(len(classes), dtype=torch.int64))
+    load_weights(stage.backbone, config.run.dir)
+    load_weights(stage.classifier, config.run.dir, CLASSIFIER_FILE)
+    stage.to(world.device, memory_format=torch.channels_last).eval()
+    return stage, classes
+
+
+def score_pool(config: Config, world: World, stage: Sourcing, pool: Path, store: ScoreStore, shards: range, prefix: str) -> None:
+    """Score the given shards, but for those that are done, and report images/s."""
+    waiting = [shard for shard in shards if not store.is_done(shard)]
+    started = last_line = time.monotonic()
+    scored = unreadable = 0
+    for place, (shard, size, loader) in enumerate(_ahead(config, world, pool, store, waiting), 1):
+        labels, scores = _score(config, world, stage, loader, size)
+        store.write(shard, labels, scores)
+        scored, unreadable = scored + size, unreadable + int((labels == UNLABELED).sum())
+        if time.monotonic() - last_line > PLAIN_EVERY:
+            last_line = time.monotonic()
+            rate, left = scored / (last_line - started), (last_line - started) / place * (len(waiting) - place)
+            _say(f"{prefix}shard {place}/{len(waiting)}, {rate:,.0f} images/s, {left:.0f} s left")
+    seconds = time.monotonic() - started
+    before = f"; {len(shards) - len(waiting)} shards were scored before" if len(waiting) < len(shards) else ""
+    bad = f"; {unreadable} unreadable" if unreadable else ""
+    _say(f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f} images/s){before}{bad}: {store.folder}")
+
+
+def _ahead(config: Config, world: World, pool: Path, store: ScoreStore, shards: list[int]) -> Iterator[tuple[int, int, Loader]]:
+    """(shard, its samples, a loader over them), each shard read while the one before is scored."""
+    starts = np.concatenate([[0], np.cumsum([shard.samples for shard in store.shards])]).tolist()
+
+    def load(shard: int) -> tuple[int, int, Loader]:
+        # opened anew, so that pages of shards that are done do not stay mapped
+        part = Manifest(pool, SPLIT).subset(slice(starts[shard], starts[shard + 1]))
+        plan = EvalPlan(part, config.eval_view, config.data.eval_batch_size, World(device=world.device))
+        return shard, len(part), make_loader(plan, config, world)
+
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(load, shards[0]) if shards else None
+        for shard in [*shards[1:], None]:
+            if following is None:
+                return
+            current, following = following, None if shard is None else reader.submit(load, shard)
+            yield current.result()
+
+
+@torch.inference_mode()
+def _score(config: Config, world: World, stage: Sourcing, loader: Loader, size: int) -> tuple[np.ndarray, np.ndarray]:
+    labels, scores = np.full(size, UNLABELED, np.int32), np.zeros(size, np.float32)
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device)):
+        found = [(batch["sample_id"], *stage.score(batch["views"][0])) for batch in loader]
+    for ids, batch_labels, batch_scores in found:  # only now does the host wait for the device
+        ids = ids.cpu().numpy()
+        labels[ids], scores[ids] = batch_labels.cpu().numpy(), batch_scores.cpu().numpy()
+    return labels, scores
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train score",
+        description="Score a pool of unlabeled images with a trained sourcing classifier. Also under torchrun or srun. The same command again goes on.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="the sourcing run's config; its run.dir holds the trained classifier")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--pool", metavar="DIR", help="a pool that data_prep has sharded (default: the config's unlabeled.root)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the scores go (default: scores/ in the run's folder)")
+    parser.add_argument("--task", type=parse_task, default=(0, 1), metavar="I/N", help="do only part I (0 ... N-1) of N, as one of N array jobs")
+    return parser.parse_intermixed_args(words)
