@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import shlex
 import sys
@@ -9,13 +10,14 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_prep import cifar, demo, folder, imagenet, listed, svhn, tinyimages, unlabeled
 from data_prep.check import Checker
 from data_prep.plan import Plan, Task
 from data_prep.source import Recipe
-from lt_train.errors import UserError, run_cli
+from lt_train.errors import UserError, parse_task, run_cli
 from lt_train.progress import console, setup_logging
 
 RECIPES: dict[str, Recipe] = {
@@ -25,12 +27,24 @@ RECIPES: dict[str, Recipe] = {
 }
 # what is made does not depend on these
 OPERATIONAL = {"command", "out", "workers", "task", "max_rejected", "dali_index", "benchmark"}
+LIMITS = {  # smallest and largest value of an option; NumPy's legacy generator takes seeds of 32 bits
+    "seed": (0, 2**32 - 1),
+    "workers": (1, math.inf),
+    "samples_per_shard": (1, math.inf),
+    "val": (0, math.inf),
+    "test": (0, math.inf),
+    "per_class": (1, math.inf),
+    "resize": (1, math.inf),
+    "quality": (1, 100),
+    "max_rejected": (0, 1),
+}
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 def main() -> int:
     arguments, parser = _parse()
     setup_logging(True)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks
     if arguments.command in RECIPES:
         return _prepare(arguments, parser)
     return {"verify": _verify, "info": _info}[arguments.command](arguments)
@@ -59,7 +73,7 @@ def _add_common_arguments(command: argparse.ArgumentParser, recipe: Recipe) -> N
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--samples-per-shard", type=int, default=recipe.samples_per_shard, help=f"(default: {recipe.samples_per_shard})")
     group.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)")
-    group.add_argument("--task", type=_task, default=Task(), metavar="I/N", help="do only part I (0 ... N-1) of N, as one of N array jobs; the last to end writes the manifest")
+    group.add_argument("--task", type=lambda text: Task(*parse_task(text)), default=Task(), metavar="I/N", help="do only part I (0 ... N-1) of N, as one of N array jobs; the last to end writes the manifest")
     group.add_argument("--resize", type=int, metavar="PIXELS", help="re-encode larger training images with this shorter side; val and test keep their bytes")
     group.add_argument("--quality", type=int, default=90, help="JPEG quality of --resize (default: 90)")
     group.add_argument("--no-decode-check", action="store_true", help="trust the images: read their headers only")
@@ -68,21 +82,15 @@ def _add_common_arguments(command: argparse.ArgumentParser, recipe: Recipe) -> N
     group.add_argument("--benchmark", action="store_true", help="write nothing that stays: measure rates on this source, in a scratch folder beside --out")
 
 
-def _task(text: str) -> Task:
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not I/N with I from 0 to N-1")
-    return Task(int(index), int(count))
-
-
 def _prepare(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from data_prep import shards
-    from data_prep.plan import is_complete, make_plan
+    from data_prep.plan import is_complete, make_plan, tidy
 
-    for name, least in (("seed", 0), ("workers", 1), ("samples_per_shard", 1), ("val", 0), ("test", 0), ("per_class", 1), ("quality", 1), ("resize", 1)):
+    for name, (least, most) in LIMITS.items():
         value = getattr(arguments, name, None)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
+        if value is not None and not least <= value <= most:
+            limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise UserError(f"--{name.replace('_', '-')} must be {limits}, not {value}")
     checker = Checker(not arguments.no_decode_check, arguments.resize, arguments.quality)
     source = RECIPES[arguments.command].make_source(arguments)
     plan = make_plan(source, arguments.out, arguments.seed, arguments.samples_per_shard, checker)
@@ -94,6 +102,7 @@ def _prepare(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         run(plan, arguments.workers, Console())
         return 0
     if is_complete(plan):
+        tidy(plan)  # if the run that completed it was killed before it could
         _say(f"{plan.out} is already complete")
     else:
         with _Bar(plan, arguments.task) as bar:
@@ -126,7 +135,7 @@ class _Bar:
         columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[rate]}", "left", TimeRemainingColumn())
         columns = [TextColumn(column) if isinstance(column, str) else column for column in columns]
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.bar = self.progress.add_task(self.name, total=self.total, rate="")
+        self.bar = self.progress.add_task(escape(self.name), total=self.total, rate="")
 
     def __enter__(self) -> "_Bar":
         self.progress.start()

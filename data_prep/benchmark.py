@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def run(plan: Plan, workers: int, console: Console) -> None:
     plan = _sample(plan, workers)
     total = sum(len(shard.indices) for shard in plan.shards)
     ways = {
-        "decode check alone": lambda out: _check_all(plan, workers),
+        "decode check alone": lambda out: list(shards.in_workers(_check_shard, plan, plan.shards, workers)),
         "shards": lambda out: _write(plan, Checker(), out / "shards", workers),
         "shards, no decode check": lambda out: _write(plan, Checker(decode=False), out / "trusted", workers),
     }
@@ -37,18 +37,20 @@ def run(plan: Plan, workers: int, console: Console) -> None:
     if len(files) == total and shutil.which("tar"):
         ways["tar cf"] = lambda out: _tar(files, out)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    plan.out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = next(path for path in plan.out.absolute().parents if path.is_dir())
     try:
         for turn in range(REPEATS + 1):
             for name, way in ways.items():
-                with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=plan.out.absolute().parent) as scratch:
+                with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=beside) as scratch:
                     os.sync()  # else one way pays for what another left to be written
                     started = time.monotonic()
                     way(Path(scratch))
                     if turn:
                         seconds[name].append(time.monotonic() - started)
     except OSError as error:
-        raise UserError(f"cannot write beside '{plan.out}': {error.strerror or error}") from error
+        raise UserError(f"cannot write to '{beside}': {error.strerror or error}; --out says where to") from error
+    except BrokenProcessPool as error:
+        raise UserError(shards.KILLED) from error
     _show(console, seconds, total, workers)
 
 
@@ -62,13 +64,8 @@ def _sample(plan: Plan, workers: int) -> Plan:
     return replace(plan, source=source, shards=chosen)
 
 
-def _check_all(plan: Plan, workers: int) -> None:
-    with ProcessPoolExecutor(workers, initializer=shards._start_worker, initargs=(plan, os.getpid())) as pool:
-        list(pool.map(_check_shard, plan.shards))
-
-
-def _check_shard(shard: ShardPlan) -> None:
-    images = shards._worker_plan.source.splits[shard.split].images
+def _check_shard(plan: Plan, shard: ShardPlan) -> None:
+    images = plan.source.splits[shard.split].images
     checker = Checker()
     for index in map(int, shard.indices):
         try:
@@ -82,7 +79,9 @@ def _write(plan: Plan, checker: Checker, out: Path, workers: int) -> None:
 
 
 def _tar(files: list[str], out: Path) -> None:
-    subprocess.run(["tar", "cf", out / "files.tar", "--null", "-P", "-T", "-"], input=b"\0".join(map(os.fsencode, files)), check=True)
+    done = subprocess.run(["tar", "cf", out / "files.tar", "--null", "-P", "-T", "-"], input=b"\0".join(map(os.fsencode, files)), stderr=subprocess.PIPE)
+    if done.returncode:
+        raise UserError(f"tar cannot write the images: {os.fsdecode(done.stderr)}")
 
 
 def _files(images: Images, indices) -> list[str] | None:

@@ -65,6 +65,8 @@ def make_source(which: Cifar, arguments: argparse.Namespace) -> Source:
         found = {split: class_folders(root / split) for split in which.batches}
         classes = which.classes or list(found["train"])
         splits = {split: _from_folders(root, split, folders, classes) for split, folders in found.items()}
+    if len(classes) != which.number:
+        raise UserError(f"'{root}' has {len(classes)} classes, not the {which.number} of {which.name.removesuffix('_lt')}")
     counts = imbalanced_counts(which.per_class, which.number, arguments.imbalance_ratio, arguments.imbalance_type)
     return long_tailed(which.name, classes, splits, counts, arguments.seed)
 
@@ -74,10 +76,12 @@ def long_tailed(name: str, classes: list[str], splits: dict[str, Labelled], coun
     train = splits["train"]
     have = np.bincount(train.labels, minlength=len(classes))
     for label, count in zip(order or range(len(counts)), counts):
-        if len(have) > len(classes) or have[label] < count:
+        if have[label] < count:
             raise UserError(
                 f"class '{classes[label]}' has {have[label]} training images and {count} are needed: the source is not all of {name.removesuffix('_lt')}"
             )
+        if not count:
+            raise UserError(f"class '{classes[label]}' would have no training images; lower --imbalance-ratio")
     chosen = {split: np.arange(len(part.labels)) for split, part in splits.items()}
     chosen["train"] = Draw(seed).subset(train.labels, counts, order)
     return Source(
@@ -113,11 +117,14 @@ def _read_batches(which: Cifar, root: Path, split: str) -> Labelled:
         batch = load_pickle(file)
         try:
             batch = text_keys(batch)
-            pixels.append(np.asarray(batch["data"], np.uint8).reshape(-1, 3, 32, 32))
+            data = np.asarray(batch["data"])
+            if data.dtype != np.uint8:
+                raise ValueError(f"its data is {data.dtype}, not uint8")
+            pixels.append(data.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[which.labels], np.int64))
             if len(labels[-1]) != len(pixels[-1]) or not ((labels[-1] >= 0) & (labels[-1] < which.number)).all():
                 raise ValueError("its labels do not fit its images")
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"'{file}' is not a batch of {which.folder}: {error}") from error
     images = PngArray(np.concatenate(pixels).transpose(0, 2, 3, 1).copy())
     return Labelled(images, np.concatenate(labels), [str(file) for file in files])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.images import tar_members
 from lt_train.data.manifest import read_dataset, write_atomically
+from lt_train.errors import UserError
 
 VERSION = "v1.1"  # of the format; v1.2, which DALI's own wds2idx writes, adds names, which then may have no spaces
 
@@ -12,12 +13,15 @@ VERSION = "v1.1"  # of the format; v1.2, which DALI's own wds2idx writes, adds n
 def write_dali_index(root: Path) -> int:
     """Write the index files that are missing; returns their number."""
     written = 0
-    for split in read_dataset(root).splits.values():
-        for shard in split.shards:
-            path = (root / shard.name).with_suffix(".idx")
-            if not path.is_file():
-                write_atomically(path, _index(root / shard.name).encode())
-                written += 1
+    try:
+        for split in read_dataset(root).splits.values():
+            for shard in split.shards:
+                path = (root / shard.name).with_suffix(".idx")
+                if not path.is_file():
+                    write_atomically(path, _index(root / shard.name).encode())
+                    written += 1
+    except OSError as error:
+        raise UserError(f"cannot write an index to '{root}': {error.strerror or error}; the same command again goes on from there") from error
     return written
 
 

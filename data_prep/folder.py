@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.images import ImageFiles
-from data_prep.lists import Rows, check_files, check_inside, check_labels, check_published, class_names, make_keys, read_list, relative
+from data_prep.lists import NUMBER, Rows, as_label, check_files, check_inside, check_labels, check_published, class_names, make_keys, read_list, relative
 from data_prep.source import Recipe, Source, SourceSplit
 from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts
 from lt_train.errors import UserError
@@ -43,6 +43,8 @@ def make_source(arguments: argparse.Namespace) -> Source:
     given = [name for name in ("list", "csv") if getattr(arguments, name) is not None]
     if len(given) == 2:
         raise UserError("give --list or --csv, not both")
+    if arguments.list is None and (arguments.val_list or arguments.test_list):
+        raise UserError("--val-list and --test-list go with --list, which names the training images")
     notes = []
     if given:
         file: Path = getattr(arguments, given[0])
@@ -104,11 +106,11 @@ def _from_csv(file: Path, root: Path) -> tuple[list[str], dict[str, Rows]]:
     if "train" not in by_split:
         raise UserError(f"the CSV '{file}' has no training images")
     every = [label for _, labels in by_split.values() for label in labels]
-    numbers = all(label.isascii() and label.isdigit() for label in every)
+    numbers = all(NUMBER.fullmatch(label) for label in every)
     classes = sorted(set(by_split["train"][1]))
     index = {label: place for place, label in enumerate(classes)}
     if numbers:
-        index = {label: min(int(label), np.iinfo(np.int32).max) for label in every}
+        index = {label: as_label(label) for label in every}
     unknown = next((label for label in every if label not in index), None)
     if unknown is not None:
         raise UserError(f"the class '{unknown}' in '{file}' has no training images")
@@ -146,10 +148,15 @@ def class_folders(root: Path) -> dict[str, list[str]]:
 def _image_files(folder: Path) -> list[str]:
     return [
         os.path.join(path, name)
-        for path, _, names in os.walk(folder)
+        for path, _, names in os.walk(folder, onerror=refuse_unreadable)
         for name in names
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and os.path.isfile(os.path.join(path, name))
     ]
+
+
+def refuse_unreadable(error: OSError) -> None:
+    """For os.walk, which would else leave out a folder that it cannot list."""
+    raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
 
 
 def labelled(found: dict[str, list[str]], classes: list[str], prefix: str) -> Rows:
@@ -163,7 +170,7 @@ def labelled(found: dict[str, list[str]], classes: list[str], prefix: str) -> Ro
 
 
 def hold_out(found: dict[str, Rows], arguments: argparse.Namespace) -> dict[str, Rows]:
-    """Move a share of every class's training images to val and test, drawn with the seed."""
+    """Move a share of every class's training images to val and test, drawn with the seed; one at least stays."""
     fractions = {"val": arguments.val_fraction, "test": arguments.test_fraction}
     if any(not fraction >= 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
         raise UserError("--val-fraction and --test-fraction must be 0 or more and together less than 1")
@@ -173,14 +180,15 @@ def hold_out(found: dict[str, Rows], arguments: argparse.Namespace) -> dict[str,
     for label in np.unique(labels):
         indices = generator.permutation(np.flatnonzero(labels == label))
         for split, fraction in fractions.items():
-            taken, indices = np.split(indices, [round(fraction * (labels == label).sum())])
+            taken, indices = np.split(indices, [min(round(fraction * (labels == label).sum()), len(indices) - 1)])
             target[taken] = split
     for split, fraction in fractions.items():
         if fraction and split in found:
             raise UserError(f"the source has a {split} split already: --{split}-fraction cannot make another")
     moved = {}
-    for split in dict.fromkeys(target):
-        moved[split] = pick((names, labels), np.flatnonzero(target == split))
+    for split in SPLITS:
+        if (target == split).any():
+            moved[split] = pick((names, labels), np.flatnonzero(target == split))
     return {**moved, **{split: rows for split, rows in found.items() if split != "train"}}
 
 

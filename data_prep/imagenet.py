@@ -76,8 +76,12 @@ def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
 def _make_subset(halves: dict[str, Half], arguments: argparse.Namespace) -> tuple[list[str], dict[str, Rows], list[str]]:
     by_class: dict[str, list[str]] = {}
     for name in sorted(halves["train"].places):
-        by_class.setdefault(name.split("/")[0], []).append(name)
+        folder, slash, _ = name.partition("/")
+        if slash:  # a file beside the classes' folders or tars belongs to none
+            by_class.setdefault(folder, []).append(name)
     classes = sorted(by_class)
+    if not classes:
+        raise UserError(f"there are no classes with images in {halves['train'].where}")
     counts = pareto_counts(arguments.largest, arguments.smallest, len(classes))
     generator = np.random.default_rng(arguments.seed)
     # largest first, each to any class that has enough images
@@ -107,8 +111,11 @@ def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
     file = next((path for path in (root / VAL_SOLUTION, *(parent / VAL_SOLUTION for parent in root.absolute().parents[:2])) if path.is_file()), None)
     of = {}
     if file is not None:
-        with open(file, newline="") as stream:
-            of = {f"{row[0]}.JPEG": row[1].split()[0] for row in csv.reader(stream) if len(row) > 1 and row[1].strip()}
+        try:
+            with open(file, newline="", encoding="utf-8") as stream:
+                of = {f"{row[0]}.JPEG": row[1].split()[0] for row in csv.reader(stream) if len(row) > 1 and row[1].strip()}
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"cannot read '{file}': {error}") from error
     names, labels = [], []
     for name, place in sorted(half.places.items()):
         label = index.get(of.get(name) or (os.path.basename(os.path.dirname(place)) if isinstance(place, str) else ""))
@@ -123,7 +130,7 @@ def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
 def _locate(half: Half, names: Sequence[str], where: object) -> list[object]:
     """Where each listed image lies; those that do not exist are an error."""
     # a list may give the class folder of a validation image or leave it out, and so may the source
-    places = [half.places.get(name.split("/", 1)[1]) or half.places.get(os.path.basename(name)) for name in names]
+    places = [half.places.get(name.partition("/")[2]) or half.places.get(os.path.basename(name)) for name in names]
     missing = [name for name, place in zip(names, places) if place is None]
     report_missing(missing, len(names), f"in {half.where}", f"'{where}'")
     return places

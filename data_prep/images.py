@@ -91,6 +91,10 @@ def tar_members(path: str | Path, start: int = 0, size: int | None = None) -> It
                     if member.offset_data + member.size > window.size:
                         raise UserError(f"'{path}' is truncated: it ends within {member.name}")
                     yield member.name, start + member.offset_data, member.size
+                # tarfile also stops, without a word, at a header that is cut off or damaged
+                window.seek(tar.offset)
+                if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                    raise UserError(f"'{path}' is truncated or damaged: at byte {start + tar.offset} there is neither a file nor the end of the tar")
     except tarfile.TarError as error:
         raise UserError(f"'{path}' is not a whole uncompressed tar: {error}") from error
     except OSError as error:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lt_train.data.manifest import FEW_SHOT, MANY_SHOT, Dataset, Manifest, class_index, file_sha256, read_dataset, shot_groups
@@ -17,16 +19,17 @@ def problems(root: Path) -> Iterator[str]:
     """Everything that is wrong with the data set in ``root``, a line each; nothing if it is as data_prep left it."""
     dataset = read_dataset(root)
     for name in dataset.splits:
-        yield from _split_problems(root, dataset, name)
+        try:
+            yield from _split_problems(root, dataset, name)
+        except UserError as error:
+            yield str(error)
+        except Exception as error:  # Arrow and NumPy raise many things about damaged columns
+            yield f"{name}.arrow or {name}.class_index.arrow is damaged: {error}"
 
 
 def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
     split = dataset.splits[name]
-    try:
-        manifest = Manifest(root, name)
-    except UserError as error:
-        yield str(error)
-        return
+    manifest = Manifest(root, name)
     if len(manifest) != split.samples:
         yield f"{name}.arrow has {len(manifest)} rows, dataset.json says {split.samples}"
     counts = np.bincount(manifest.labels[manifest.labels >= 0], minlength=len(dataset.classes))
@@ -35,6 +38,10 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
     ids, offsets = class_index(manifest.labels, len(dataset.classes))
     if not (np.array_equal(manifest.class_ids, ids) and np.array_equal(manifest.class_offsets, offsets)):
         yield f"{name}.class_index.arrow does not agree with {name}.arrow"
+    shards = np.repeat(np.arange(len(split.shards)), [shard.samples for shard in split.shards])
+    in_place = np.array_equal(manifest.column("shard"), shards)
+    if not in_place:
+        yield f"{name}.arrow has its samples in other shards than dataset.json"
     start = 0
     for shard in split.shards:
         path = root / shard.name
@@ -44,6 +51,8 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
             continue
         if file_sha256(path) != shard.sha256:
             yield f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes} expected; sha256 differs)"
+        if not in_place:
+            continue
         part = manifest.subset(rows)  # a shard at a time, so that no more than one stays mapped
         for sample_id in range(len(part)):
             part.read(sample_id)
@@ -54,8 +63,9 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
 def show(root: Path, console: Console) -> None:
     """Print counts, shard sizes, shot groups and a histogram of the training classes."""
     dataset = read_dataset(root)
-    console.print(f"[bold]{dataset.name}[/bold]: {len(dataset.classes)} classes, made by: {dataset.made_by.get('command')}", highlight=False)
-    table = Table("split", "samples", "largest class", "smallest class", "ratio", "shards", "MB", "MB a shard", "rejected")
+    about = f"{len(dataset.classes)} classes, made by: {dataset.made_by.get('command')}"
+    console.print(f"[bold]{escape(dataset.name)}[/bold]: {escape(about)}", highlight=False, soft_wrap=True)
+    table = Table("split", "samples", "largest", "smallest", "ratio", "shards", "MB", "MB/shard", "rejected", box=SIMPLE_HEAD, pad_edge=False)
     for name, split in dataset.splits.items():
         counts = [count for count in _class_counts(root, dataset, name)[0] if count] or [0]
         size = sum(shard.bytes for shard in split.shards) / 1e6
@@ -64,11 +74,11 @@ def show(root: Path, console: Console) -> None:
         table.add_row(
             name, f"{split.samples:,}", f"{max(counts):,}", f"{min(counts):,}", ratio, str(len(split.shards)), f"{size:,.1f}", each, str(split.rejected)
         )
-    console.print(table)
+    console.print(table, width=200, crop=False)  # no wider than it must be; on a narrow terminal, lines break but nothing is cut off
     if "train" in dataset.splits and dataset.classes:
         counts, what = _class_counts(root, dataset, "train")
         groups = ", ".join(f"{name.replace('_', '-')} {int(members.sum())}" for name, members in shot_groups(counts).items())
-        console.print(f"{what}: {groups}", highlight=False)
+        console.print(f"{what}: {groups}", highlight=False, soft_wrap=True)
         _histogram(counts, dataset.classes, console)
 
 
@@ -87,7 +97,8 @@ def plot(root: Path, file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, values in counts.items():
         axes.step(np.arange(len(order)), np.maximum(values[order], 0.5), where="mid", label=f"{name} ({dataset.splits[name].samples:,})")
-    axes.set(yscale="log", xlabel="class, sorted by training images", ylabel="images", title=dataset.name)
+    axes.set(yscale="log", xlabel="class, sorted by training images", ylabel="images")
+    axes.set_title(dataset.name, parse_math=False)  # a $ in it is no formula
     for limit in (MANY_SHOT, FEW_SHOT):
         axes.axhline(limit, color="gray", linewidth=0.8, linestyle=":")
     axes.legend()

@@ -69,7 +69,7 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
             names = [str(image["file_name"]) for image in content["images"]]
             labels = np.array([label_of[image["id"]] for image in content["images"]], np.int64)
             classes |= {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"'{file}' is not iNaturalist's annotation file: {type(error).__name__} {error}") from error
         if not names:
             raise UserError(f"'{file}' names no images")

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,9 @@ PUBLISHED = {
     "Places_LT_test.txt": "e732e58b",
 }
 STAT_THREADS = 16  # a network file system answers many questions at once
+STAT_AT_ONCE = 256
 NAMED = 10  # missing images named in an error
+NUMBER = re.compile(r"[0-9]{1,20}")  # a label; far larger ones are refused as out of range, or as no number
 
 Rows = tuple[list[str], np.ndarray]  # paths relative to the source folder, and their labels
 
@@ -31,7 +35,7 @@ Rows = tuple[list[str], np.ndarray]  # paths relative to the source folder, and 
 def read_list(file: Path) -> Rows:
     """The paths and labels of a list; a :class:`UserError` names the line that is none or that leaves the source folder."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which also splits at what a name may hold
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list '{file}': {error}") from error
     names, labels = [], []
@@ -40,14 +44,19 @@ def read_list(file: Path) -> Rows:
         if not line:
             continue
         name, _, label = line.rpartition(" ")
-        if not name or not (label.isascii() and label.isdigit()):
+        if not name or not NUMBER.fullmatch(label):
             raise UserError(f"{file}, line {number}: '{line[:80]}' is not 'path label' with a label of 0 or more")
         check_inside(name, f"{file}, line {number}")
         names.append(name.rstrip())
-        labels.append(min(int(label), np.iinfo(np.int32).max))
+        labels.append(as_label(label))
     if not names:
         raise UserError(f"the list '{file}' is empty")
     return names, np.array(labels, np.int64)
+
+
+def as_label(number: str) -> int:
+    """The text of a NUMBER as a label, cut where a manifest's labels end."""
+    return min(int(number), np.iinfo(np.int32).max)
 
 
 def check_inside(name: str, where: str) -> None:
@@ -57,12 +66,13 @@ def check_inside(name: str, where: str) -> None:
 
 
 def relative(rows: Rows, root: Path) -> Rows:
-    """Rows with absolute paths inside ``root`` made relative to it; others are refused."""
+    """Rows with absolute paths inside ``root`` made relative to it; others are refused. Of two spellings of a path, ``a/b`` remains."""
     prefix = os.path.join(os.path.abspath(root), "")
-    for name in rows[0]:
+    names = [os.path.normpath(name) for name in rows[0]]
+    for name in names:
         if name.startswith("/") and not name.startswith(prefix):
             raise UserError(f"the path '{name[:80]}' lies outside '{root}'; give --source a folder that holds all images")
-    return [name.removeprefix(prefix) for name in rows[0]], rows[1]
+    return [name.removeprefix(prefix) for name in names], rows[1]
 
 
 def check_published(file: Path) -> str:
@@ -78,7 +88,7 @@ def check_published(file: Path) -> str:
 
 
 def check_labels(found: dict[str, Rows], where: str) -> int:
-    """Refuse training labels with gaps and other labels beyond them; returns the number of classes."""
+    """Refuse training labels with gaps and labels of any split out of their range; returns the number of classes."""
     present = np.unique(found["train"][1])
     gaps = np.setdiff1d(np.arange(min(present[-1] + 1, len(present) + 1)), present)
     if len(gaps):
@@ -86,7 +96,7 @@ def check_labels(found: dict[str, Rows], where: str) -> int:
             f"{where}: no training image has label {gaps[0]}, though labels go up to {present[-1]}; labels must be 0, 1, 2, ... without gaps"
         )
     for split, (names, labels) in found.items():
-        beyond = np.flatnonzero(labels > present[-1])
+        beyond = np.flatnonzero((labels < 0) | (labels > present[-1]))
         if len(beyond):
             raise UserError(
                 f"{where}: {len(beyond)} {split} image(s) have a label out of range, first {labels[beyond[0]]} ({names[beyond[0]]}); "
@@ -97,9 +107,10 @@ def check_labels(found: dict[str, Rows], where: str) -> int:
 
 def check_files(root: str | Path, names: Sequence[str], where: str) -> None:
     """Refuse missing files: all are counted, the first ten named."""
+    parts = (names[start : start + STAT_AT_ONCE] for start in range(0, len(names), STAT_AT_ONCE))
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        exists = pool.map(lambda name: os.path.isfile(os.path.join(root, name)), names, chunksize=1024)
-        report_missing([name for name, there in zip(names, exists) if not there], len(names), f"under '{root}'", where)
+        missing = pool.map(lambda part: [name for name in part if not os.path.isfile(os.path.join(root, name))], parts)
+        report_missing([name for part in missing for name in part], len(names), f"under '{root}'", where)
 
 
 def report_missing(missing: Sequence[str], total: int, place: str, where: str) -> None:
@@ -123,9 +134,7 @@ def make_keys(names: Sequence[str]) -> list[str]:
 
     A webdataset key ends at its first dot, so dots become underscores. A :class:`UserError` names files that would share a key.
     """
-    strange = next((name for name in names if not name.isprintable()), None)
-    if strange is not None:
-        raise UserError(f"the file name {ascii(strange)} is not valid text; rename it")
+    refuse_strange(names)
     stems = [os.path.splitext(name)[0] for name in names]
     distinct = len(set(stems))
     parts = [stem.strip("/").split("/") for stem in stems]
@@ -137,6 +146,13 @@ def make_keys(names: Sequence[str]) -> list[str]:
     keys = [f"{key}_{os.path.splitext(name)[1][1:]}" if key in repeated else key for key, name in zip(plain, names)]
     refuse_repeated(keys, names)
     return keys
+
+
+def refuse_strange(names: Iterable[str]) -> None:
+    """A :class:`UserError` if a name is not UTF-8 or holds control characters."""
+    for name in names:
+        if not name.isprintable() and any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+            raise UserError(f"the file name {ascii(name)} is not valid text; rename it")
 
 
 def refuse_repeated(keys: Sequence[str], names: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ class NearDuplicates:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(N, ...) uint8 -> (N,) bool."""
-        images = images.reshape(len(images), -1)
+        images = images.reshape(len(images), self.test.shape[1])
         return np.concatenate([np.zeros(0, bool), *(self._near(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE))])
 
     def _near(self, images: np.ndarray) -> np.ndarray:

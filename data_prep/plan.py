@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,13 +109,15 @@ def _stat(files: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
 def is_complete(plan: Plan) -> bool:
     """Whether the folder already holds this very data set; a :class:`UserError` if it holds another."""
     path = plan.out / "dataset.json"
-    if not path.is_file():
-        return False
     try:
-        made_by = json.loads(path.read_text())["made_by"]
-    except (json.JSONDecodeError, KeyError):
-        made_by = {}
-    if made_by.get("fingerprint") != plan.fingerprint:
+        fingerprint = json.loads(path.read_bytes())["made_by"]["fingerprint"]
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError):  # not written by data_prep, or damaged
+        fingerprint = None
+    if fingerprint != plan.fingerprint:
         raise UserError(f"'{plan.out}' holds another data set (the source or an option changed since); choose another --out")
     return True
 
@@ -131,30 +134,41 @@ def claim(plan: Plan, task: Task) -> Iterator[None]:
     # tasks share the folder's lock, and each holds its own; a run alone takes the folder's for itself
     shared = fcntl.LOCK_SH if task.count > 1 else fcntl.LOCK_EX
     with _locked(plan.partial / "lock", shared | fcntl.LOCK_NB), _locked(plan.partial / f"task-{task.index}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-        marker = plan.partial / "plan"
-        if marker.is_file() and marker.read_text() != plan.stamp:
-            raise UserError(
-                f"'{plan.out}' holds the start of another data set (the source's files or an option changed since); "
-                "remove the folder or choose another --out"
-            )
-        if not is_complete(plan):  # by another task, since the last look
-            write_atomically(marker, plan.stamp.encode())
+        with finishing(plan):  # of tasks that start at the same time, one writes the marker
+            _mark(plan)
         if task.count == 1:  # nobody else writes here: what a killed run left half-written only takes space
             for path in plan.partial.glob("*.tmp"):
                 path.unlink()
         yield
 
 
+def tidy(plan: Plan) -> None:
+    """Remove from a complete data set what only the work on it needed."""
+    shutil.rmtree(plan.partial, ignore_errors=True)
+
+
+def _mark(plan: Plan) -> None:
+    """Say in the folder what is being made there, or refuse if something else is."""
+    marker = plan.partial / "plan"
+    if not marker.is_file():
+        write_atomically(marker, plan.stamp.encode())
+    elif marker.read_text() != plan.stamp:
+        raise UserError(
+            f"'{plan.out}' holds the start of another data set (the source's files or an option changed since); "
+            "remove the folder or choose another --out"
+        )
+
+
 @contextmanager
 def finishing(plan: Plan) -> Iterator[None]:
-    """Only one task at a time looks whether all shards are there and writes the manifest; others wait."""
+    """Only one task at a time writes what all of them share, such as the manifest; others wait."""
     with _locked(plan.partial / "finish.lock", fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
 def _locked(path: Path, kind: int) -> Iterator[None]:
-    with open(path, "w") as file:
+    with open(path, "w+") as file:  # NFS wants a shared lock's file to be readable
         try:
             fcntl.flock(file, kind)
         except BlockingIOError as error:

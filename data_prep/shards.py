@@ -6,34 +6,35 @@ dataset.json comes last: a folder that has one is complete.
 """
 
 import ctypes
-import hashlib
 import json
 import math
+import multiprocessing
 import os
-import shutil
 import signal
-import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from data_prep.plan import Plan, ShardPlan, Task, claim, finishing, is_complete
+from data_prep.plan import Plan, ShardPlan, Task, claim, finishing, is_complete, tidy
 from data_prep.source import SourceSplit
+from data_prep.tar_writer import TarWriter
 from lt_train import __version__
 from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Dataset, Shard, Split, atomic_file, write_atomically, write_dataset, write_manifest
 from lt_train.errors import UserError
 
-BLOCK = 512  # bytes; tar members start at multiples of it
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
 PR_SET_PDEATHSIG = 1  # prctl.h
+KILLED = "a worker process was killed (out of memory?); the same command again goes on from there, perhaps with fewer --workers"
 
 Report = Callable[[int, int], None]  # called with (images, bytes) as shards are finished; bytes 0: finished before
 
@@ -61,13 +62,13 @@ def write(plan: Plan, workers: int, max_rejected: float, command: str, report: R
     try:
         with claim(plan, task):
             waiting = []
-            for shard in plan.shards[task.index :: task.count]:
-                if _rows_path(plan, shard).exists():
+            for shard in [] if is_complete(plan) else plan.shards[task.index :: task.count]:  # another run may have been faster
+                if _is_finished(plan, shard):
                     summary.skipped_shards += 1
                     report(len(shard.indices), 0)
                 else:
                     waiting.append(shard)
-            for images, rejected, size in _write_shards(plan, waiting, workers):
+            for images, rejected, size in in_workers(_write_shard, plan, waiting, workers):
                 summary.shards += 1
                 summary.images += images - rejected
                 summary.bytes += size
@@ -75,20 +76,62 @@ def write(plan: Plan, workers: int, max_rejected: float, command: str, report: R
             with finishing(plan):
                 if not is_complete(plan):
                     _finish(plan, max_rejected, command, summary)
+        if not summary.missing:
+            tidy(plan)  # only now are the locks closed: on NFS, a folder that holds an open file cannot go
     except OSError as error:
         raise UserError(f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes on from there") from error
     except BrokenProcessPool as error:
-        raise UserError("a worker process was killed (out of memory?); the same command again goes on from there, perhaps with fewer --workers") from error
+        raise UserError(KILLED) from error
     summary.seconds = time.monotonic() - started
     return summary
 
 
-_worker_plan: Plan | None = None
+def in_workers(work: Callable[[Plan, ShardPlan], Any], plan: Plan, shards: list[ShardPlan], workers: int) -> Iterator[Any]:
+    """``work(plan, shard)`` of every shard, as they are done; in processes of their own if more than one may work."""
+    if workers <= 1 or len(shards) <= 1:
+        yield from (work(plan, shard) for shard in shards)
+        return
+    fork = multiprocessing.get_context("fork")  # so that a worker has the plan, and is this process's child
+    pool = ProcessPoolExecutor(min(workers, len(shards)), fork, _start_worker, (partial(work, plan), shards, os.getpid()))
+    started = []
+    try:
+        with _interrupts_held():
+            futures = [pool.submit(_work_on, number) for number in range(len(shards))]
+            started = multiprocessing.active_children()
+        for done in as_completed(futures):
+            yield done.result()
+    except BaseException:
+        with _interrupts_held():
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            pool.shutdown()
+            for path in [path for worker in started for path in plan.partial.glob(f"*.{worker.pid}.tmp")]:
+                path.unlink()
+        raise
+    with _interrupts_held():
+        pool.shutdown()
 
 
-def _start_worker(plan: Plan, parent: int) -> None:
-    global _worker_plan
-    _worker_plan = plan
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C counts at the end of the block only; processes forked in it print nothing about one."""
+    held = []
+    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+_work: Callable[[ShardPlan], Any] | None = None  # of a worker process
+_shards: list[ShardPlan] = []
+
+
+def _start_worker(work: Callable[[ShardPlan], Any], shards: list[ShardPlan], parent: int) -> None:
+    global _work, _shards
+    _work, _shards = work, shards
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     # a worker must not outlive a killed parent: it would keep the folder's lock
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -98,21 +141,8 @@ def _start_worker(plan: Plan, parent: int) -> None:
         os._exit(1)
 
 
-def _write_shards(plan: Plan, shards: list[ShardPlan], workers: int) -> Iterator[tuple[int, int, int]]:
-    if workers <= 1 or len(shards) <= 1:
-        yield from (_write_shard(plan, shard) for shard in shards)
-        return
-    with ProcessPoolExecutor(min(workers, len(shards)), initializer=_start_worker, initargs=(plan, os.getpid())) as pool:
-        try:
-            for done in as_completed([pool.submit(_write_worker_shard, shard) for shard in shards]):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _write_worker_shard(shard: ShardPlan) -> tuple[int, int, int]:
-    return _write_shard(_worker_plan, shard)
+def _work_on(number: int) -> Any:
+    return _work(_shards[number])
 
 
 def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
@@ -122,8 +152,8 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
     rows, rejected = [], []
     temporary = plan.partial / f"{shard.name}.{os.getpid()}.tmp"
     try:
-        with open(temporary, "wb") as file:
-            writer = _TarWriter(file)
+        with open(temporary, "wb", buffering=0) as file:
+            writer = TarWriter(file)
             for index in map(int, shard.indices):
                 row = _add_sample(writer, split, checker, index)
                 (rejected if "reason" in row else rows).append(row)
@@ -139,7 +169,7 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
     columns["shard"] = np.full(len(rows), shard.number, np.int32)
     indices = [row["index"] for row in rows]
     columns |= {name: column[indices] for name, column in split.columns.items()}
-    about = {"samples": len(rows), "bytes": writer.offset, "sha256": writer.digest.hexdigest(), "rejected": rejected}
+    about = {"samples": len(rows), "bytes": writer.offset, "sha256": writer.sha256(), "rejected": rejected}
     table = pa.table({name: columns[name] for name in schema.names}, schema.with_metadata({ABOUT: json.dumps(about)}))
     with atomic_file(_rows_path(plan, shard)) as file, pa.ipc.new_file(file, table.schema) as sink:
         sink.write_table(table)
@@ -151,7 +181,7 @@ def _schema(split: SourceSplit) -> pa.Schema:
     return pa.schema([*MANIFEST_SCHEMA, *(pa.field(*field) for field in more)])
 
 
-def _add_sample(writer: "_TarWriter", split: SourceSplit, checker: Callable, index: int) -> dict:
+def _add_sample(writer: TarWriter, split: SourceSplit, checker: Callable, index: int) -> dict:
     """Check, add and describe one sample; a dict with a ``reason`` if it was left out."""
     key = split.keys[index]
     label = UNLABELED if split.labels is None else int(split.labels[index])
@@ -174,35 +204,10 @@ def _add_sample(writer: "_TarWriter", split: SourceSplit, checker: Callable, ind
     }
 
 
-class _TarWriter:
-    """A tar with nothing in it but names and bytes, so that the same samples always give the same file."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.offset, self.digest = file, 0, hashlib.sha256()
-
-    def add(self, name: str, content: bytes) -> int:
-        """Append a member; returns the offset of its first byte."""
-        info = tarfile.TarInfo(name)
-        info.size, info.mode, info.mtime = len(content), 0o644, 0
-        self._put(info.tobuf(tarfile.PAX_FORMAT))
-        start = self.offset
-        self._put(content)
-        self._put(bytes(-len(content) % BLOCK))
-        return start
-
-    def close(self) -> None:
-        self._put(bytes(2 * BLOCK))
-
-    def _put(self, content: bytes) -> None:
-        self.file.write(content)
-        self.digest.update(content)
-        self.offset += len(content)
-
-
 def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> None:
     """Join the shards' rows into manifests, unless shards are missing or too many images were rejected."""
     paths = {shard.name: _rows_path(plan, shard) for shard in plan.shards}
-    summary.missing = sum(not path.exists() for path in paths.values())
+    summary.missing = sum(not _is_finished(plan, shard) for shard in plan.shards)
     if summary.missing:
         return
     for path in plan.out.glob(".*.tmp"):  # of a run that was killed while it wrote a manifest
@@ -220,7 +225,6 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
         splits[name] = Split(sum(shard.samples for shard in splits[name].shards), counts, splits[name].shards, rejected)
     made_by = {"command": command, "version": __version__, "seed": plan.seed, "fingerprint": plan.fingerprint}
     write_dataset(plan.out, Dataset(plan.source.name, plan.source.classes, splits, made_by))
-    shutil.rmtree(plan.partial)
 
 
 def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
@@ -231,7 +235,7 @@ def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
     first = "; ".join(f"{row['key']}: {row['reason']}" for row in summary.rejected[:3])
     if count == total:
         raise UserError(f"none of the {total} images can be used ({first})")
-    if count > max_rejected * total:
+    if count / total > max_rejected:
         enough = math.ceil(count / total * 10_000) / 10_000
         raise UserError(
             f"{count} of {total} images cannot be used ({first}; all in {plan.out}/rejected.jsonl); mend or remove them and start again with an "
@@ -241,6 +245,10 @@ def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
 
 def _read_rows(path: Path) -> pa.Table:
     return pa.ipc.open_file(path.read_bytes()).read_all()
+
+
+def _is_finished(plan: Plan, shard: ShardPlan) -> bool:
+    return _rows_path(plan, shard).exists() and (plan.out / shard.name).exists()
 
 
 def _rows_path(plan: Plan, shard: ShardPlan) -> Path:

@@ -38,6 +38,8 @@ def unlabeled_counts(labeled: int, classes: int, ratio: float, size_factor: floa
     Rounded where Yang and Xu 2020 round (their released code), so that the counts are theirs.
     """
     total = labeled * size_factor
+    if not 0 < total < float("inf"):
+        raise UserError(f"--size-factor must be more than 0 and finite, not {size_factor:g}")
     shape = imbalanced_counts(int(total // classes), classes, ratio)
     return [int(count * (total / sum(shape))) for count in shape]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.folder import IMAGE_SUFFIXES
+from data_prep.folder import IMAGE_SUFFIXES, refuse_unreadable
 from data_prep.images import ImageFiles, TarImages, ppm, tar_members
-from data_prep.lists import make_keys, refuse_repeated
+from data_prep.lists import make_keys, refuse_repeated, refuse_strange
 from data_prep.source import Recipe, Source, SourceSplit
 from lt_train.errors import UserError
 
@@ -81,8 +81,8 @@ def _from_bin(path: Path) -> tuple[SourceSplit, list[str]]:
 
 def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged header can raise anything
         raise UserError(f"'{path}' is truncated or not an .npy file: {error}") from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.flags.c_contiguous or not len(array):
         raise UserError(f"'{path}' holds {array.dtype} of shape {array.shape}; it must hold uint8 of shape (N, height, width, 3), row-major")
@@ -92,7 +92,7 @@ def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
 def _from_folder(path: Path) -> tuple[SourceSplit, list[str]]:
     names = sorted(
         os.path.relpath(os.path.join(folder, name), path)
-        for folder, _, found in os.walk(path)
+        for folder, _, found in os.walk(path, onerror=refuse_unreadable)
         for name in found
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
     )
@@ -112,6 +112,7 @@ def _from_tars(path: Path) -> tuple[SourceSplit, list[str]]:
                 places.append((number, offset, size))
     if not names:
         raise UserError(f"the tars in '{path}' hold no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    refuse_strange(names)
     keys = [os.path.splitext(name)[0].removeprefix("./").replace(".", "_") for name in names]
     refuse_repeated(keys, names)
     return SourceSplit(None, keys, TarImages(tars, np.array(places, np.int64))), tars

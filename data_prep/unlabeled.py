@@ -8,7 +8,7 @@ import argparse
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,8 +75,6 @@ def make_source(which: Labeled, arguments: argparse.Namespace) -> Source:
     pool = _load_pool(which, arguments)
     chosen, notes = np.arange(len(pool.labels)), list(pool.notes)
     if not arguments.all:
-        if not arguments.size_factor > 0:
-            raise UserError(f"--size-factor must be more than 0, not {arguments.size_factor:g}")
         labeled = imbalanced_counts(which.largest, len(which.classes), arguments.imbalance_ratio, arguments.imbalance_type)
         ratio = arguments.imbalance_ratio if arguments.imbalance_ratio_unlabeled is None else arguments.imbalance_ratio_unlabeled
         counts = unlabeled_counts(sum(labeled), len(which.classes), ratio, arguments.size_factor)
@@ -119,7 +117,7 @@ def _from_pickle(which: Labeled, path: Path) -> Pool:
             raise ValueError(f"data is {pixels.dtype} of shape {pixels.shape}, with {len(labels)} extrapolated_targets")
         if len(labels) and labels.max() >= len(which.classes):
             raise ValueError(f"extrapolated_targets go up to {labels.max()}")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"'{path}' does not hold 'data' (N, 32, 32, 3) uint8 and 'extrapolated_targets' (N,): {error}") from error
     kept = np.flatnonzero(labels >= 0)
     keys = _numbered("ti", len(labels))
@@ -136,11 +134,11 @@ def _from_scores(which: Labeled, root: Path, arguments: argparse.Namespace) -> P
     pool = Manifest(root, SPLIT)
     shards = [str(root / shard.name) for shard in pool.shards]
     test = Manifest(arguments.test_set, "test")
-    is_near = NearDuplicates(np.stack([_pixels(bytes(test.read_or_replace(index)[1])) for index in range(len(test))]))
+    is_near = NearDuplicates(_stacked((bytes(test.read_or_replace(index)[1]) for index in range(len(test))), arguments.test_set))
 
     def near_duplicates(ids: np.ndarray) -> np.ndarray:
         images = TarImages(shards, pool.places(ids))
-        return is_near(np.stack([_pixels(images.read(index)) for index in range(len(ids))]))
+        return is_near(_stacked((images.read(index) for index in range(len(ids))), root))
 
     started = time.monotonic()
     best = Sourced(store, len(which.classes), arguments.per_class, near_duplicates)
@@ -153,6 +151,13 @@ def _from_scores(which: Labeled, root: Path, arguments: argparse.Namespace) -> P
     ]
     files = [str(root / "dataset.json"), str(arguments.scores / "scores.json"), str(arguments.test_set / "dataset.json")]
     return Pool(TarImages(shards, pool.places(ids)), [pool.key(index) for index in ids], labels, scores, files, notes)
+
+
+def _stacked(contents: Iterable[bytes], root: Path) -> np.ndarray:
+    try:
+        return np.stack([_pixels(content) for content in contents])
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read an image of '{root}': {error}; python -m data_prep verify {root} tells more") from error
 
 
 def _pixels(content: bytes) -> np.ndarray:

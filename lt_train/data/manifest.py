@@ -16,7 +16,7 @@ import mmap
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -29,6 +29,7 @@ import pyarrow as pa
 from lt_train.errors import UserError
 
 FORMAT_VERSION = 1
+WRITE_AT_ONCE = 1 << 26  # bytes
 UNLABELED = -1  # the label of a sample whose class is not known; it is in no class's list and has no .cls member
 MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
 MANIFEST_SCHEMA = pa.schema(
@@ -109,7 +110,7 @@ def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: p
             counts += np.bincount(labels[labels >= 0], minlength=num_classes)
             spool.append(table)
         batch = spool.batch()
-        _write_ipc(root / f"{split}.arrow", batch)
+        _write_ipc(root / f"{split}.arrow", batch, spool.forget)
         labels = batch["label"].to_numpy() if counts.any() else np.zeros(0, np.int32)
         ids, offsets = class_index(labels, num_classes)
         index = pa.record_batch({"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))})
@@ -130,6 +131,7 @@ class _Spool:
 
     def __init__(self, folder: Path, schema: pa.Schema):
         self.schema, self.rows = schema, 0
+        self._maps: list[mmap.mmap] = []
         # text is two files: the characters, and Arrow's offsets, 0 and where each value ends
         self.files = {
             (name, part): tempfile.TemporaryFile(dir=folder)
@@ -161,27 +163,52 @@ class _Spool:
             self.files[name, "values"].write(b"".join(encoded))
             self.characters[name] = int(ends[-1]) if len(ends) else self.characters[name]
 
+    def forget(self) -> None:
+        """Take the pages that were read from memory; they are read again if they are asked for."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def batch(self) -> pa.RecordBatch:
         """All rows, mapped from the files."""
         arrays = []
         for name, kind in zip(self.schema.names, self.schema.types):
-            values = _mapped(self.files[name, "values"])
+            values = self._mapped(name, "values")
             if kind == pa.string():
-                arrays.append(pa.StringArray.from_buffers(self.rows, _mapped(self.files[name, "offsets"]), values))
+                arrays.append(pa.StringArray.from_buffers(self.rows, self._mapped(name, "offsets"), values))
             else:
                 arrays.append(pa.Array.from_buffers(kind, self.rows, [None, values]))
         return pa.record_batch(arrays, schema=self.schema)
 
+    def _mapped(self, name: str, part: str) -> pa.Buffer:
+        file = self.files[name, part]
+        file.flush()
+        if not file.tell():
+            return pa.py_buffer(b"")
+        self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return pa.py_buffer(self._maps[-1])
 
-def _mapped(file: BinaryIO) -> pa.Buffer:
-    file.flush()
-    if not file.tell():
-        return pa.py_buffer(b"")
-    return pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+class _Sink:
+    """A file for Arrow that is written piece by piece; ``after`` is called after each."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO, after: Callable[[], None]):
+        self.file, self.after = file, after
+
+    def write(self, content: memoryview) -> int:
+        content = memoryview(content).cast("B")
+        for start in range(0, len(content), WRITE_AT_ONCE):
+            self.file.write(content[start : start + WRITE_AT_ONCE])
+            self.after()
+        return len(content)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
-def _write_ipc(path: Path, batch: pa.RecordBatch) -> None:
-    with atomic_file(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+def _write_ipc(path: Path, batch: pa.RecordBatch, after: Callable[[], None] = lambda: None) -> None:
+    with atomic_file(path) as file, pa.ipc.new_file(_Sink(file, after), batch.schema) as writer:
         writer.write_batch(batch)
 
 
