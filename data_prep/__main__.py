@@ -38,6 +38,7 @@ LIMITS = {  # smallest and largest value of an option; NumPy's legacy generator 
     "quality": (1, 100),
     "max_rejected": (0, 1),
 }
+WIDTH = 120  # characters that a table may take: a narrower terminal breaks its lines, but no number is cut off
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -187,7 +188,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _info(arguments: argparse.Namespace) -> int:
     from data_prep.inspect import plot, show
 
-    show(arguments.dir, Console())
+    show(arguments.dir, Console(width=max(Console().width, WIDTH)))
     if arguments.plot is not None:
         file = arguments.dir / "class_counts.png" if arguments.plot == Path() else arguments.plot
         plot(arguments.dir, file)

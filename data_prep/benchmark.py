@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import tempfile
 import time
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from data_prep.check import Checker
 from data_prep.images import ImageFiles, Picked
 from data_prep.plan import Plan, ShardPlan
 from data_prep.source import Images
+from data_prep.workers import in_workers
 from lt_train.errors import UserError
 
 IMAGES = 6000  # about so many of the source are taken, spread over it
@@ -29,7 +29,7 @@ def run(plan: Plan, workers: int, console: Console) -> None:
     plan = _sample(plan, workers)
     total = sum(len(shard.indices) for shard in plan.shards)
     ways = {
-        "decode check alone": lambda out: list(shards.in_workers(_check_shard, plan, plan.shards, workers)),
+        "decode check alone": lambda out: list(in_workers(_check_shard, plan, plan.shards, workers)),
         "shards": lambda out: _write(plan, Checker(), out / "shards", workers),
         "shards, no decode check": lambda out: _write(plan, Checker(decode=False), out / "trusted", workers),
     }
@@ -49,8 +49,6 @@ def run(plan: Plan, workers: int, console: Console) -> None:
                         seconds[name].append(time.monotonic() - started)
     except OSError as error:
         raise UserError(f"cannot write to '{beside}': {error.strerror or error}; --out says where to") from error
-    except BrokenProcessPool as error:
-        raise UserError(shards.KILLED) from error
     _show(console, seconds, total, workers)
 
 
@@ -79,7 +77,8 @@ def _write(plan: Plan, checker: Checker, out: Path, workers: int) -> None:
 
 
 def _tar(files: list[str], out: Path) -> None:
-    done = subprocess.run(["tar", "cf", out / "files.tar", "--null", "-P", "-T", "-"], input=b"\0".join(map(os.fsencode, files)), stderr=subprocess.PIPE)
+    command = ["tar", "cf", out / "files.tar", "--null", "-P", "-T", "-"]
+    done = subprocess.run(command, input=b"\0".join(map(os.fsencode, files)), stderr=subprocess.PIPE)
     if done.returncode:
         raise UserError(f"tar cannot write the images: {os.fsdecode(done.stderr)}")
 

@@ -65,7 +65,7 @@ def make_source(arguments: argparse.Namespace) -> Source:
     if arguments.imbalance_ratio is not None:
         found["train"], note = make_tail(found["train"], arguments)
         notes.append(note)
-    return file_source(arguments.name or arguments.out.resolve().name, classes, root, found, notes)
+    return file_source(arguments.name or os.path.basename(os.path.realpath(arguments.out)), classes, root, found, notes)
 
 
 def file_source(name: str, classes: list[str], root: Path, found: dict[str, Rows], notes: list[str]) -> Source:

@@ -19,6 +19,7 @@ from lt_train.errors import UserError
 LISTS = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 VAL_SOLUTION = "LOC_val_solution.csv"  # Kaggle's labels of the validation images
+KAGGLE = "Data/CLS-LOC"  # its folder of images within ILSVRC
 VAL_PER_CLASS = 20  # as in the published val list
 
 
@@ -108,7 +109,7 @@ def _make_subset(halves: dict[str, Half], arguments: argparse.Namespace) -> tupl
 def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
     """ILSVRC's validation images with their class: from their folder, or from Kaggle's file."""
     index = {name: label for label, name in enumerate(classes)}
-    file = next((path for path in (root / VAL_SOLUTION, *(parent / VAL_SOLUTION for parent in root.absolute().parents[:2])) if path.is_file()), None)
+    file = next((path for path in (root / VAL_SOLUTION, *(parent / VAL_SOLUTION for parent in root.absolute().parents[:3])) if path.is_file()), None)
     of = {}
     if file is not None:
         try:
@@ -139,7 +140,7 @@ def _locate(half: Half, names: Sequence[str], where: object) -> list[object]:
 def _find_half(root: Path, half: str) -> Half:
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'")
-    for base in (root, root / "Data" / "CLS-LOC"):
+    for base in (root, root / KAGGLE, root / "ILSVRC" / KAGGLE):
         if (base / half).is_dir():
             return _folder_half(base, half)
     tar = root / TARS[half]

@@ -29,6 +29,9 @@ def problems(root: Path) -> Iterator[str]:
 
 def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
     split = dataset.splits[name]
+    for file, sha256 in split.tables.items():
+        if (root / file).is_file() and file_sha256(root / file) != sha256:
+            yield f"{file} is not as it was written (sha256 differs)"
     manifest = Manifest(root, name)
     if len(manifest) != split.samples:
         yield f"{name}.arrow has {len(manifest)} rows, dataset.json says {split.samples}"
@@ -74,7 +77,7 @@ def show(root: Path, console: Console) -> None:
         table.add_row(
             name, f"{split.samples:,}", f"{max(counts):,}", f"{min(counts):,}", ratio, str(len(split.shards)), f"{size:,.1f}", each, str(split.rejected)
         )
-    console.print(table, width=200, crop=False)  # no wider than it must be; on a narrow terminal, lines break but nothing is cut off
+    console.print(table)
     if "train" in dataset.splits and dataset.classes:
         counts, what = _class_counts(root, dataset, "train")
         groups = ", ".join(f"{name.replace('_', '-')} {int(members.sum())}" for name, members in shot_groups(counts).items())

@@ -29,6 +29,8 @@ STAT_AT_ONCE = 256
 NAMED = 10  # missing images named in an error
 NUMBER = re.compile(r"[0-9]{1,20}")  # a label; far larger ones are refused as out of range, or as no number
 
+META = re.compile(r"^__(?=[^/]*__(/|$))")  # what webdataset takes for a member about the tar
+
 Rows = tuple[list[str], np.ndarray]  # paths relative to the source folder, and their labels
 
 
@@ -132,14 +134,15 @@ def class_names(names: Sequence[str], labels: np.ndarray, number: int) -> list[s
 def make_keys(names: Sequence[str]) -> list[str]:
     """Class folder and file name without suffix; more of the path, and the suffix, where files differ in nothing else.
 
-    A webdataset key ends at its first dot, so dots become underscores. A :class:`UserError` names files that would share a key.
+    A webdataset key ends at its first dot, so dots become underscores; a first folder like ``__x__``, which webdataset would pass
+    over, loses two. A :class:`UserError` names files that would share a key.
     """
     refuse_strange(names)
     stems = [os.path.splitext(name)[0] for name in names]
     distinct = len(set(stems))
     parts = [stem.strip("/").split("/") for stem in stems]
     for depth in range(2, max(map(len, parts), default=0) + 2):
-        plain = ["/".join(part[-depth:]).replace(".", "_") for part in parts]
+        plain = [META.sub("_", "/".join(part[-depth:]).replace(".", "_")) for part in parts]
         if len(set(plain)) == distinct:
             break
     repeated = {key for key, count in Counter(plain).items() if count > 1}

@@ -5,22 +5,14 @@ run goes on after its last finished shard and ends with the same bytes, however 
 dataset.json comes last: a folder that has one is complete.
 """
 
-import ctypes
 import json
 import math
-import multiprocessing
 import os
-import signal
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +20,12 @@ import pyarrow as pa
 from data_prep.plan import Plan, ShardPlan, Task, claim, finishing, is_complete, tidy
 from data_prep.source import SourceSplit
 from data_prep.tar_writer import TarWriter
+from data_prep.workers import in_workers
 from lt_train import __version__
-from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Dataset, Shard, Split, atomic_file, write_atomically, write_dataset, write_manifest
+from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Dataset, Shard, Split, atomic_file, file_sha256, write_atomically, write_dataset, write_manifest
 from lt_train.errors import UserError
 
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
-PR_SET_PDEATHSIG = 1  # prctl.h
-KILLED = "a worker process was killed (out of memory?); the same command again goes on from there, perhaps with fewer --workers"
 
 Report = Callable[[int, int], None]  # called with (images, bytes) as shards are finished; bytes 0: finished before
 
@@ -80,69 +71,8 @@ def write(plan: Plan, workers: int, max_rejected: float, command: str, report: R
             tidy(plan)  # only now are the locks closed: on NFS, a folder that holds an open file cannot go
     except OSError as error:
         raise UserError(f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes on from there") from error
-    except BrokenProcessPool as error:
-        raise UserError(KILLED) from error
     summary.seconds = time.monotonic() - started
     return summary
-
-
-def in_workers(work: Callable[[Plan, ShardPlan], Any], plan: Plan, shards: list[ShardPlan], workers: int) -> Iterator[Any]:
-    """``work(plan, shard)`` of every shard, as they are done; in processes of their own if more than one may work."""
-    if workers <= 1 or len(shards) <= 1:
-        yield from (work(plan, shard) for shard in shards)
-        return
-    fork = multiprocessing.get_context("fork")  # so that a worker has the plan, and is this process's child
-    pool = ProcessPoolExecutor(min(workers, len(shards)), fork, _start_worker, (partial(work, plan), shards, os.getpid()))
-    started = []
-    try:
-        with _interrupts_held():
-            futures = [pool.submit(_work_on, number) for number in range(len(shards))]
-            started = multiprocessing.active_children()
-        for done in as_completed(futures):
-            yield done.result()
-    except BaseException:
-        with _interrupts_held():
-            for worker in multiprocessing.active_children():
-                worker.kill()
-            pool.shutdown()
-            for path in [path for worker in started for path in plan.partial.glob(f"*.{worker.pid}.tmp")]:
-                path.unlink()
-        raise
-    with _interrupts_held():
-        pool.shutdown()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C counts at the end of the block only; processes forked in it print nothing about one."""
-    held = []
-    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
-
-
-_work: Callable[[ShardPlan], Any] | None = None  # of a worker process
-_shards: list[ShardPlan] = []
-
-
-def _start_worker(work: Callable[[ShardPlan], Any], shards: list[ShardPlan], parent: int) -> None:
-    global _work, _shards
-    _work, _shards = work, shards
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
-    # a worker must not outlive a killed parent: it would keep the folder's lock
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _work_on(number: int) -> Any:
-    return _work(_shards[number])
 
 
 def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
@@ -222,7 +152,8 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
         tables = (_read_rows(paths[shard.name]) for shard in splits[name].shards)
         counts = write_manifest(plan.out, name, tables, _schema(split), len(plan.source.classes))
         rejected = sum(row["split"] == name for row in summary.rejected)
-        splits[name] = Split(sum(shard.samples for shard in splits[name].shards), counts, splits[name].shards, rejected)
+        sums = {file: file_sha256(plan.out / file) for file in (f"{name}.arrow", f"{name}.class_index.arrow")}
+        splits[name] = Split(sum(shard.samples for shard in splits[name].shards), counts, splits[name].shards, rejected, sums)
     made_by = {"command": command, "version": __version__, "seed": plan.seed, "fingerprint": plan.fingerprint}
     write_dataset(plan.out, Dataset(plan.source.name, plan.source.classes, splits, made_by))
 

@@ -61,6 +61,7 @@ class Split:
     class_counts: list[int]
     shards: list[Shard]
     rejected: int = 0
+    tables: dict[str, str] = field(default_factory=dict)  # the manifest's and the class index's file name -> sha256
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def read_dataset(root: str | Path) -> Dataset:
             split["shards"] = [Shard(**shard) for shard in split["shards"]]
             content["splits"][name] = Split(**split)
         return Dataset(**content)
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); run data_prep again into another folder") from error
 
 

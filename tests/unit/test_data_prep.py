@@ -307,3 +307,13 @@ def test_prepare_twice_then_verify_then_damage(class_folders):
     outcome = command("verify", "out", cwd=class_folders)
     assert_one_line(outcome, "damaged")
     assert "train-000000.tar is not as it was written" in outcome.stdout and "crc32" in outcome.stdout
+
+
+def test_verify_finds_a_changed_key(class_folders):
+    """Which no checksum of an image and no count would tell."""
+    assert command("folder", "--source", "images", "--out", "out", cwd=class_folders).returncode == 0
+    manifest = class_folders / "out" / "train.arrow"
+    manifest.write_bytes(manifest.read_bytes().replace(b"a/0", b"a/9"))
+    outcome = command("verify", "out", cwd=class_folders)
+    assert_one_line(outcome, "damaged: 1 problem")
+    assert "train.arrow is not as it was written" in outcome.stdout

@@ -177,6 +177,11 @@ def test_keys_have_no_dots_and_differ_where_only_the_suffix_does(tmp_path):
     assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["v1_0/x_y", "v1_0/z_jpg", "v1_0/z_png"]
 
 
+def test_a_class_folder_that_webdataset_would_pass_over_gets_another_key(tmp_path):
+    touch(tmp_path, "__bg__/1.jpg", "cat/__2__.jpg", "__dog/3.jpg")
+    assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["_bg__/1", "__dog/3", "cat/__2__"]
+
+
 def test_keys_hold_as_much_of_the_path_as_tells_files_apart(tmp_path):
     touch(tmp_path, "a/x/1.jpg", "b/x/1.jpg")
     assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["a/x/1", "b/x/1"]

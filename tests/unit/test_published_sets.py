@@ -6,15 +6,16 @@ import json
 import pickle
 import re
 import tarfile
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from data_prep import lists
+from data_prep import cifar, lists
 from data_prep.subsets import Draw, imbalanced_counts, pareto_counts
 from lt_train.data.manifest import shot_groups
 from lt_train.errors import UserError
@@ -122,7 +123,7 @@ def make_ilsvrc(root: Path, layout: str) -> Path:
     if layout == "folders and flat val":
         fill(root, train | {f"val/{name}": content for name, content in VAL.items()})
     elif layout == "Kaggle":
-        fill(root / "Data" / "CLS-LOC", train | {f"val/{name}": content for name, content in VAL.items()})
+        fill(root / "ILSVRC" / "Data" / "CLS-LOC", train | {f"val/{name}": content for name, content in VAL.items()})
     else:
         outer = {f"{synset}.tar": tar_of(images) for synset, images in reversed(TRAIN.items())}
         fill(root, {"ILSVRC2012_img_train.tar": tar_of(outer), "ILSVRC2012_img_val.tar": tar_of(VAL)})
@@ -303,6 +304,12 @@ def test_a_new_subset_is_the_same_from_every_layout_and_noted_as_new(ilsvrc):
     assert all("NOT the published ImageNet-LT" in source.notes[0] and "18 to 2 a class, seed 3" in source.notes[0] for source in found)
 
 
+@pytest.mark.parametrize("folder", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
+def test_kaggles_labels_are_found_from_any_of_its_folders(ilsvrc, folder):
+    expected, found = (contents(source_of("imagenet_lt", "--source", root, *SUBSET)) for root in (ilsvrc["folders"], ilsvrc["Kaggle"] / folder))
+    assert found == expected
+
+
 def test_a_new_subset_has_pareto_counts_20_for_validation_and_ilsvrcs_validation_images_as_test(ilsvrc):
     found = contents(source_of("imagenet_lt", "--source", ilsvrc["folders"], *SUBSET))
     labels = {split: [label for _, label, _ in rows] for split, rows in found.items()}
@@ -459,10 +466,12 @@ JSON_MISTAKES = {
 
 @pytest.mark.parametrize("mistake", JSON_MISTAKES)
 def test_a_bad_annotation_file_is_refused(tmp_path, mistake):
-    file = make_inat(tmp_path) / "train2018.json"
+    touch(tmp_path, "x.jpg")
+    file = make_inat(tmp_path / "inat") / "train2018.json"
     file.write_bytes(JSON_MISTAKES[mistake](json.loads(file.read_text())))
-    with pytest.raises(UserError, match="/etc/passwd.*lies outside" if mistake == "a path elsewhere" else "train2018.json"):
-        source_of("inat18", "--source", tmp_path)
+    messages = {"a path that leaves": "train2018.json: the path '../x.jpg' leaves", "a path elsewhere": "/etc/passwd.*lies outside"}
+    with pytest.raises(UserError, match=messages.get(mistake, "train2018.json")):
+        source_of("inat18", "--source", tmp_path / "inat")
 
 
 def test_inaturalist_without_annotations_or_images_is_refused(tmp_path):
@@ -569,8 +578,12 @@ def write_folders(root: Path, names: list[str], labels: np.ndarray, pixels: np.n
 
 @pytest.fixture(scope="module")
 def cifar100(tmp_path_factory) -> Small:
-    root = tmp_path_factory.mktemp("cifar100")
-    sizes = [max(2, int(500 * (1 / RATIO) ** (label / 99)) + 1) for label in range(100)]
+    return make_cifar100(tmp_path_factory.mktemp("cifar100"), 500, RATIO)
+
+
+def make_cifar100(root: Path, per_class: int, ratio: float) -> Small:
+    """The official files; of few images, also the class folders."""
+    sizes = [int(per_class * (1 / ratio) ** (label / 99)) + 1 for label in range(100)]
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(100), sizes))
     test_labels = np.random.default_rng(1).permutation(np.repeat(np.arange(100), 2))
     found = {"train": (labels, noise(labels, 2)), "test": (test_labels, noise(test_labels, 3))}
@@ -578,7 +591,8 @@ def cifar100(tmp_path_factory) -> Small:
         planes = pixels.transpose(0, 3, 1, 2).reshape(-1, 3072)
         batch = {"filenames": ["x.png"], "fine_labels": split_labels.tolist(), "coarse_labels": (split_labels // 5).tolist(), "data": planes}
         fill(root / "official" / "cifar-100-python", {split: python2_pickle(batch)})
-        write_folders(root / "folders" / split, NAMES, split_labels, pixels)
+        if per_class < 500:
+            write_folders(root / "folders" / split, NAMES, split_labels, pixels)
     fill(root / "official" / "cifar-100-python", {"meta": python2_pickle({"fine_label_names": NAMES, "coarse_label_names": ["fish"]})})
     return Small(labels, found["train"][1], root / "official", root / "folders", *found["test"])
 
@@ -600,11 +614,19 @@ def assert_published_subset(source, which: Small, names: list[str], expected: li
             np.testing.assert_array_equal(pixels_of(test.images.read(number)), which.test_pixels[indices[label][int(rank)]])
 
 
-@pytest.mark.parametrize("layout", ["official", "folders"])
-def test_cifar100_lt_is_the_published_subset_in_both_layouts(cifar100, layout):
-    source = source_of("cifar100_lt", "--source", getattr(cifar100, layout), "--imbalance-ratio", RATIO)
+def test_cifar100_lt_is_the_published_subset(cifar100):
+    source = source_of("cifar100_lt", "--source", cifar100.official, "--imbalance-ratio", RATIO)
     assert (source.name, source.classes, source.notes) == ("cifar100_lt", NAMES, [])
     assert_published_subset(source, cifar100, NAMES, published_subset(cifar100.labels, [*range(100)], 500, 1 / RATIO))
+
+
+def test_cifar100_lt_is_the_same_in_both_layouts(tmp_path):
+    """With 20 images of the largest class in place of 500: files take time to write."""
+    small = make_cifar100(tmp_path, 20, 20)
+    for root in (small.official, small.folders):
+        source = cifar.make_source(replace(cifar.CIFAR100, per_class=20), Namespace(source=root, imbalance_ratio=20, imbalance_type="exp", seed=0))
+        assert source.classes == NAMES
+        assert_published_subset(source, small, NAMES, published_subset(small.labels, [*range(100)], 20, 1 / 20))
 
 
 def test_cifar100s_files_may_lie_in_the_source_itself_and_be_of_python_3(cifar100, tmp_path):
@@ -624,8 +646,8 @@ def test_another_seed_is_another_subset_and_noted(cifar100):
 
 def test_cifar100_must_have_100_classes(cifar100, tmp_path):
     for split in ("train", "test"):
-        touch(tmp_path / "few", *(f"{split}/{name}/{number}.png" for name in NAMES[:99] for number in range(2)))
-        touch(tmp_path / "many", *(f"{split}/{name}/{number}.png" for name in [*NAMES, "more"] for number in range(2)))
+        touch(tmp_path / "few", *(f"{split}/{name}/1.png" for name in NAMES[:99]))
+        touch(tmp_path / "many", *(f"{split}/{name}/1.png" for name in [*NAMES, "more"]))
         fill(tmp_path / "meta", {split: (cifar100.official / "cifar-100-python" / split).read_bytes()})
     (tmp_path / "meta" / "meta").write_bytes(pickle.dumps({"fine_label_names": NAMES[:42]}))
     for root, number in (("few", 99), ("many", 101), ("meta", 42)):
