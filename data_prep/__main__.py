@@ -93,7 +93,10 @@ def _prepare(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
             raise UserError(f"--{name.replace('_', '-')} must be {limits}, not {value}")
     checker = Checker(not arguments.no_decode_check, arguments.resize, arguments.quality)
-    source = RECIPES[arguments.command].make_source(arguments)
+    try:
+        source = RECIPES[arguments.command].make_source(arguments)
+    except OSError as error:
+        raise UserError(f"cannot read the source: {error.filename}: {error.strerror or error}") from error
     plan = make_plan(source, arguments.out, arguments.seed, arguments.samples_per_shard, checker)
     for note in source.notes:
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -20,7 +20,8 @@ from data_prep.source import Images
 from data_prep.workers import in_workers
 from lt_train.errors import UserError
 
-IMAGES = 6000  # about so many of the source are taken, spread over it
+SECONDS = 3.0  # so much of the source is taken, spread over it, that checking it takes about so long
+TRIED = 200  # images by which that is estimated
 REPEATS = 3
 
 
@@ -55,7 +56,11 @@ def run(plan: Plan, workers: int, console: Console) -> None:
 def _sample(plan: Plan, workers: int) -> Plan:
     """A smaller plan: every so many shards, a multiple of the workers, so that none of them idles at the end."""
     size = max(len(shard.indices) for shard in plan.shards)
-    wanted = max(workers, IMAGES // size // workers * workers)
+    tried = replace(plan.shards[0], indices=plan.shards[0].indices[:TRIED])
+    started = time.monotonic()
+    _check_shard(plan, tried)
+    images = SECONDS * workers * len(tried.indices) / (time.monotonic() - started)
+    wanted = max(workers, int(images) // size // workers * workers)
     chosen = plan.shards[:: max(1, len(plan.shards) // wanted)][:wanted]
     splits = {shard.split for shard in chosen}
     source = replace(plan.source, splits={name: split for name, split in plan.source.splits.items() if name in splits})

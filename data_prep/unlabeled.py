@@ -104,7 +104,8 @@ def _load_pool(which: Labeled, arguments: argparse.Namespace) -> Pool:
         return _from_scores(which, path, arguments)
     if which is SVHN and path.is_dir():
         extra = svhn.read_split(path, "extra")
-        return Pool(extra.images, _numbered("extra", len(extra.labels)), extra.labels, None, extra.files, [])
+        notes = [] if (path / "extra_32x32.mat").is_file() else ["class folders have lost the order of extra_32x32.mat: this is not the published draw"]
+        return Pool(extra.images, _numbered("extra", len(extra.labels)), extra.labels, None, extra.files, notes)
     raise UserError(f"'{path}' is neither a pickle nor a pool that data_prep has sharded" + (" nor SVHN's extra images" if which is SVHN else ""))
 
 

@@ -51,9 +51,9 @@ class ScoreStore:
     def read(self, num_classes: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """(first sample_id, labels, scores) shard by shard; a :class:`UserError` if any are missing or of other classes."""
         about = self._about()
-        if about.get("pool") != self.pool.made_by.get("fingerprint"):
+        if about["pool"] != self.pool.made_by.get("fingerprint"):
             raise UserError(f"'{self.folder}' holds scores of another pool than '{self.pool.name}'; score this one")
-        if len(about.get("classes", [])) != num_classes:
+        if len(about["classes"]) != num_classes:
             raise UserError(f"'{self.folder}' holds scores for {len(about.get('classes', []))} classes, not {num_classes}")
         missing = sum(not self.is_done(shard) for shard in range(len(self.shards)))
         if missing:
@@ -72,9 +72,12 @@ class ScoreStore:
 
     def _about(self) -> dict:
         try:
-            return json.loads((self.folder / "scores.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"'{self.folder}' holds no scores ({error}); make them with python -m lt_train score") from error
+            about = json.loads((self.folder / "scores.json").read_bytes())
+            return {"pool": about["pool"], "classes": list(about["classes"]), "model": about["model"]}
+        except OSError as error:
+            raise UserError(f"'{self.folder}' holds no scores ({error.strerror}); make them with python -m lt_train score") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.folder}/scores.json is damaged ({error}); remove the folder and score again") from error
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{self.shards[shard].name.removesuffix('.tar')}.arrow"

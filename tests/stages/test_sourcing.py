@@ -170,6 +170,13 @@ def test_a_damaged_score_file_is_named(config, pool, tmp_path, damage, message):
         list(store.read(KNOWN))
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b'{"pool": "x", "classes": null, "model": "m"}'])
+def test_a_damaged_description_of_scores_is_named(pool, tmp_path, content):
+    (tmp_path / "scores.json").write_bytes(content)
+    with pytest.raises(UserError, match="scores.json is damaged"):
+        list(ScoreStore(tmp_path, read_dataset(pool)).read(KNOWN))
+
+
 def test_only_a_finished_sourcing_run_can_score(config, tmp_path):
     with pytest.raises(UserError, match="sourcing stage, not of 'classifier'"):
         load_sourcing(replace(config, stage="classifier"), World())

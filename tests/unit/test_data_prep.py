@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.check import jpeg_size
 from data_prep.plan import Plan, is_complete, make_plan
 from data_prep.shards import Summary, write
 from data_prep.source import Source, SourceSplit
@@ -317,3 +318,22 @@ def test_verify_finds_a_changed_key(class_folders):
     outcome = command("verify", "out", cwd=class_folders)
     assert_one_line(outcome, "damaged: 1 problem")
     assert "train.arrow is not as it was written" in outcome.stdout
+
+
+# --- headers of JPEGs
+
+
+def test_the_size_in_a_jpegs_header_is_pillows(photos):
+    for content in photos.values():
+        with Image.open(io.BytesIO(content)) as image:
+            assert jpeg_size(content) == image.size
+
+
+def test_what_is_no_whole_header_of_a_jpeg_is_left_to_pillow(photos):
+    content = photos["progressive"]
+    cut = next(length for length in range(len(content)) if jpeg_size(content[:length]))
+    assert 100 < cut < 1000 and all(jpeg_size(content[:length]) is None for length in range(cut))
+    frame = content.index(b"\xff\xc2")
+    twelve_bits = content[: frame + 4] + b"\x0c" + content[frame + 5 :]
+    for other in (b"", b"\xff\xd8" + bytes(50), image_bytes("PNG", GRADIENT), twelve_bits):
+        assert jpeg_size(other) is None

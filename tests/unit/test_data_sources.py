@@ -490,7 +490,8 @@ SIZES = {"a": 40, "b": 100, "c": 60, "d": 3, "e": 100}
 @pytest.fixture
 def balanced(tmp_path) -> Path:
     for name, size in SIZES.items():
-        touch(tmp_path, *(f"train/{name}/{number:03d}.jpg" for number in range(size)), *(f"test/{name}/{number}.jpg" for number in range(1 + size // 10)))
+        touch(tmp_path, *(f"train/{name}/{number:03d}.jpg" for number in range(size)))
+        touch(tmp_path, *(f"test/{name}/{number}.jpg" for number in range(1 + size // 10)))
     return tmp_path
 
 

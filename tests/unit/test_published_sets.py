@@ -624,7 +624,8 @@ def test_cifar100_lt_is_the_same_in_both_layouts(tmp_path):
     """With 20 images of the largest class in place of 500: files take time to write."""
     small = make_cifar100(tmp_path, 20, 20)
     for root in (small.official, small.folders):
-        source = cifar.make_source(replace(cifar.CIFAR100, per_class=20), Namespace(source=root, imbalance_ratio=20, imbalance_type="exp", seed=0))
+        options = Namespace(source=root, imbalance_ratio=20, imbalance_type="exp", seed=0)
+        source = cifar.make_source(replace(cifar.CIFAR100, per_class=20), options)
         assert source.classes == NAMES
         assert_published_subset(source, small, NAMES, published_subset(small.labels, [*range(100)], 20, 1 / 20))
 
