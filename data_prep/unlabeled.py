@@ -148,7 +148,7 @@ def _from_scores(which: Labeled, root: Path, arguments: argparse.Namespace) -> P
     notes = [
         WITHDRAWN,
         f"{len(ids):,} images kept of {len(pool):,} scored ({best.read_rate:,.0f} images/s); {best.duplicates:,} near-duplicates of the test set "
-        f"left out, {best.compared:,} images compared ({best.compare_rate:,.0f} images/s)",
+        f"left out, {best.compared:,} images compared ({best.compared / max(best.compare_seconds, 1e-9):,.0f} images/s)",
     ]
     files = [str(root / "dataset.json"), str(arguments.scores / "scores.json"), str(arguments.test_set / "dataset.json")]
     return Pool(TarImages(shards, pool.places(ids)), [pool.key(index) for index in ids], labels, scores, files, notes)
@@ -175,7 +175,7 @@ class Sourced:
         self.store, self.num_classes, self.per_class, self.near_duplicates = store, num_classes, per_class, near_duplicates
         self.known: dict[int, bool] = {}  # sample_id -> whether it is a near-duplicate
         self.compared = self.duplicates = 0
-        self.read_rate = self.compare_rate = 0.0
+        self.read_rate = self.compare_seconds = 0.0
 
     def select(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sample ids, ascending, with their labels and scores."""
@@ -219,8 +219,7 @@ class Sourced:
                 log.info("compared %d of %d images with the test set", start + len(part), len(new))
         self.compared += len(new)
         self.duplicates = sum(self.known.values())
-        if len(new):
-            self.compare_rate = len(new) / max(time.monotonic() - started, 1e-9)
+        self.compare_seconds += time.monotonic() - started
 
 
 def _best(ids: np.ndarray, scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
