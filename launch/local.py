@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 from launch.pipeline import Experiment, StageJob, list_pipelines, load_experiment
 from lt_train.config import list_configs
@@ -18,12 +19,14 @@ def main() -> int:
     arguments = _parse()
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     started = time.monotonic()
-    for command in experiment.prepare:
-        _say(f"python -m data_prep {command}")
-        _run_module("data_prep", shlex.split(command))
     ranks = _ranks(arguments.ranks)
     for number, stage in enumerate(experiment.stages, 1):
-        _say(f"stage {number}/{len(experiment.stages)}: {stage.name} ({stage.config}), {ranks} rank(s), {stage.run_dir}")
+        what = f"stage {number}/{len(experiment.stages)}: {stage.name}"
+        if stage.kind == "prepare":
+            _say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
+            _run_module("data_prep", stage.words)
+            continue
+        _say(f"{what} ({stage.config}), {ranks} rank(s), {stage.run_dir}")
         status = _run_ranks(stage, ranks)
         if status:
             return status
@@ -77,7 +80,7 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "lt_train", stage.config, *stage.overrides)
+        elastic_launch(config, sys.executable)("-m", "lt_train", *stage.command)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
         if status not in (EXIT_MISTAKE, EXIT_PREEMPTED):  # of those, the rank has said all there is to say
@@ -90,15 +93,15 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
     return 0
 
 
-def _run_module(module: str, arguments: list[str]) -> None:
+def _run_module(module: str, arguments: Sequence[str]) -> None:
     status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
     if status:
         raise UserError(f"python -m {module} {shlex.join(arguments)} failed with exit status {status}")
 
 
 def _report(experiment: Experiment, seconds: float) -> None:
-    if experiment.report_dir:
-        _run_module("lt_train.report", [experiment.report_dir])
+    if experiment.has_report:
+        _run_module("lt_train.report", [experiment.root])
     _say(f"{experiment.name} done in {seconds:.0f} s")
 
 

@@ -5,15 +5,17 @@ import gc
 import sys
 
 from lt_train.config import list_configs, load_config, to_yaml
-from lt_train.errors import EXIT_PREEMPTED, UserError, run_cli
+from lt_train.errors import EXIT_PREEMPTED, LostPeer, UserError, run_cli
 
 
-def main() -> int:
-    if sys.argv[1:2] == ["score"]:
+def main(words: list[str] | None = None) -> int:
+    """The command with these arguments (default: the process's); returns its exit status."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["score"]:
         from lt_train.score import main as score
 
-        return score(sys.argv[2:])
-    arguments = _parse()
+        return score(words[1:])
+    arguments = _parse(words)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         sys.stdout.write(to_yaml(config))
@@ -39,12 +41,12 @@ def main() -> int:
         if "out of memory" in str(error):
             raise UserError("out of GPU memory: use a smaller global_batch_size or more ranks") from error
         if distributed.is_lost_peer(error):
-            raise UserError(f"rank {world.rank} lost contact with another rank, whose own message says why") from error
+            raise LostPeer(f"rank {world.rank} lost contact with another rank, whose own message says why") from error
         raise
     return 0
 
 
-def _parse() -> argparse.Namespace:
+def _parse(words: list[str]) -> argparse.Namespace:
     configs = "\n".join(f"  {name:28} {description}" for name, description in list_configs())
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
@@ -55,7 +57,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="override config keys, e.g. optim.lr=0.05")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and exit")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ ENOUGH_STEPS = 10**7
 Measure = Callable[[int], float]  # steps -> share of the time that the host waited for data
 
 
-def main() -> int:
-    arguments = _parse()
+def main(words: list[str] | None = None) -> int:
+    """The command with these arguments (default: the process's); returns its exit status."""
+    arguments = _parse(sys.argv[1:] if words is None else words)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.repeats < 1 or arguments.seconds <= 0:
         raise UserError("--repeats must be at least 1 and --seconds more than 0")
@@ -235,7 +236,7 @@ def _show(result: dict) -> None:
     console.print(f"peak {peak['what']} of rank 0: {peak['rank_0'] / 2**20:,.0f} MiB", highlight=False)
 
 
-def _parse() -> argparse.Namespace:
+def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train.benchmark", description="Measure the training step, the loader and both together. Also under torchrun."
     )
@@ -245,7 +246,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--baseline", action="store_true", help="also measure ImageFolder + PIL + DataLoader (2 workers) on the same images")
     parser.add_argument("--repeats", type=int, default=5, help="how often each is measured (default: 5)")
     parser.add_argument("--seconds", type=float, default=3.0, help="about how long each measurement takes (default: 3)")
-    return parser.parse_intermixed_args(sys.argv[1:])
+    return parser.parse_intermixed_args(words)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from lt_train.errors import UserError
 
@@ -187,7 +188,7 @@ def find_config(name: str, pipelines: list[str] = ()) -> Path:
             return candidate
     known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))]
     what = "config or pipeline" if pipelines else "config"
-    raise UserError(f"no {what} '{name}' in {CONFIG_DIR.name}/{_nearest(name, known)}; known: {', '.join(known)}")
+    raise UserError(f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; known: {', '.join(known)}")
 
 
 def list_configs(folder: Path = CONFIG_DIR) -> list[tuple[str, str]]:
@@ -198,12 +199,20 @@ def list_configs(folder: Path = CONFIG_DIR) -> list[tuple[str, str]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, without interpolations resolved."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text("utf-8"), _yaml_loader())
+        content = OmegaConf.to_container(OmegaConf.create(content)) if isinstance(content, dict) else content
+    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise UserError(f"{path} does not hold 'key: value' lines")
-    return content
+    return content or {}
+
+
+def _yaml_loader() -> Any:
+    """OmegaConf's own, but 12:30:00 stays text: YAML 1.1 takes it for a number to the base of 60."""
+    loader = get_yaml_loader()  # a new class at every call
+    loader.add_constructor("tag:yaml.org,2002:int", lambda self, node: node.value if ":" in node.value else self.construct_yaml_int(node))
+    return loader
 
 
 def to_yaml(config: Config) -> str:
@@ -255,7 +264,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UserError(f"'{override}' is not of the form key=value")
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (OmegaConfBaseException, YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"cannot read the override '{override}': {_first_line(error)}") from error
 
 
@@ -267,14 +276,15 @@ def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
         if key not in valid and not (value is None and key in sections):
             if key in sections:
                 return f"'{key}' is a group of keys, not a value; use {key}.NAME=VALUE"
-            return f"unknown key '{key}'{_nearest(key, [*valid, *sections])}"
+            return f"unknown key '{key}'{nearest(key, [*valid, *sections])}"
     key, line = getattr(error, "full_key", None), _first_line(error)
     if "$VALUE" in line:  # OmegaConf fills its template for single values only
         line = "one of its values has the wrong type"
     return f"{key}: {line}" if key else line
 
 
-def _nearest(word: str, choices: list[str]) -> str:
+def nearest(word: str, choices: list[str]) -> str:
+    """``, did you mean '...'?`` with the choice most like ``word``, or nothing."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if not close:  # a right name in the wrong group: compare the last parts alone
         last = {choice.rpartition(".")[2]: choice for choice in choices}

@@ -32,8 +32,10 @@ class World:
 
     @property
     def cpu_threads(self) -> int:
-        """This rank's share of the cores that the process may use, at least 1."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+        """This rank's share of the cores that the process may use, or what Slurm has given it, if that is less; at least 1."""
+        share = len(os.sched_getaffinity(0)) // self.local_size
+        granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+        return max(1, min(share, int(granted)) if granted.isdecimal() else share)
 
     def barrier(self) -> None:
         """Wait for all ranks. Through the CPU backend, so that it also waits where no GPU work is queued."""
@@ -82,7 +84,7 @@ def start(join: bool = True) -> World:
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 rank=world.rank,
                 world_size=world.size,
-                timeout=timedelta(minutes=30),
+                timeout=timedelta(minutes=_timeout_minutes()),
                 device_id=device if device.type == "cuda" else None,
             )
         except (dist.DistError, ValueError, OSError) as error:
@@ -91,6 +93,18 @@ def start(join: bool = True) -> World:
                 f"{error}; is the port in use or a rank missing?"
             ) from error
     return world
+
+
+def _timeout_minutes() -> float:
+    """How long a collective may take before the run is given up: LT_TRAIN_TIMEOUT_MINUTES, or 30."""
+    text = os.environ.get("LT_TRAIN_TIMEOUT_MINUTES", "30")
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise UserError(f"LT_TRAIN_TIMEOUT_MINUTES must be a number of minutes above 0, not '{text}'")
+    return minutes
 
 
 def _keep_freed_memory() -> None:

@@ -9,27 +9,40 @@ from collections.abc import Callable
 
 EXIT_MISTAKE = 2  # a UserError
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to leave, not an error; run the same command again
+EXIT_LOST_PEER = 76  # another rank is gone, whose own message says why
 EXIT_INTERRUPTED = 130  # Ctrl-C
 
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do, in one line."""
 
+    status = EXIT_MISTAKE
+
+
+class LostPeer(UserError):
+    """Another rank is gone."""
+
+    status = EXIT_LOST_PEER
+
 
 def run_cli(program: str, main: Callable[[], int | None]) -> None:
-    """Run ``main`` and exit with its status; a :class:`UserError` becomes one line on stderr and exit status 2."""
+    """Run ``main`` and exit with its status; see :func:`exit_status`."""
+    sys.exit(exit_status(program, main))
+
+
+def exit_status(program: str, main: Callable[[], int | None]) -> int:
+    """What ``main`` returns; a :class:`UserError` becomes one line on stderr and its exit status."""
     try:
-        status = main() or 0
+        return main() or 0
     except UserError as error:
         _let_rank_zero_speak_first()
         report_error(program, str(error))
-        status = EXIT_MISTAKE
+        return error.status
     except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
-        status = 1
+        return 1
     except KeyboardInterrupt:
         report_error(program, "interrupted")
-        status = EXIT_INTERRUPTED
-    sys.exit(status)
+        return EXIT_INTERRUPTED
 
 
 def report_error(program: str, message: str) -> None:

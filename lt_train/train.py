@@ -152,7 +152,8 @@ class Trainer:
             "images_per_s": round(rate, 1),
             "data_wait": round(wait_share / self.world.size, 4),
         }
-        self.monitor.record(step, record, (self.last_step - step) * self.config.global_batch_size / rate)
+        remaining = (self.last_step - step) * self.config.global_batch_size / rate
+        self.monitor.record(step, {**record, "last_step": self.last_step, "seconds_left": round(remaining, 1)}, remaining)
         return leave > 0
 
     def _stop_nonfinite(self, step: int, loss: float) -> None:

@@ -1,7 +1,6 @@
 """Small data sets for all tests, made in temporary folders: nothing outside the repository is needed."""
 
 import argparse
-import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -12,14 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 
 from data_prep import demo
 from data_prep.plan import make_plan
 from data_prep.shards import write
 from data_prep.source import Source, SourceSplit
-
-EXIF_ORIENTATION = 0x0112
-ROTATED_BY_90 = 6
 
 
 @dataclass(frozen=True)
@@ -122,18 +119,3 @@ def damaged_copy(tmp_path) -> Callable[..., Path]:
         return copy
 
     return make
-
-
-def smooth_image(generator: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Low-frequency colour noise with a little detail on top, as photos have."""
-    coarse, fine = (
-        generator.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8) for cell in (40, 8)
-    )
-    layers = [Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC) for noise in (coarse, fine)]
-    return Image.blend(*layers, 0.15)
-
-
-def encode(image: Image.Image, image_format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)
-    return buffer.getvalue()

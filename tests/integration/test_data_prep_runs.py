@@ -25,7 +25,7 @@ import webdataset
 from nvidia.dali import fn, pipeline_def, types
 from PIL import Image
 
-from conftest import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
+from pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 from data_prep.images import ppm
 from data_prep.inspect import problems
 from data_prep.plan import Plan, is_complete, make_plan

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from ranks import one_thread  # noqa: F401
 
-from conftest import encode
+from pictures import encode
 from data_prep.plan import make_plan
 from data_prep.shards import write
 from data_prep.source import Source, SourceSplit

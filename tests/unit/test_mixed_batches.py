@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import encode
+from pictures import encode
 from data_prep.plan import make_plan
 from data_prep.shards import write
 from data_prep.source import Source, SourceSplit
