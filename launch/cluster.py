@@ -1,0 +1,67 @@
+"""Slurm's own commands, and what they say."""
+
+import shutil
+import subprocess
+
+from lt_train.errors import UserError
+
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
+RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "SIGNALING", "RESIZING"}
+NO_SLURM = "this host has no Slurm (sbatch is not there): run on this machine with python launch/local.py, or on a login node of the cluster"
+
+
+def require_slurm() -> None:
+    """A :class:`UserError` on hosts without Slurm."""
+    if not shutil.which("sbatch") or not shutil.which("srun"):
+        raise UserError(NO_SLURM)
+
+
+def slurm(*command: str) -> str:
+    """What a command of Slurm prints; a :class:`UserError` with its own words if it fails."""
+    require_slurm()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{command[0]} does not answer; is slurmctld up?") from error
+    if done.returncode:
+        raise UserError(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
+    """Job id -> (state, restarts). The queue knows jobs that live or ended just now, accounting all; an array's tasks count as one.
+
+    A job that was requeued has older records too: the newest one, or the queue's, is its state.
+    """
+    if not jobs:
+        return {}
+    found: dict[str, list[tuple[str, int]]] = {}
+    try:
+        for line in slurm("sacct", "-n", "-X", "-P", "-D", "-j", ",".join(jobs), "-o", "JobID,State").splitlines():
+            job, state = line.split("|")[:2]
+            found.setdefault(job, []).append((state.split()[0], 0))
+    except UserError:  # no accounting: the queue alone must do
+        pass
+    tasks = {job: (records[-1][0], len(records) - 1) for job, records in found.items()}
+    for line in slurm("squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%F").splitlines():
+        job, state, parent = line.split("|")
+        recorded, restarts = tasks.get(job, ("", 0))
+        # a job that has ended is in the queue until its nodes are clean
+        if (job in jobs or parent in jobs) and not (state == "COMPLETING" and recorded and not is_live(recorded)):
+            tasks[job] = state, restarts
+    return {job: _together([task for name, task in tasks.items() if name.split("_")[0] == job]) for job in jobs}
+
+
+def _together(tasks: list[tuple[str, int]]) -> tuple[str, int]:
+    """One state for an array: of those that run, wait, fail or are done, the first that any task has."""
+    if not tasks:
+        return "UNKNOWN", 0
+    states = [state for state, _ in tasks]
+    order = [state for state in states if state in RUNNING] + [state for state in states if state in WAITING]
+    order += [state for state in states if state != "COMPLETED"] + states
+    return order[0], max(restarts for _, restarts in tasks)
+
+
+def is_live(state: str) -> bool:
+    """Whether a job in this state may still do something."""
+    return state in WAITING or state in RUNNING

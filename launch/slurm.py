@@ -1,0 +1,202 @@
+"""Submit a config or a pipeline to Slurm: ``python launch/slurm.py NAME --nodes N [key=value ...]``; ``status RUN_DIR``, ``cancel RUN_DIR``."""
+
+import argparse
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launch.cluster import require_slurm
+from launch.pipeline import Experiment, list_pipelines, load_experiment
+from launch.sites import SITE_FILE, Site, load_site
+from launch.snapshot import take_snapshot
+from launch.submission import Submitted, new_folder, next_folder, script, site_of, submit, submit_call
+from lt_train.config import list_configs, load_config
+from lt_train.errors import UserError, run_cli
+
+OPTIONS = {  # of a job; the site file has the same names
+    "nodes": (int, "machines"),
+    "gpus_per_node": (int, "GPUs, and ranks, a machine"),
+    "cpus_per_gpu": (int, "cores a rank"),
+    "mem_per_gpu": (str, "memory a rank, such as 32G"),
+    "cpu_ranks_per_node": (int, "ranks a machine without GPUs"),
+    "partition": (str, ""),
+    "account": (str, ""),
+    "qos": (str, ""),
+    "constraint": (str, ""),
+    "time": (str, "limit of one job, HH:MM:SS; a longer run goes on in the next"),
+    "max_requeues": (int, "restarts after time limits, preemptions and crashes"),
+}
+console = Console(soft_wrap=True)
+
+
+def main() -> int:
+    if sys.argv[1:2] in (["status"], ["cancel"]):
+        return _manage(sys.argv[1], sys.argv[2:])
+    arguments = _parse()
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    site = load_site(arguments.site, options)
+    if arguments.dry_run and (arguments.check or arguments.benchmark):
+        raise UserError("--dry-run prints the scripts of an experiment; it does not go with --check or --benchmark")
+    if arguments.check:
+        return _check(site)
+    if arguments.experiment is None:
+        raise UserError("name a config or a pipeline, or give --check")
+    if arguments.benchmark:
+        return _benchmark(arguments.experiment, arguments.overrides, arguments.seconds, site)
+    experiments = [load_experiment(arguments.experiment, [*arguments.overrides, *more], suffix) for more, suffix in _seeds(arguments.array_seeds)]
+    if arguments.dry_run:
+        for experiment in experiments:
+            _dry_run(experiment, site, options, arguments.after)
+        return 0
+    require_slurm()
+    stages: list[Submitted] = []
+    for experiment in experiments:
+        stages += _submit(experiment, site, options, arguments.after, stages)
+    if not arguments.follow:
+        return 0
+    from launch.status import follow
+
+    completed = follow(stages, console)
+    for experiment in experiments if completed else []:
+        if experiment.has_report:
+            subprocess.run([sys.executable, "-m", "lt_train.report", experiment.root], check=False)
+    return 0 if completed else 1
+
+
+def _parse() -> argparse.Namespace:
+    lines = [f"  {name:28} {description}" for name, description in [*list_pipelines(), *list_configs()]]
+    parser = argparse.ArgumentParser(
+        prog="python launch/slurm.py",
+        description="Submit a config, or a pipeline as a chain of jobs, to Slurm. The same command again goes on with what is not finished. "
+        "Also: status RUN_DIR, cancel RUN_DIR.",
+        epilog="\n".join(["pipelines and configs:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE", nargs="?")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for every stage, or STAGE:key=value for one stage of a pipeline")
+    for name, (kind, text) in OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+    parser.add_argument("--site", type=Path, metavar="FILE", help=f"defaults of this cluster (default: {SITE_FILE}, if there is one)")
+    parser.add_argument("--array-seeds", metavar="A-B", help="once for each seed from A to B, each in a folder of its own")
+    parser.add_argument("--after", metavar="JOBID", help="start when this job has completed")
+    parser.add_argument("--dry-run", action="store_true", help="print the batch scripts and submit nothing")
+    parser.add_argument("--follow", action="store_true", help="stay, and show progress until all jobs have ended")
+    parser.add_argument("--check", action="store_true", help="no experiment: test network, file system, DALI, clocks and versions of --nodes machines")
+    parser.add_argument("--benchmark", action="store_true", help="measure the config on 1, 2, 4, ... --nodes machines: a table with scaling efficiency")
+    parser.add_argument("--seconds", type=float, default=3.0, help="with --benchmark: about how long each measurement takes (default: 3)")
+    return parser.parse_intermixed_args()
+
+
+def _seeds(text: str | None) -> list[tuple[list[str], str]]:
+    """More overrides, and what sets the run's folder apart, for each seed."""
+    if text is None:
+        return [([], "")]
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if last < first:
+        raise UserError(f"--array-seeds must be like 0-4, not '{text}'")
+    return [([f"seed={seed}"], f"-seed{seed}") for seed in range(first, last + 1)]
+
+
+def _submit(experiment: Experiment, site: Site, options: dict[str, Any], after: str | None, others: list[Submitted]) -> list[Submitted]:
+    stages = submit(experiment, site, options, after, others)
+    for stage, job in zip(experiment.stages, stages):
+        if not job.job:
+            _say(f"{stage.name}: finished, skipped ({job.run_dir})")
+            continue
+        _say(f"{stage.name}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)}; {job.run_dir}")
+        _say(f"  log: tail -F {job.logs}")
+    _say(f"status: python launch/slurm.py status {experiment.root}")
+    return stages
+
+
+def _ranks(stage, ranks: int) -> str:
+    if stage.kind == "prepare":
+        return f"{stage.tasks} task(s)"
+    size = load_config(stage.config, list(stage.overrides)).global_batch_size
+    local = f"{size // ranks}" + (f" to {-(-size // ranks)}" if size % ranks else "")
+    return f"{ranks} rank(s), global batch {size}, {local} a rank"
+
+
+def _dry_run(experiment: Experiment, site: Site, options: dict[str, Any], after: str | None) -> None:
+    folder = next_folder(Path(experiment.root).resolve())
+    for key, value in dataclasses.asdict(site).items():
+        _say(f"# site {key}: {value}")
+    unfinished = {stage.name for stage in experiment.stages if not stage.is_finished()}
+    for stage in experiment.stages:
+        mine = site_of(stage, experiment, site, options)
+        waits = f", after {', '.join(stage.after)}" if stage.after else ""
+        _say(f"\n# stage {stage.name}{waits}: {folder / stage.name if stage.name in unfinished else 'finished, would be skipped'}")
+        jobs = [f"<job of {name}>" for name in stage.after if name in unfinished]
+        _say(script(stage, mine, folder, jobs or ([after] if after else [])))
+
+
+def _check(site: Site) -> int:
+    from launch import job
+    from launch.status import wait
+
+    require_slurm()
+    folder = new_folder(Path("runs/check").resolve())
+    take_snapshot(folder / "code")
+    submitted = submit_call("check", job.check, [str(folder)], site, folder, [])
+    _say(f"check: job {submitted.job}, {submitted.nodes} node(s), {submitted.ranks} rank(s), log {submitted.logs}")
+    state = wait([submitted.job])[submitted.job]
+    lines = Path(submitted.logs).read_text(errors="replace").splitlines() if Path(submitted.logs).exists() else []
+    for line in lines:
+        if not line.startswith(("submitit ", "srun: ", "slurmstepd: ", "launch: ")):
+            _say(line)
+    if state != "COMPLETED":
+        raise UserError(f"the check ended as {state}; see {submitted.logs}")
+    return 0
+
+
+def _benchmark(config: str, overrides: list[str], seconds: float, site: Site) -> int:
+    from launch import job
+    from launch.scaling import show_scaling
+    from launch.status import wait
+
+    require_slurm()
+    load_config(config, overrides)  # a mistake is told before anything waits in a queue
+    folder = new_folder(Path(f"runs/benchmark-{Path(config).stem}").resolve())
+    take_snapshot(folder / "code")
+    counts = sorted({*(2**power for power in range(site.nodes.bit_length()) if 2**power <= site.nodes), site.nodes})
+    submitted: list[Submitted] = []
+    for count in counts:
+        words = [config, *overrides, "--seconds", str(seconds), "--json", str(folder / f"{count}.json")]
+        mine = dataclasses.replace(site, nodes=count)
+        # one after the other: they would share the network
+        submitted.append(submit_call(f"benchmark-{count}", job.benchmark, words, mine, folder, [done.job for done in submitted[-1:]]))
+        _say(f"{count} node(s): job {submitted[-1].job}, log {submitted[-1].logs}")
+    states = wait([done.job for done in submitted])
+    failed = [f"{done.name} ({states[done.job]}, {done.logs})" for done in submitted if states[done.job] != "COMPLETED"]
+    show_scaling({count: folder / f"{count}.json" for count in counts}, folder / "scaling.md", console)
+    if failed:
+        raise UserError(f"did not complete: {', '.join(failed)}")
+    return 0
+
+
+def _manage(action: str, words: list[str]) -> int:
+    from launch.status import cancel, show
+
+    parser = argparse.ArgumentParser(prog=f"python launch/slurm.py {action}")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of the experiment")
+    root = parser.parse_args(words).run_dir
+    if action == "status":
+        show(root, console)
+    else:
+        jobs = cancel(root)
+        _say(f"cancelled: {', '.join(jobs)}" if jobs else f"no job of {root} is in the queue")
+    return 0
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    run_cli("launch/slurm.py", main)

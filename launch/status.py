@@ -1,0 +1,117 @@
+"""What a person sees of submitted jobs: states from Slurm, progress from the runs' own files."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from launch.cluster import is_live, job_states, slurm
+from launch.submission import Submitted, read_submission
+from lt_train.errors import UserError
+
+POLL_SECONDS = 5.0
+SETTLE_SECONDS = 30.0  # a job that is requeued can look as if it had ended for so long ...
+FINAL = {"COMPLETED", "CANCELLED", "TIMEOUT", "DEADLINE"}  # ... but not so
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The last line of a run's metrics.jsonl."""
+
+    step: int
+    last_step: int
+    images_per_s: float
+    seconds_left: float
+
+
+def read_progress(run_dir: str) -> Progress | None:
+    """How far a run is; None before its first logged step."""
+    try:
+        lines = (Path(run_dir) / "metrics.jsonl").read_bytes().splitlines()
+        last = next(record for record in map(json.loads, reversed(lines)) if "images_per_s" in record)
+        return Progress(last["step"], last["last_step"], last["images_per_s"], last["seconds_left"])
+    except (OSError, ValueError, KeyError, StopIteration):
+        return None
+
+
+def show(root: Path, console: Console) -> None:
+    """Print a line a stage: job, state, restarts, progress."""
+    stages = _stages(root)
+    states = job_states([stage.job for stage in stages if stage.job])
+    table = Table("stage", "job", "state", "restarts", "step", "images/s", "left", box=SIMPLE_HEAD, pad_edge=False)
+    for stage in stages:
+        state, restarts = states.get(stage.job, ("finished before", 0))
+        progress = read_progress(stage.run_dir) if stage.kind == "train" else None
+        step, rate, left = (f"{progress.step:,}/{progress.last_step:,}", f"{progress.images_per_s:,.0f}", duration(progress.seconds_left)) if progress else ("", "", "")
+        table.add_row(stage.name, stage.job or "-", state, str(restarts), step, rate, left if is_live(state) else "")
+    console.print(table)
+    for stage in stages:
+        if stage.logs:
+            console.print(f"{stage.name}: {stage.run_dir}, log {stage.logs}", highlight=False, markup=False)
+
+
+def cancel(root: Path) -> list[str]:
+    """Cancel the jobs of the newest submission that live; returns their ids."""
+    jobs = [stage.job for stage in _stages(root) if stage.job]
+    live = [job for job, (state, _) in job_states(jobs).items() if is_live(state)]
+    if live:
+        slurm("scancel", *reversed(live))  # those that wait first, or they would start
+    return live
+
+
+def follow(stages: list[Submitted], console: Console) -> bool:
+    """Print states and progress as they change until all jobs have ended; whether all completed."""
+    by_job = {stage.job: stage for stage in stages if stage.job}  # seeds share jobs that prepare data
+    shown: dict[str, str] = {}
+    ended_at = None
+    while True:
+        states = job_states(list(by_job))
+        for job, stage in by_job.items():
+            line = _line(stage, *states[job])
+            if shown.get(job) != line:
+                shown[job] = line
+                console.print(f"{time.strftime('%X')} {line}", highlight=False, markup=False)
+        if all(state == "COMPLETED" for state, _ in states.values()):
+            return True
+        if any(is_live(state) for state, _ in states.values()):
+            ended_at = None
+        else:
+            ended_at = ended_at or time.monotonic()
+            settled = all(state in FINAL for state, _ in states.values())
+            if settled or time.monotonic() - ended_at > SETTLE_SECONDS:
+                return False
+        time.sleep(POLL_SECONDS)
+
+
+def _line(stage: Submitted, state: str, restarts: int) -> str:
+    line = f"{stage.name} (job {stage.job}): {state}" + (f", restart {restarts}" if restarts else "")
+    progress = read_progress(stage.run_dir) if stage.kind == "train" and state == "RUNNING" else None
+    if progress:
+        line += f", step {progress.step}/{progress.last_step}, {progress.images_per_s:,.0f} images/s, {duration(progress.seconds_left)} left"
+    return line
+
+
+def wait(jobs: list[str]) -> dict[str, str]:
+    """The states in which jobs end."""
+    while True:
+        states = {job: state for job, (state, _) in job_states(jobs).items()}
+        if not any(is_live(state) or state == "UNKNOWN" for state in states.values()):
+            return states
+        time.sleep(POLL_SECONDS / 2)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _stages(root: Path) -> list[Submitted]:
+    stages = read_submission(root)
+    if not stages:
+        raise UserError(f"'{root}' has no submitted jobs; name the folder that python launch/slurm.py has printed")
+    return stages
