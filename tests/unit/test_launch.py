@@ -268,8 +268,8 @@ def test_nothing_measured_is_no_table(tmp_path):
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capsys):
     """Function that calls launch/slurm.py with these words in an empty folder: (exit status, stdout, stderr)."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
 
@@ -285,7 +285,7 @@ def launch(tmp_path, monkeypatch, capsys):
 def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
     status, out, errors = launch("demo", "--dry-run", "--nodes", "2", "--after", "99", "moco:epochs=2")
     assert (status, errors) == (0, "")
-    root = tmp_path / "work" / "runs" / "demo" / "slurm" / "1"
+    root = tmp_path / "here" / "runs" / "demo" / "slurm" / "1"
     assert "# site nodes: 2\n" in out and out.count("#!/bin/bash") == 5
     for name, waits in {"data": "afterok:99", "moco": "'afterok:<job of data>'", "crt": "'afterok:<job of pretrained>'"}.items():
         assert f"#SBATCH --job-name={name}\n" in out and f"{root / name}\n" in out and f"#SBATCH --dependency={waits}\n" in out
@@ -294,7 +294,7 @@ def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
 
 def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
     status, out, _ = launch("moco_demo", "--dry-run", "--array-seeds", "3-4")
-    assert status == 0 and [f"{tmp_path}/work/runs/moco_demo-seed{seed}/slurm/1/moco_demo\n" in out for seed in (2, 3, 4, 5)] == [False, True, True, False]
+    assert status == 0 and [f"{tmp_path}/here/runs/moco_demo-seed{seed}/slurm/1/moco_demo\n" in out for seed in (2, 3, 4, 5)] == [False, True, True, False]
     assert out.count("#!/bin/bash") == 2 and "--dependency" not in out
     assert launch("moco_demo", "--dry-run", "--array-seeds", "7")[1].count("#!/bin/bash") == 1
 
