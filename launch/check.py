@@ -5,6 +5,7 @@ seen, how far its clock is from rank 0's, and its versions.
 """
 
 import argparse
+import io
 import os
 import platform
 import socket
@@ -13,7 +14,9 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from lt_train import distributed
 from lt_train.distributed import World, all_reduce_, broadcast_object, gather_objects
@@ -27,7 +30,7 @@ PACKAGES = ("torch", "nvidia-dali-cuda130", "accelerate", "deepspeed")
 
 def main(words: list[str]) -> int:
     """Check this rank; rank 0 prints. Exit status 2 if anything is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m launch.check")
+    parser = argparse.ArgumentParser(prog="launch/check.py")
     parser.add_argument("folder", type=Path, help="on the file system that all nodes share")
     folder = parser.parse_args(words).folder
     world = distributed.start()
@@ -106,11 +109,6 @@ def _wait(world: World) -> None:
 
 def _decode(world: World) -> str:
     """Empty if DALI decodes an image on this rank's device, else why not."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     try:
         from nvidia.dali import fn, pipeline_def, types
 

@@ -79,7 +79,7 @@ def train(words: list[str]) -> int:
 
 
 def check(words: list[str]) -> int:
-    """``python -m launch.check`` in this process."""
+    """launch/check.py in this process."""
     from launch.check import main
 
     return main(words)

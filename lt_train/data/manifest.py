@@ -5,7 +5,8 @@
     train.arrow                the manifest: one row a sample (MANIFEST_SCHEMA); the row number is the sample_id
     train.class_index.arrow    one row a class: the list of its sample_ids
 
-A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of unlabeled images. Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torch here.
+A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of unlabeled images. Shards are
+memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torch here.
 """
 
 import copy
