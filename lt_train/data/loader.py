@@ -5,6 +5,7 @@ A *loader* is an iterable of batches that lie on the device: ``{"views": [(B, 3,
 :class:`TrainPlan` or an :class:`EvalPlan`.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -311,7 +312,8 @@ def check_bad_samples(bad: int, manifest: Manifest, max_share: float) -> None:
 
 def stage_shards(root: Path, target: Path, world: World) -> Path:
     """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node copies, all wait."""
-    local = target / root.resolve().name
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]  # two sets may have folders of one name
+    local = target / f"{root.resolve().name}-{place}"
     if world.local_rank == 0:
         splits = read_dataset(root).splits
         manifest_files = [path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()]

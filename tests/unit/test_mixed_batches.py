@@ -1,5 +1,6 @@
 """Batches of two data sets: every rank count sees the same global batches, of which the second set has its share."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +109,18 @@ def test_an_epoch_is_a_pass_over_the_labeled_samples(small, pool, tmp_path):
     assert trainer.last_step == round(2 * len(small.labels) / 8)
     alone = Schedule(replace(config, unlabeled=UnlabeledConfig()), len(small.labels))
     assert alone.epoch(23) == pytest.approx(23 * 10 / len(small.labels))
+
+
+def test_two_sets_whose_folders_have_one_name_are_staged_apart(small, pool, tmp_path):
+    roots = [Path(shutil.copytree(root, tmp_path / kind / "set")) for kind, root in (("labeled", small.root), ("pool", pool))]
+    config = configure(small, pool)
+    staged = replace(
+        config,
+        data=replace(config.data, root=str(roots[0]), stage_to=str(tmp_path / "scratch")),
+        unlabeled=replace(config.unlabeled, root=str(roots[1])),
+    )
+    for batch, expected in zip(batches(staged), batches(config), strict=True):
+        assert all(torch.equal(batch[key], expected[key]) for key in ("label", "sample_id")) and torch.equal(batch["views"][0], expected["views"][0])
 
 
 def test_a_classifier_on_an_unlabeled_set_is_refused(pool, tmp_path):
