@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from lt_train.config import ViewConfig
+from lt_train.schema import ViewConfig
 from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.manifest import Manifest
 

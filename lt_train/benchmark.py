@@ -29,7 +29,8 @@ from rich.table import Table
 
 from lt_train import distributed
 from lt_train.baseline_loader import baseline_batches, write_image_folder
-from lt_train.config import Config, load_config
+from lt_train.config import load_config
+from lt_train.schema import Config
 from lt_train.data.manifest import write_atomically
 from lt_train.distributed import World, broadcast_object
 from lt_train.engine import DeepSpeedEngine

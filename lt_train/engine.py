@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lt_train.config import Config
+from lt_train.schema import Config
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.optim import make_optimizer

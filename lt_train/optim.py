@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from lt_train.config import Config, OptimConfig
+from lt_train.schema import Config, OptimConfig
 
 
 def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from lt_train import distributed
-from lt_train.config import Config, load_config
+from lt_train.config import load_config
+from lt_train.schema import Config
 from lt_train.data.loader import EvalPlan, Loader, make_loader
 from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset
 from lt_train.data.scores import SPLIT, ScoreStore

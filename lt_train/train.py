@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 
 from lt_train import __version__
 from lt_train.checkpoint import CheckpointStore
-from lt_train.config import Config, flatten, read_yaml, to_dict, to_yaml
+from lt_train.config import flatten, read_yaml, to_dict, to_yaml
+from lt_train.schema import Config
 from lt_train.data.loader import LoaderFactory, check_bad_samples, labeled_batch
 from lt_train.data.manifest import write_atomically
 from lt_train.data.order import mix

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lt_train.config import ViewConfig
+from lt_train.schema import ViewConfig
 from lt_train.data.order import mix
 
 CROP_ATTEMPTS = 10  # torchvision's, before it falls back to a centre crop

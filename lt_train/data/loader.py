@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from lt_train.config import Config, SamplerConfig, ViewConfig
+from lt_train.schema import Config, SamplerConfig, ViewConfig
 from lt_train.data.augment import View, draw_view
 from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset, write_atomically
 from lt_train.data.order import batch_slice, check_batch, make_sampler, mix, permute

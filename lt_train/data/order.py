@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lt_train.config import SamplerConfig
+from lt_train.schema import SamplerConfig
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from lt_train.config import Config
+from lt_train.schema import Config
 from lt_train.metrics import Accuracy
 
 Loaders = Callable[[str], Iterable[dict]]  # split -> this rank's share of it, once

@@ -2,7 +2,7 @@
 
 import torch
 
-from lt_train.config import Config
+from lt_train.schema import Config
 from lt_train.stages.classifier import Classifier
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.config import Config
+from lt_train.schema import Config
 from lt_train.data.order import batch_slice, mix
 from lt_train.distributed import all_gather_rows, all_to_all_rows, rank_and_size
 from lt_train.metrics import Accuracy, gather_rows, knn_scores

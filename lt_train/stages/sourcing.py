@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.config import Config
+from lt_train.schema import Config
 from lt_train.models.backbones import make_backbone
 from lt_train.stages.base import Stage
 

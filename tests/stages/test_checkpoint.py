@@ -12,7 +12,7 @@ import torch
 from torch.optim import SGD, lr_scheduler
 
 from lt_train.checkpoint import CheckpointStore
-from lt_train.config import Config, ModelConfig, OptimConfig
+from lt_train.schema import Config, ModelConfig, OptimConfig
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.optim import Schedule, make_optimizer

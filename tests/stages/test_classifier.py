@@ -6,7 +6,7 @@ import pytest
 import torch
 from ranks import one_thread, run_on_ranks  # noqa: F401
 
-from lt_train.config import Config, DecoupledConfig, ModelConfig, OptimConfig
+from lt_train.schema import Config, DecoupledConfig, ModelConfig, OptimConfig
 from lt_train.data.order import batch_slice
 from lt_train.distributed import World
 from lt_train.metrics import Accuracy, gather_rows

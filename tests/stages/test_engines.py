@@ -9,7 +9,8 @@ import torch
 from ranks import one_thread, run_on_ranks  # noqa: F401
 from torch.nn import functional as F
 
-from lt_train.config import Config, EngineConfig, MocoConfig, ModelConfig, OptimConfig, load_config
+from lt_train.config import load_config
+from lt_train.schema import Config, EngineConfig, MocoConfig, ModelConfig, OptimConfig
 from lt_train.data.order import batch_slice
 from lt_train.distributed import World
 from lt_train.engine import Engine, make_engine

@@ -9,7 +9,7 @@ from ranks import one_thread, run_on_ranks  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.config import Config, MocoConfig, ModelConfig, OptimConfig
+from lt_train.schema import Config, MocoConfig, ModelConfig, OptimConfig
 from lt_train.data.order import batch_slice
 from lt_train.distributed import World
 from lt_train.metrics import knn_scores

@@ -16,7 +16,7 @@ from pictures import encode
 from data_prep.plan import make_plan
 from data_prep.shards import write
 from data_prep.source import Source, SourceSplit
-from lt_train.config import Config, DataConfig, EngineConfig, ModelConfig, RunConfig, UnlabeledConfig, ViewConfig
+from lt_train.schema import Config, DataConfig, EngineConfig, ModelConfig, RunConfig, UnlabeledConfig, ViewConfig
 from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.manifest import Manifest, read_dataset
 from lt_train.data.scores import ScoreStore

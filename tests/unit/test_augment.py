@@ -6,7 +6,7 @@ import torch
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from lt_train.config import ViewConfig
+from lt_train.schema import ViewConfig
 from lt_train.data.augment import Uniforms, draw_view, philox4x32
 
 SEED = 7

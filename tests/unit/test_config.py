@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.pipeline import list_pipelines, load_experiment
-from lt_train.config import CONFIG_DIR, Config, find_config, flatten, list_configs, load_config, to_dict, to_yaml
+from lt_train.config import CONFIG_DIR, find_config, flatten, list_configs, load_config, to_dict, to_yaml
+from lt_train.schema import Config
 from lt_train.errors import UserError
 
 FILES = sorted(CONFIG_DIR.glob("*.yaml")) + sorted((CONFIG_DIR / "base").glob("*.yaml"))

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from lt_train.config import Config, DataConfig, SamplerConfig, ViewConfig
+from lt_train.schema import Config, DataConfig, SamplerConfig, ViewConfig
 from lt_train.data import dali_loader
 from lt_train.data.augment import View, draw_view
 from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory, TrainPlan, finish

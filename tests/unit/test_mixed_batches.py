@@ -13,7 +13,7 @@ from pictures import encode
 from data_prep.plan import make_plan
 from data_prep.shards import write
 from data_prep.source import Source, SourceSplit
-from lt_train.config import Config, DataConfig, UnlabeledConfig, ViewConfig
+from lt_train.schema import Config, DataConfig, UnlabeledConfig, ViewConfig
 from lt_train.data.loader import LoaderFactory, labeled_batch
 from lt_train.distributed import World
 from lt_train.errors import UserError

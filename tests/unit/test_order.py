@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lt_train.config import SamplerConfig
+from lt_train.schema import SamplerConfig
 from lt_train.data.manifest import Manifest
 from lt_train.data.order import batch_slice, check_batch, make_sampler, mix, permute
 from lt_train.errors import UserError

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lt_train import scaling
-from lt_train.config import Config, DataConfig, MocoConfig, SamplerConfig, load_config
+from lt_train.config import load_config
+from lt_train.schema import Config, DataConfig, MocoConfig, SamplerConfig
 from lt_train.data.order import check_batch
 from lt_train.errors import UserError
 from lt_train.scaling import Costs, Fabric, efficiency, model_size, stage_costs, step, volume
