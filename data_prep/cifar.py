@@ -1,21 +1,21 @@
 """CIFAR-10-LT and CIFAR-100-LT: the published long-tailed subsets of the training images, and the whole test sets."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.folder import class_folders, labelled
+from data_prep.folder import class_folders, labeled_files
 from data_prep.images import ImageFiles, Picked, PngArray
 from data_prep.pickles import load_pickle, text_keys
 from data_prep.source import Images, Recipe, Source, SourceSplit
-from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts
+from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts, unpublished
 from lt_train.errors import UserError
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-NOT_PUBLISHED = "--seed is not 0: this is not the published subset"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cifar:
     name: str
     classes: list[str] | None  # None: as the meta file, or the training folders, name them
     number: int  # of classes
-    per_class: int  # training images
+    per_class: int  # training images, and labeled ones of the largest class in the published subsets
     folder: str  # of the official archive
     batches: dict[str, list[str]]
     labels: str  # their name in a batch
@@ -38,7 +38,7 @@ CIFAR100 = Cifar("cifar100_lt", None, 100, 500, "cifar-100-python", {"train": ["
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabeledSplit:
     """A whole split: images, labels (N,) in the official order, and the files they came from."""
 
     images: Images
@@ -49,54 +49,72 @@ class Labelled:
 def add_arguments(which: Cifar, parser: argparse.ArgumentParser) -> None:
     names = " ".join(name for names in which.batches.values() for name in names)
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=f"holds {names} (or {which.folder}/ with them), or train/ and test/ class folders")
-    add_imbalance_arguments(parser, 100.0)
+    add_imbalance_arguments(parser, 100.0, which.per_class)
 
 
 def make_source(which: Cifar, arguments: argparse.Namespace) -> Source:
-    root: Path = arguments.source
+    classes, splits = read_splits(which, arguments.source, which.batches)
+    counts = imbalanced_counts(arguments.largest, which.number, arguments.imbalance_ratio, arguments.imbalance_type)
+    notes = unpublished(arguments.seed, arguments.largest, which.per_class)
+    return long_tailed(which.name, classes, splits, counts, arguments.seed, notes)
+
+
+def is_source(which: Cifar, root: Path) -> bool:
+    """Whether ``root`` looks like the folder that :func:`read_splits` takes."""
+    return any((root / name).exists() for name in (which.folder, which.batches["train"][0], "train"))
+
+
+def read_splits(which: Cifar, root: Path, wanted: Iterable[str]) -> tuple[list[str], dict[str, LabeledSplit]]:
+    """The classes' names and the ``wanted`` splits, whole, from the official batches or from class folders."""
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'")
     if (root / which.folder).is_dir():
         root = root / which.folder
     if (root / which.batches["train"][0]).is_file():
         classes = which.classes or _read_class_names(root / "meta")
-        splits = {split: _read_batches(which, root, split) for split in which.batches}
+        splits = {split: _read_batches(which, root, split) for split in wanted}
     else:
-        found = {split: class_folders(root / split) for split in which.batches}
+        found = {split: class_folders(root / split) for split in wanted}
         classes = which.classes or list(found["train"])
         splits = {split: _from_folders(root, split, folders, classes) for split, folders in found.items()}
     if len(classes) != which.number:
         raise UserError(f"'{root}' has {len(classes)} classes, not the {which.number} of {which.name.removesuffix('_lt')}")
-    counts = imbalanced_counts(which.per_class, which.number, arguments.imbalance_ratio, arguments.imbalance_type)
-    return long_tailed(which.name, classes, splits, counts, arguments.seed)
+    return classes, splits
 
 
-def long_tailed(name: str, classes: list[str], splits: dict[str, Labelled], counts: list[int], seed: int, order: list[int] | None = None) -> Source:
+def long_tailed(
+    name: str, classes: list[str], splits: dict[str, LabeledSplit], counts: list[int], seed: int, notes: list[str], order: list[int] | None = None
+) -> Source:
     """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``), and the other splits whole."""
-    train = splits["train"]
-    have = np.bincount(train.labels, minlength=len(classes))
-    for label, count in zip(order or range(len(counts)), counts):
-        if have[label] < count:
-            raise UserError(
-                f"class '{classes[label]}' has {have[label]} training images and {count} are needed: the source is not all of {name.removesuffix('_lt')}"
-            )
-        if not count:
-            raise UserError(f"class '{classes[label]}' would have no training images; lower --imbalance-ratio")
     chosen = {split: np.arange(len(part.labels)) for split, part in splits.items()}
-    chosen["train"] = Draw(seed).subset(train.labels, counts, order)
+    chosen["train"] = draw_labeled(name, classes, splits["train"].labels, counts, seed, order)
     return Source(
         name,
         classes,
         {
-            split: SourceSplit(part.labels[chosen[split]], _keys(part.labels, chosen[split], classes), Picked(part.images, chosen[split]))
+            split: SourceSplit(part.labels[chosen[split]], keys_of(part.labels, chosen[split], classes), Picked(part.images, chosen[split]))
             for split, part in splits.items()
         },
         [file for part in splits.values() for file in part.files],
-        [NOT_PUBLISHED] if seed else [],
+        notes,
     )
 
 
-def _keys(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[str]:
+def draw_labeled(name: str, classes: list[str], labels: np.ndarray, counts: list[int], seed: int, order: list[int] | None = None) -> np.ndarray:
+    """Indices of the labeled training images: of class ``order[i]``, ``counts[i]``; a :class:`UserError` if a class has fewer."""
+    have = np.bincount(labels, minlength=len(classes))
+    for label, count in zip(order or range(len(counts)), counts):
+        if have[label] < count:
+            raise UserError(
+                f"class '{classes[label]}' has {have[label]} training images and {count} are needed: "
+                f"the source is not all of {name.removesuffix('_lt')}, or --largest is too large"
+            )
+        if not count:
+            raise UserError(f"class '{classes[label]}' would have no training images; lower --imbalance-ratio")
+    return Draw(seed).subset(labels, counts, order)
+
+
+def keys_of(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[str]:
     """Class name and place within the class in the official order: the same whichever layout the images came in."""
     place = np.empty(len(labels), np.int64)
     for label in range(len(classes)):
@@ -104,13 +122,13 @@ def _keys(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[st
     return [f"{classes[labels[index]]}/{place[index]:04d}" for index in chosen]
 
 
-def _from_folders(root: Path, split: str, folders: dict[str, list[str]], classes: list[str]) -> Labelled:
-    names, labels = labelled(folders, classes, split)
+def _from_folders(root: Path, split: str, folders: dict[str, list[str]], classes: list[str]) -> LabeledSplit:
+    names, labels = labeled_files(folders, classes, split)
     images = ImageFiles(str(root), names)
-    return Labelled(images, labels, images.paths)
+    return LabeledSplit(images, labels, images.paths)
 
 
-def _read_batches(which: Cifar, root: Path, split: str) -> Labelled:
+def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
     pixels, labels = [], []
     files = [root / name for name in which.batches[split]]
     for file in files:
@@ -127,7 +145,7 @@ def _read_batches(which: Cifar, root: Path, split: str) -> Labelled:
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"'{file}' is not a batch of {which.folder}: {error}") from error
     images = PngArray(np.concatenate(pixels).transpose(0, 2, 3, 1).copy())
-    return Labelled(images, np.concatenate(labels), [str(file) for file in files])
+    return LabeledSplit(images, np.concatenate(labels), [str(file) for file in files])
 
 
 def _read_class_names(file: Path) -> list[str]:

@@ -125,10 +125,10 @@ def _from_csv(file: Path, root: Path) -> tuple[list[str], dict[str, Rows]]:
 def _from_folders(root: Path) -> tuple[list[str], dict[str, Rows]]:
     if not (root / "train").is_dir():
         found = class_folders(root)
-        return list(found), {"train": labelled(found, list(found), "")}
+        return list(found), {"train": labeled_files(found, list(found), "")}
     folders = {split: class_folders(root / split) for split in SPLITS if (root / split).is_dir()}
     classes = list(folders["train"])
-    return classes, {split: labelled(found, classes, split) for split, found in folders.items()}
+    return classes, {split: labeled_files(found, classes, split) for split, found in folders.items()}
 
 
 def class_folders(root: Path) -> dict[str, list[str]]:
@@ -159,7 +159,7 @@ def refuse_unreadable(error: OSError) -> None:
     raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
 
 
-def labelled(found: dict[str, list[str]], classes: list[str], prefix: str) -> Rows:
+def labeled_files(found: dict[str, list[str]], classes: list[str], prefix: str) -> Rows:
     """All files, below the folder ``prefix``, and their labels as indices into ``classes``."""
     unknown = [name for name in found if name not in classes]
     if unknown:

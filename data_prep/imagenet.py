@@ -1,4 +1,5 @@
-"""ImageNet-LT (Liu et al. 2019): ILSVRC2012's folders, or its official tars read in place, with the published lists or a new subset."""
+"""ImageNet-LT (Liu et al. 2019) from ILSVRC2012's folders, or its official tars read in place, with the published lists or a new
+subset; and the training images that it leaves, as an unlabeled set."""
 
 import argparse
 import csv
@@ -14,6 +15,7 @@ from data_prep.images import ImageFiles, TarImages, tar_members
 from data_prep.lists import Rows, check_labels, check_published, class_names, make_keys, read_list, report_missing
 from data_prep.source import Images, Recipe, Source, SourceSplit
 from data_prep.subsets import pareto_counts
+from lt_train.data.manifest import UNLABELED
 from lt_train.errors import UserError
 
 LISTS = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
@@ -44,14 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smallest", type=int, default=5, help="with --make-subset: images of the smallest class (default: 5)")
 
 
+def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments(parser)
+    text = "a uniform draw of F times as many images as the labeled training set has (default: all that are left)"
+    parser.add_argument("--size-factor", type=float, metavar="F", help=text)
+
+
 def make_source(arguments: argparse.Namespace) -> Source:
-    if (arguments.lists is None) == (arguments.make_subset is None):
-        raise UserError("give --lists DIR with the published ImageNet_LT_{train,val,test}.txt, or --make-subset pareto for a new subset")
+    _check_choice(arguments)
     halves = {half: _find_half(arguments.source, half) for half in TARS}
     if arguments.lists is not None:
         classes, found, notes = _from_lists(arguments.lists)
     else:
-        classes, found, notes = _make_subset(halves, arguments)
+        classes, found, notes = _make_subset(halves["train"], arguments)
+        found["test"] = _validation_labels(halves["val"], arguments.source, classes)
     splits, files = {}, {}
     for split, (names, labels) in found.items():
         half = halves["val" if names[0].startswith("val/") else "train"]
@@ -59,6 +67,45 @@ def make_source(arguments: argparse.Namespace) -> Source:
         splits[split] = SourceSplit(labels, make_keys(names), half.images(places))
         files |= dict.fromkeys(half.files(places))
     return Source("imagenet_lt", classes, splits, list(files), notes)
+
+
+def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
+    """The training images that no split of ``imagenet_lt`` with the same options holds; the column ``hidden_label`` has their class,
+    -1 if it is none of the labeled set's."""
+    _check_choice(arguments)
+    half = _find_half(arguments.source, "train")
+    classes, found, notes = _from_lists(arguments.lists) if arguments.lists is not None else _make_subset(half, arguments)
+    used: dict[str, int] = {}  # class/file -> label
+    for split, (names, labels) in found.items():
+        if names[0].startswith("train/"):  # the others are ILSVRC's validation images
+            _locate(half, names, arguments.lists / LISTS[split] if arguments.lists else split)
+            used |= zip((name.partition("/")[2] for name in names), labels.tolist())
+    rest = sorted(name for name in half.places if "/" in name and name not in used)
+    chosen = _draw(rest, len(found["train"][0]), arguments)
+    label_of = {name.partition("/")[0]: label for name, label in used.items()}
+    hidden = np.array([label_of.get(name.partition("/")[0], UNLABELED) for name in chosen], np.int32)
+    places = [half.places[name] for name in chosen]
+    split = SourceSplit(None, make_keys(chosen), half.images(places), {"hidden_label": hidden}, deal_by=hidden)
+    notes += [f"{len(chosen):,} of the {len(rest):,} training images that imagenet_lt with the same options leaves; it holds {len(used):,}"]
+    return Source("unlabeled_imagenet_lt", classes, {"train": split}, half.files(places), notes)
+
+
+def _draw(rest: list[str], labeled: int, arguments: argparse.Namespace) -> list[str]:
+    """``--size-factor`` times ``labeled`` names of ``rest``, in its order; without it, all."""
+    if arguments.size_factor is None:
+        return rest
+    if not 0 < arguments.size_factor < float("inf"):
+        raise UserError(f"--size-factor must be more than 0 and finite, not {arguments.size_factor:g}")
+    number = round(arguments.size_factor * labeled)
+    if number > len(rest):
+        raise UserError(f"{len(rest)} training images are left and {number} are needed; lower --size-factor ({arguments.size_factor:g}) or leave it out")
+    generator = np.random.default_rng([arguments.seed, 1])  # not the generator that makes the subset
+    return [rest[index] for index in np.sort(generator.permutation(len(rest))[:number]).tolist()]
+
+
+def _check_choice(arguments: argparse.Namespace) -> None:
+    if (arguments.lists is None) == (arguments.make_subset is None):
+        raise UserError("give --lists DIR with the published ImageNet_LT_{train,val,test}.txt, or --make-subset pareto for a new subset")
 
 
 def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
@@ -74,15 +121,16 @@ def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
     return class_names(*found["train"], number), found, [check_published(file) for file in files.values()]
 
 
-def _make_subset(halves: dict[str, Half], arguments: argparse.Namespace) -> tuple[list[str], dict[str, Rows], list[str]]:
+def _make_subset(half: Half, arguments: argparse.Namespace) -> tuple[list[str], dict[str, Rows], list[str]]:
+    """Classes, train and val, and a note."""
     by_class: dict[str, list[str]] = {}
-    for name in sorted(halves["train"].places):
+    for name in sorted(half.places):
         folder, slash, _ = name.partition("/")
         if slash:  # a file beside the classes' folders or tars belongs to none
             by_class.setdefault(folder, []).append(name)
     classes = sorted(by_class)
     if not classes:
-        raise UserError(f"there are no classes with images in {halves['train'].where}")
+        raise UserError(f"there are no classes with images in {half.where}")
     counts = pareto_counts(arguments.largest, arguments.smallest, len(classes))
     generator = np.random.default_rng(arguments.seed)
     # largest first, each to any class that has enough images
@@ -102,8 +150,7 @@ def _make_subset(halves: dict[str, Half], arguments: argparse.Namespace) -> tupl
         for rows, indices in ((train, shuffled[: share[label]]), (val, shuffled[share[label] :][:VAL_PER_CLASS])):
             rows[0].extend(f"train/{by_class[name][index]}" for index in indices)
     notes = [f"this is a new Pareto subset (alpha 6, {counts[0]} to {counts[-1]} a class, seed {arguments.seed}), NOT the published ImageNet-LT"]
-    test = _validation_labels(halves["val"], arguments.source, classes)
-    return classes, {"train": train, "val": val, "test": test}, notes
+    return classes, {"train": train, "val": val}, notes
 
 
 def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
@@ -179,4 +226,9 @@ def _tar_half(tar: Path) -> Half:
     return Half(places, images, lambda _: tars, f"'{tar}'")
 
 
-RECIPES = {"imagenet_lt": Recipe("ImageNet-LT from ILSVRC2012's folders or tars, with the published lists or a new subset", add_arguments, make_source)}
+RECIPES = {
+    "imagenet_lt": Recipe("ImageNet-LT from ILSVRC2012's folders or tars, with the published lists or a new subset", add_arguments, make_source),
+    "unlabeled_imagenet_lt": Recipe(
+        "the training images of ILSVRC2012 that imagenet_lt with the same options leaves, unlabeled", add_unlabeled_arguments, make_unlabeled_source
+    ),
+}

@@ -114,12 +114,13 @@ def plot(root: Path, file: Path) -> None:
 
 
 def _class_counts(root: Path, dataset: Dataset, name: str) -> tuple[np.ndarray, str]:
-    """Samples a class, (C,), and what they count: an unlabeled set may know by which class its images were drawn."""
+    """Samples a class, (C,), and what they count: an unlabeled set may know by which class its images were drawn, or their true one."""
     counts = np.array(dataset.splits[name].class_counts, np.int64)
     if not counts.any() and dataset.classes:
         manifest = Manifest(root, name)
-        if "sourced_label" in manifest.columns:
-            return np.bincount(manifest.column("sourced_label"), minlength=len(dataset.classes)), "classes by sourced_label (the set is unlabeled)"
+        for column in [name for name in ("sourced_label", "hidden_label") if name in manifest.columns]:
+            known = manifest.column(column)
+            return np.bincount(known[known >= 0], minlength=len(dataset.classes)), f"classes by {column} (the set is unlabeled)"
     return counts, "training classes"
 
 

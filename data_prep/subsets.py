@@ -10,13 +10,22 @@ from lt_train.errors import UserError
 PARETO_ALPHA = 6  # of ImageNet-LT (Liu et al. 2019, section 4)
 
 
-def add_imbalance_arguments(parser: argparse.ArgumentParser, ratio: float | None) -> None:
-    """``--imbalance-ratio`` (default: ``ratio``) and ``--imbalance-type``."""
+def add_imbalance_arguments(parser: argparse.ArgumentParser, ratio: float | None, largest: int | None = None) -> None:
+    """``--imbalance-ratio`` (default: ``ratio``), ``--imbalance-type`` and, of a published subset, ``--largest`` (default: ``largest``)."""
     default = f"default: {ratio:g}" if ratio is not None else "default: all images"
     parser.add_argument("--imbalance-ratio", type=float, default=ratio, metavar="R", help=f"largest class over smallest ({default})")
     parser.add_argument(
         "--imbalance-type", choices=["exp", "step"], default="exp", help="exponential decay, or the second half of the classes small (default: exp)"
     )
+    if largest is not None:
+        text = f"labeled training images of the largest class (default: {largest}; another number is not the published subset)"
+        parser.add_argument("--largest", type=int, default=largest, metavar="N", help=text)
+
+
+def unpublished(seed: int, largest: int, published_largest: int) -> list[str]:
+    """Notes for the user: what makes a drawn subset another one than the published."""
+    changed = [("--seed", seed, 0), ("--largest", largest, published_largest)]
+    return [f"{option} is not {published}: this is not the published subset" for option, value, published in changed if value != published]
 
 
 def imbalanced_counts(largest: int, classes: int, ratio: float, kind: str = "exp") -> list[int]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.cifar import Labelled, long_tailed
-from data_prep.folder import class_folders, labelled
+from data_prep.cifar import LabeledSplit, long_tailed
+from data_prep.folder import class_folders, labeled_files
 from data_prep.images import ImageFiles, PngArray
 from data_prep.source import Recipe, Source
-from data_prep.subsets import add_imbalance_arguments, imbalanced_counts
+from data_prep.subsets import add_imbalance_arguments, imbalanced_counts, unpublished
 from lt_train.errors import UserError
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -21,28 +21,29 @@ TRAIN_COUNTS = [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="holds train_32x32.mat and test_32x32.mat, or train/ and test/ class folders 0 ... 9")
-    add_imbalance_arguments(parser, 100.0)
+    add_imbalance_arguments(parser, 100.0, LARGEST)
 
 
 def make_source(arguments: argparse.Namespace) -> Source:
     splits = {split: read_split(arguments.source, split) for split in ("train", "test")}
-    counts = imbalanced_counts(LARGEST, len(CLASSES), arguments.imbalance_ratio, arguments.imbalance_type)
-    return long_tailed("svhn_lt", CLASSES, splits, counts, arguments.seed, ORDER)
+    counts = imbalanced_counts(arguments.largest, len(CLASSES), arguments.imbalance_ratio, arguments.imbalance_type)
+    notes = unpublished(arguments.seed, arguments.largest, LARGEST)
+    return long_tailed("svhn_lt", CLASSES, splits, counts, arguments.seed, notes, ORDER)
 
 
-def read_split(root: Path, split: str) -> Labelled:
+def read_split(root: Path, split: str) -> LabeledSplit:
     """``train``, ``test`` or ``extra``, from its .mat file or its class folders."""
     file = root / f"{split}_32x32.mat"
     if file.is_file():
         return _read_mat(file)
     if not (root / split).is_dir():
         raise UserError(f"'{root}' holds neither {file.name} nor a folder {split}/ with the class folders 0 ... 9")
-    names, labels = labelled(class_folders(root / split), CLASSES, split)
+    names, labels = labeled_files(class_folders(root / split), CLASSES, split)
     images = ImageFiles(str(root), names)
-    return Labelled(images, labels, images.paths)
+    return LabeledSplit(images, labels, images.paths)
 
 
-def _read_mat(file: Path) -> Labelled:
+def _read_mat(file: Path) -> LabeledSplit:
     from scipy.io import loadmat
 
     try:
@@ -52,7 +53,7 @@ def _read_mat(file: Path) -> Labelled:
             raise ValueError(f"it holds images of shape {pixels.shape} and {len(labels)} labels")
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"'{file}' is not a whole SVHN file of cropped digits: {error}") from error
-    return Labelled(PngArray(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))), labels % 10, [str(file)])
+    return LabeledSplit(PngArray(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))), labels % 10, [str(file)])
 
 
 RECIPES = {"svhn_lt": Recipe("SVHN-LT from train_32x32.mat and test_32x32.mat or class folders", add_arguments, make_source)}

@@ -1,7 +1,8 @@
-"""D_U, the imbalanced unlabeled sets of Yang and Xu 2020: drawn from a scored pool, a published pickle, or SVHN's extra images.
+"""D_U, the imbalanced unlabeled sets of Yang and Xu 2020: drawn from a scored pool, a published pickle, SVHN's extra images, or the
+training images that a long-tailed labeled set leaves.
 
 The class by which images are drawn (of SVHN's extra images the true one) goes to the column ``sourced_label`` only: to training, the set
-is unlabeled.
+is unlabeled. Of left training images it goes to ``hidden_label`` instead, so that nothing takes the truth for a pseudo-label.
 """
 
 import argparse
@@ -17,12 +18,11 @@ import numpy as np
 from PIL import Image
 
 from data_prep import cifar, svhn
-from data_prep.cifar import NOT_PUBLISHED
 from data_prep.images import Picked, PngArray, TarImages
 from data_prep.near_duplicates import NearDuplicates
 from data_prep.pickles import load_pickle, text_keys
 from data_prep.source import Images, Recipe, Source, SourceSplit
-from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts, unlabeled_counts
+from data_prep.subsets import Draw, add_imbalance_arguments, imbalanced_counts, unlabeled_counts, unpublished
 from data_prep.tinyimages import WITHDRAWN
 from lt_train.data.manifest import Manifest, read_dataset
 from lt_train.data.scores import SPLIT, ScoreStore
@@ -36,66 +36,89 @@ class Labeled:
     """The labeled set that D_U goes with, as far as the draw depends on it."""
 
     name: str
-    classes: list[str]
+    classes: list[str] | None  # None: as its source names them, which is the only pool then
     order: list[int]  # of the classes, largest first
     largest: int
     sizes: list[int]  # training images of the classes before the draw, by label
-    pool_help: str
+    pools: str  # for the help
+    source: cifar.Cifar | None = None  # whose unused training images are a pool
 
 
-CIFAR10 = Labeled("cifar10", cifar.CIFAR10_CLASSES, list(range(10)), 5000, [5000] * 10, "")
-SVHN = Labeled("svhn", svhn.CLASSES, svhn.ORDER, svhn.LARGEST, svhn.TRAIN_COUNTS, "; or a folder with SVHN's extra_32x32.mat (or class folders extra/0 ...)")
+SCORED = "a pool that data_prep tinyimages has sharded (with --scores), or ti_80M_selected.pickle or ti_500K_pseudo_labeled.pickle"
+REST = "{} itself (the --source of cifar{}_lt): its training images outside the labeled set"
+CIFAR10 = Labeled("cifar10", cifar.CIFAR10_CLASSES, list(range(10)), 5000, [5000] * 10, f"{SCORED}; or {REST.format('CIFAR-10', 10)}", cifar.CIFAR10)
+CIFAR100 = Labeled("cifar100", None, list(range(100)), 500, [500] * 100, REST.format("CIFAR-100", 100), cifar.CIFAR100)
+EXTRA = "a folder with SVHN's extra_32x32.mat (or class folders extra/0 ...)"
+SVHN = Labeled("svhn", svhn.CLASSES, svhn.ORDER, svhn.LARGEST, svhn.TRAIN_COUNTS, f"{SCORED}; or {EXTRA}")
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Images with the class by which they are drawn, and the score if there is one."""
+    """Images with the class by which they are drawn, which goes to ``column``, and the score if there is one."""
 
+    classes: list[str]
     images: Images
     keys: list[str]
     labels: np.ndarray
     scores: np.ndarray | None
     files: list[str]
     notes: list[str]
+    column: str = "sourced_label"
+    remedy: str = "lower --size-factor or enlarge the pool"  # where a class has too few images
+    places: np.ndarray | None = None  # in the published file, whose order published pseudo-labels follow
 
 
 def add_arguments(which: Labeled, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pool", type=Path, required=True, metavar="PATH", help="a pool that data_prep tinyimages has sharded (with --scores), or "
-                        f"ti_80M_selected.pickle or ti_500K_pseudo_labeled.pickle{which.pool_help}")
-    parser.add_argument("--scores", type=Path, metavar="DIR", help="of the pool, by python -m lt_train score")
-    parser.add_argument("--test-set", type=Path, metavar="DIR", help="prepared labeled set: near-duplicates of its test split are left out (needed with --scores)")
-    parser.add_argument("--per-class", type=int, default=50_000, help="with --scores: keep the so many likeliest images a class (default: 50000)")
-    add_imbalance_arguments(parser, 50.0)
+    parser.add_argument("--pool", type=Path, required=True, metavar="PATH", help=which.pools)
+    if which.classes is not None:
+        parser.add_argument("--scores", type=Path, metavar="DIR", help="of the pool, by python -m lt_train score")
+        parser.add_argument("--test-set", type=Path, metavar="DIR", help="prepared labeled set: near-duplicates of its test split are left out (needed with --scores)")
+        parser.add_argument("--per-class", type=int, default=50_000, help="with --scores: keep the so many likeliest images a class (default: 50000)")
+        parser.add_argument("--pseudo-labels", type=Path, metavar="FILE", help="pseudo_labeled_*.pickle that goes with the pool's pickle, or with extra_32x32.mat: "
+                            "becomes the column pseudo_label")
+    add_imbalance_arguments(parser, 50.0, which.largest)
     parser.add_argument("--imbalance-ratio-unlabeled", type=float, default=None, metavar="R", help="of the unlabeled set (default: that of the labeled set)")
     parser.add_argument("--size-factor", type=float, default=5.0, help="unlabeled over labeled images (default: 5)")
-    parser.add_argument("--all", action="store_true", help="no draw: keep all sourced images")
+    parser.add_argument("--all", action="store_true", help="no draw: keep all images of the pool")
 
 
 def make_source(which: Labeled, arguments: argparse.Namespace) -> Source:
     pool = _load_pool(which, arguments)
-    chosen, notes = np.arange(len(pool.labels)), list(pool.notes)
+    number, chosen, notes = len(pool.classes), np.arange(len(pool.labels)), list(pool.notes)
     if not arguments.all:
-        labeled = imbalanced_counts(which.largest, len(which.classes), arguments.imbalance_ratio, arguments.imbalance_type)
+        labeled = _labeled_counts(which, arguments)
         ratio = arguments.imbalance_ratio if arguments.imbalance_ratio_unlabeled is None else arguments.imbalance_ratio_unlabeled
-        counts = unlabeled_counts(sum(labeled), len(which.classes), ratio, arguments.size_factor)
-        have = np.bincount(pool.labels, minlength=len(which.classes))
+        counts = unlabeled_counts(sum(labeled), number, ratio, arguments.size_factor)
+        have = np.bincount(pool.labels, minlength=number)
         for label, count in zip(which.order, counts):
             if have[label] < count:
-                raise UserError(f"the pool has {have[label]} images of class '{which.classes[label]}' and {count} are needed; lower --size-factor or enlarge the pool")
+                raise UserError(f"the pool has {have[label]} images of class '{pool.classes[label]}' and {count} are needed; {pool.remedy}")
         draw = Draw(arguments.seed)
         draw.skip([which.sizes[label] for label in which.order])  # the published code draws the labeled set first
         chosen = draw.subset(pool.labels, counts, which.order)
-        notes += [NOT_PUBLISHED] if arguments.seed else []
-    columns = {"sourced_label": pool.labels[chosen].astype(np.int32)}
+        notes += unpublished(arguments.seed, arguments.largest, which.largest)
+    columns = {pool.column: pool.labels[chosen].astype(np.int32)}
     if pool.scores is not None:
         columns["score"] = pool.scores[chosen].astype(np.float32)
+    if which.classes is not None and arguments.pseudo_labels is not None:
+        columns["pseudo_label"] = _read_pseudo_labels(arguments.pseudo_labels, pool)[chosen]
+        pool.files.append(str(arguments.pseudo_labels))
     keys = [pool.keys[index] for index in chosen.tolist()]
-    split = SourceSplit(None, keys, Picked(pool.images, chosen), columns, deal_by=columns["sourced_label"])
-    return Source(f"unlabeled_{which.name}", which.classes, {"train": split}, pool.files, notes)
+    split = SourceSplit(None, keys, Picked(pool.images, chosen), columns, deal_by=columns[pool.column])
+    return Source(f"unlabeled_{which.name}", pool.classes, {"train": split}, pool.files, notes)
+
+
+def _labeled_counts(which: Labeled, arguments: argparse.Namespace) -> list[int]:
+    """Labeled images of the classes, in the order of ``which``."""
+    return imbalanced_counts(arguments.largest, len(which.order), arguments.imbalance_ratio, arguments.imbalance_type)
 
 
 def _load_pool(which: Labeled, arguments: argparse.Namespace) -> Pool:
     path: Path = arguments.pool
+    if which.source is not None and cifar.is_source(which.source, path):
+        return _rest(which, which.source, arguments)
+    if which.classes is None:
+        raise UserError(f"'{path}' holds neither {which.source.folder}/ or its files nor train/ with class folders")
     if path.is_file():
         return _from_pickle(which, path)
     if (path / "dataset.json").is_file():
@@ -105,8 +128,26 @@ def _load_pool(which: Labeled, arguments: argparse.Namespace) -> Pool:
     if which is SVHN and path.is_dir():
         extra = svhn.read_split(path, "extra")
         notes = [] if (path / "extra_32x32.mat").is_file() else ["class folders have lost the order of extra_32x32.mat: this is not the published draw"]
-        return Pool(extra.images, _numbered("extra", len(extra.labels)), extra.labels, None, extra.files, notes)
-    raise UserError(f"'{path}' is neither a pickle nor a pool that data_prep has sharded" + (" nor SVHN's extra images" if which is SVHN else ""))
+        places = np.arange(len(extra.labels))
+        return Pool(which.classes, extra.images, _numbered("extra", len(places)), extra.labels, None, extra.files, notes, places=places)
+    other = "SVHN's extra images" if which is SVHN else which.source.folder
+    raise UserError(f"'{path}' is neither a pickle nor a pool that data_prep has sharded nor {other}")
+
+
+def _rest(which: Labeled, source: cifar.Cifar, arguments: argparse.Namespace) -> Pool:
+    """The training images outside the labeled set that ``source`` gives with the same options."""
+    classes, splits = cifar.read_splits(source, arguments.pool, ["train"])
+    train = splits["train"]
+    labeled = cifar.draw_labeled(source.name, classes, train.labels, _labeled_counts(which, arguments), arguments.seed, which.order)
+    rest = np.setdiff1d(np.arange(len(train.labels)), labeled)
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name):g}" for name in ("imbalance_ratio", "largest", "seed"))
+    notes = [
+        f"{len(rest):,} training images lie outside the {len(labeled):,} labeled ones of {source.name} {options} --imbalance-type "
+        f"{arguments.imbalance_type}, the labeled set to train with; this is not the published D_U"
+    ]
+    remedy = f"lower --size-factor ({arguments.size_factor:g}) or --largest ({arguments.largest}), or take all that is left with --all"
+    keys = cifar.keys_of(train.labels, rest, classes)
+    return Pool(classes, Picked(train.images, rest), keys, train.labels[rest], None, train.files, notes, "hidden_label", remedy)
 
 
 def _from_pickle(which: Labeled, path: Path) -> Pool:
@@ -122,7 +163,24 @@ def _from_pickle(which: Labeled, path: Path) -> Pool:
         raise UserError(f"'{path}' does not hold 'data' (N, 32, 32, 3) uint8 and 'extrapolated_targets' (N,): {error}") from error
     kept = np.flatnonzero(labels >= 0)
     keys = _numbered("ti", len(labels))
-    return Pool(Picked(PngArray(pixels), kept), [keys[index] for index in kept.tolist()], labels[kept], None, [str(path)], [WITHDRAWN])
+    keys = [keys[index] for index in kept.tolist()]
+    return Pool(which.classes, Picked(PngArray(pixels), kept), keys, labels[kept], None, [str(path)], [WITHDRAWN], places=kept)
+
+
+def _read_pseudo_labels(path: Path, pool: Pool) -> np.ndarray:
+    """The pseudo-labels (N,) int32 that the authors' gen_pseudolabels.py wrote for the published file of the pool."""
+    if pool.places is None:
+        raise UserError("--pseudo-labels goes with a published pickle, or with SVHN's extra images; label other sets with python -m lt_train pseudo_label")
+    content = load_pickle(path)
+    try:
+        labels = np.asarray(text_keys(content)["extrapolated_targets"]).astype(np.int32).ravel()
+        if len(labels) <= pool.places.max(initial=-1):
+            raise ValueError(f"it has {len(labels)} labels, and the pool at least {pool.places.max() + 1} images")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(pool.classes):
+            raise ValueError(f"its labels go from {labels.min()} to {labels.max()}")
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"'{path}' does not hold 'extrapolated_targets', a class for each image of the pool: {error}") from error
+    return labels[pool.places]
 
 
 def _numbered(prefix: str, number: int) -> list[str]:
@@ -151,7 +209,7 @@ def _from_scores(which: Labeled, root: Path, arguments: argparse.Namespace) -> P
         f"left out, {best.compared:,} images compared ({best.compared / max(best.compare_seconds, 1e-9):,.0f} images/s)",
     ]
     files = [str(root / "dataset.json"), str(arguments.scores / "scores.json"), str(arguments.test_set / "dataset.json")]
-    return Pool(TarImages(shards, pool.places(ids)), [pool.key(index) for index in ids], labels, scores, files, notes)
+    return Pool(which.classes, TarImages(shards, pool.places(ids)), [pool.key(index) for index in ids], labels, scores, files, notes)
 
 
 def _stacked(contents: Iterable[bytes], root: Path) -> np.ndarray:
@@ -229,9 +287,13 @@ def _best(ids: np.ndarray, scores: np.ndarray, number: int) -> tuple[np.ndarray,
 
 RECIPES = {
     f"unlabeled_{which.name}": Recipe(
-        f"the unlabeled set D_U for {which.name}: from a scored pool, a published pickle" + (" or SVHN's extra images" if which is SVHN else ""),
+        f"the unlabeled set D_U for {which.name}: from {pools}",
         partial(add_arguments, which),
         partial(make_source, which),
     )
-    for which in (CIFAR10, SVHN)
+    for which, pools in (
+        (CIFAR10, "a scored pool, a published pickle or the training images that cifar10_lt leaves"),
+        (CIFAR100, "the training images that cifar100_lt leaves"),
+        (SVHN, "a scored pool, a published pickle or SVHN's extra images"),
+    )
 }

@@ -6,16 +6,15 @@ import json
 import pickle
 import re
 import tarfile
-from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
-from data_prep import cifar, lists
+from data_prep import lists
 from data_prep.subsets import Draw, imbalanced_counts, pareto_counts
 from lt_train.data.manifest import shot_groups
 from lt_train.errors import UserError
@@ -624,8 +623,7 @@ def test_cifar100_lt_is_the_same_in_both_layouts(tmp_path):
     """With 20 images of the largest class in place of 500: files take time to write."""
     small = make_cifar100(tmp_path, 20, 20)
     for root in (small.official, small.folders):
-        options = Namespace(source=root, imbalance_ratio=20, imbalance_type="exp", seed=0)
-        source = cifar.make_source(replace(cifar.CIFAR100, per_class=20), options)
+        source = source_of("cifar100_lt", "--source", root, "--imbalance-ratio", 20, "--largest", 20)
         assert source.classes == NAMES
         assert_published_subset(source, small, NAMES, published_subset(small.labels, [*range(100)], 20, 1 / 20))
 

@@ -313,6 +313,22 @@ def test_a_pickle_gives_the_published_draw_index_for_index(selected, tmp_path, w
     assert "withdrawn" in source.notes[0] and len(source.notes) == 1
 
 
+def test_published_pseudo_labels_follow_their_images(selected, tmp_path):
+    (tmp_path / "ti.pickle").write_bytes(pickle.dumps(selected))
+    pseudo = np.random.default_rng(4).integers(0, 10, len(selected["data"]))
+    (tmp_path / "pseudo.pickle").write_bytes(pickle.dumps({"extrapolated_targets": pseudo, "prediction_model": "checkpoint/ckpt.best.pth.tar"}))
+    options = ("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", *SMALL, "--pseudo-labels")
+    source = source_of(*options, tmp_path / "pseudo.pickle")
+    split = source.splits["train"]
+    numbers = [int(key.removeprefix("ti_")) for key in split.keys]
+    np.testing.assert_array_equal(split.columns["pseudo_label"], pseudo[numbers])
+    assert split.keys == source_of(*options[:-1]).splits["train"].keys  # they change nothing about the draw
+
+    (tmp_path / "pseudo.pickle").write_bytes(pickle.dumps({"extrapolated_targets": pseudo[:50]}))
+    with pytest.raises(UserError, match="it has 50 labels, and the pool at least"):
+        source_of(*options, tmp_path / "pseudo.pickle")
+
+
 @pytest.mark.parametrize("which", ["cifar10", "svhn"])
 @pytest.mark.parametrize(("ratio", "kind"), [(10, "exp"), (50, "step"), (100, "exp"), (100, "step")])
 @pytest.mark.parametrize("unlabeled_ratio", [None, 1, 25])
@@ -451,7 +467,7 @@ def test_svhns_extra_images_may_lie_in_class_folders(extra, tmp_path):
 
 
 def test_what_is_no_pool_at_all_is_refused(tmp_path):
-    with pytest.raises(UserError, match="neither a pickle nor a pool that data_prep has sharded$"):
+    with pytest.raises(UserError, match="neither a pickle nor a pool that data_prep has sharded nor cifar-10-batches-py$"):
         source_of("unlabeled_cifar10", "--pool", tmp_path)
     with pytest.raises(UserError, match="neither extra_32x32.mat nor a folder extra/"):
         source_of("unlabeled_svhn", "--pool", tmp_path)
