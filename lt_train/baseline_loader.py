@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from lt_train.schema import ViewConfig
 from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.manifest import Manifest
+from lt_train.schema import ViewConfig
 
 WORKERS = 2
 MOST_IMAGES = 4096  # enough that caching images would not show, few enough to write out quickly
@@ -28,11 +28,10 @@ def write_image_folder(manifest: Manifest, root: Path) -> None:
             (folder / f"{sample_id:08d}.jpg").write_bytes(content)
 
 
-def baseline_batches(root: Path, view: ViewConfig, num_views: int, batch_size: int) -> Iterator[tuple]:
-    """Batches without end, with the transforms that ``view`` asks for."""
-    transform = make_transform(view)
-    views = transform if num_views == 1 else lambda image: [transform(image) for _ in range(num_views)]
-    images = ImageFolder(str(root), views)
+def baseline_batches(root: Path, views: list[ViewConfig], batch_size: int) -> Iterator[tuple]:
+    """Batches without end of images in each of ``views``, with the transforms that they ask for."""
+    transform_each = [make_transform(view) for view in views]
+    images = ImageFolder(str(root), lambda image: [transform(image) for transform in transform_each])
     loader = DataLoader(
         images,
         batch_size=batch_size,
@@ -62,5 +61,7 @@ def make_transform(view: ViewConfig) -> transforms.Compose:
         steps.append(transforms.RandomApply([transforms.GaussianBlur(radius, view.blur_sigma)], view.blur_probability))
     if view.flip_probability > 0:
         steps.append(transforms.RandomHorizontalFlip(view.flip_probability))
+    if view.randaugment_ops > 0:
+        steps.append(transforms.RandAugment(view.randaugment_ops, view.randaugment_magnitude))
     mean, std = (torch.tensor(values) / 255 for values in (PIXEL_MEAN, PIXEL_STD))
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])

@@ -30,12 +30,12 @@ from rich.table import Table
 from lt_train import distributed
 from lt_train.baseline_loader import baseline_batches, write_image_folder
 from lt_train.config import load_config
-from lt_train.schema import Config
 from lt_train.data.manifest import write_atomically
 from lt_train.distributed import World, broadcast_object
 from lt_train.engine import DeepSpeedEngine
 from lt_train.errors import UserError, run_cli
 from lt_train.progress import Monitor, setup_logging
+from lt_train.schema import Config, views_in_order
 from lt_train.train import Trainer
 
 WARMUP = 3  # untimed steps before every timed run; also lets prefetch queues reach their usual fill
@@ -109,7 +109,7 @@ def _measures(trainer: Trainer, baseline_folder: Path | None) -> dict[str, Measu
             write_image_folder(trainer.train_set, root)
         world.barrier()
         local_batch = -(-config.global_batch_size // world.size)
-        batches = baseline_batches(broadcast_object(root), config.view, engine.stage.num_views, local_batch)
+        batches = baseline_batches(broadcast_object(root), views_in_order(config, engine.stage.num_views), local_batch)
         measures["baseline"] = lambda steps: _drain(itertools.islice(batches, steps))
     return measures
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lt_train.schema import ViewConfig
 from lt_train.data.order import mix
+from lt_train.data.rand_augment import Operations, draw_operations
+from lt_train.schema import ViewConfig
 
 CROP_ATTEMPTS = 10  # torchvision's, before it falls back to a centre crop
 GRAY = np.array([0.2989, 0.587, 0.114])  # luma weights of torchvision's rgb_to_grayscale
@@ -27,6 +28,7 @@ class View:
     flip: np.ndarray  # (B,) bool, left to right
     blur_sigma: np.ndarray | None = None  # (B,) float32 in output pixels, 0: none; before colour
     colour: np.ndarray | None = None  # (B, 3, 6) float32: pixel -> colour @ (pixel, mean pixel of the view)
+    operations: Operations | None = None  # RandAugment's, on the resized and blurred pixels; before colour
     context: bool = False  # resizing looks at pixels outside the box (resize, then crop), not only inside it
 
 
@@ -51,7 +53,10 @@ def draw_view(
         low, high = config.blur_sigma
         blur_sigma = np.where(draw < config.blur_probability, low + sigma * (high - low), 0.0).astype(np.float32)
     colour = _colour(config, randoms, len(positions))
-    return View(config.size, box.astype(np.float32), flip, blur_sigma, colour, context=config.crop == "center")
+    operations = None
+    if config.randaugment_ops > 0:
+        operations = draw_operations(config.randaugment_ops, config.randaugment_magnitude, randoms)
+    return View(config.size, box.astype(np.float32), flip, blur_sigma, colour, operations, context=config.crop == "center")
 
 
 class Uniforms:

@@ -94,7 +94,8 @@ class ResidentLoader:
         if view.flip.any():
             flip = torch.from_numpy(np.flatnonzero(view.flip)).to(self.device, non_blocking=True)
             pixels[flip] = pixels[flip].flip(2)
-        return finish(pixels, None if view.colour is None else torch.from_numpy(view.colour).to(self.device))
+        colour = None if view.colour is None else torch.from_numpy(view.colour).to(self.device)
+        return finish(pixels, colour, view.operations)
 
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Whole-pixel crops: one gather of rows of ``size`` pixels, each a run of consecutive bytes."""

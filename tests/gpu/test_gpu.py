@@ -13,7 +13,9 @@ from PIL import Image
 from torchvision import transforms
 
 from lt_train.config import load_config
+from lt_train.data.augment import Uniforms
 from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory
+from lt_train.data.rand_augment import OPERATIONS, apply_operations, draw_operations
 from lt_train.distributed import World
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -60,6 +62,29 @@ def test_training_views_do_not_depend_on_the_device(demo_root):
     assert torch.equal(batches[0]["sample_id"], batches[1]["sample_id"].cpu())
     for on_cpu, on_gpu in zip(*(batch["views"] for batch in batches)):
         assert np.abs(pixels(on_cpu) - pixels(on_gpu)).mean() < 3
+
+
+def test_rand_augment_does_not_depend_on_the_device():
+    """But for rounding: of the sharpening convolution in TF32, and of nearest neighbours half-way."""
+    noise = torch.randint(0, 256, (140, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([noise, noise // 3 + 40])
+    drawn = draw_operations(1, 10, Uniforms(0, np.arange(len(images)), 0))
+    assert len(np.unique(drawn.operation)) == len(OPERATIONS)
+    on_cpu, on_gpu = (apply_operations(images.to(device), drawn).cpu().int() for device in ("cpu", "cuda:0"))
+    assert ((on_cpu - on_gpu).abs() > 1).float().mean() < 1e-3 and (on_cpu != on_gpu).float().mean() < 0.05
+
+
+def test_views_of_two_sizes_and_kinds_on_the_gpu(demo_root):
+    """Each as if all were of its kind."""
+    settings = ("view.size=64", "view.blur_probability=0.5")
+    strong = ("size=48", "scale=[0.4,1.0]", "randaugment_ops=2")
+    mixed = config(demo_root, *settings, *(f"second_view.{setting}" for setting in strong))
+    same = [config(demo_root, *settings), config(demo_root, *(f"view.{setting}" for setting in strong))]
+    first, *others = (
+        next(iter(LoaderFactory(one, World(device=torch.device("cuda", 0))).train(2, 0, 1)))["views"] for one in (mixed, *same)
+    )
+    for index, views in enumerate(others):
+        torch.testing.assert_close(first[index], views[index])
 
 
 def test_bf16_training_over_nccl_learns(demo_root, tmp_path):

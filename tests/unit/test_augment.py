@@ -1,5 +1,7 @@
 """Augmentation parameters: the generator against its published answers, geometry and colour against torchvision."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -117,7 +119,7 @@ def test_centre_crop_has_torchvisions_integer_geometry(resize, size):
 
 
 EVERYTHING = ViewConfig(
-    jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5, size=64
+    jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.8, grayscale_probability=0.2, blur_probability=0.5, size=64, randaugment_ops=2
 )
 FIELDS = ("box", "flip", "blur_sigma", "colour")
 
@@ -129,6 +131,15 @@ def test_a_sample_looks_the_same_alone_as_in_any_batch():
         alone = draw(EVERYTHING, [position])
         for field in FIELDS:
             np.testing.assert_array_equal(getattr(alone, field)[0], getattr(batch, field)[row], err_msg=field)
+        np.testing.assert_array_equal(alone.operations.operation[0], batch.operations.operation[row])
+        np.testing.assert_array_equal(alone.operations.negative[0], batch.operations.negative[row])
+
+
+def test_rand_augment_leaves_the_other_draws_as_they_are():
+    without, with_it = (draw(replace(EVERYTHING, randaugment_ops=number), np.arange(100)) for number in (0, 3))
+    assert without.operations is None and with_it.operations.operation.shape == (100, 3)
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(without, field), getattr(with_it, field), err_msg=field)
 
 
 @pytest.mark.parametrize("other", [{"view": 1}, {"seed": SEED + 1}, {"positions": np.arange(1000) + 2**32}])
@@ -137,6 +148,7 @@ def test_views_seeds_and_positions_are_drawn_independently(other):
     first = draw(EVERYTHING, np.arange(1000))
     second = draw(EVERYTHING, **{"positions": np.arange(1000), **other})
     assert (first.box != second.box).any(1).mean() > 0.99
+    assert (first.operations.operation != second.operations.operation).any(1).mean() > 0.98
     for values in ([view.box[:, 2] - view.box[:, 0] for view in (first, second)], (first.flip, second.flip)):
         assert abs(np.corrcoef(*values)[0, 1]) < 4 / np.sqrt(1000)
 
@@ -168,7 +180,7 @@ def test_every_transform_happens_as_often_as_asked(option, happened, probability
 
 def test_what_is_switched_off_is_not_drawn():
     view = draw(ViewConfig(crop="center", flip_probability=0.0), np.arange(10))
-    assert view.blur_sigma is None and view.colour is None and not view.flip.any()
+    assert view.blur_sigma is None and view.colour is None and view.operations is None and not view.flip.any()
 
 
 def test_blur_sigmas_are_uniform_in_their_range():

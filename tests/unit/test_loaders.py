@@ -11,17 +11,20 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional as F
 
-from lt_train.schema import Config, DataConfig, SamplerConfig, ViewConfig
+from lt_train.schema import Config, DataConfig, SamplerConfig, UnlabeledConfig, ViewConfig
+from lt_train.checks import check
 from lt_train.data import dali_loader
 from lt_train.data.augment import View, draw_view
 from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory, TrainPlan, finish
-from lt_train.data.manifest import Manifest
+from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.rand_augment import apply_operations
 from lt_train.distributed import World
 from lt_train.errors import UserError
 
 LOADERS = ["dali", "resident"]
 WHOLE = ViewConfig(size=32, crop="center", resize=32, flip_probability=0.0)  # a 32 x 32 image as it is
 PADDED = ViewConfig(size=32, crop="pad", padding=4)
+RANDAUGMENT = {"randaugment_ops": 2, "randaugment_magnitude": 15}
 JITTER = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8, "grayscale_probability": 0.2}
 
 
@@ -71,7 +74,8 @@ def drawn(config: Config, batches: list[dict], view: int = 0) -> View:
     """The parameters of the first positions, by which the loader must have made ``batches`` from step 0 on."""
     manifest, sample_ids = Manifest(config.data.root, "train"), joined(batches)
     sizes = manifest.widths[sample_ids], manifest.heights[sample_ids]
-    return draw_view(config.view, config.seed, np.arange(len(sample_ids)), view, *sizes)
+    view_config = config.second_view if view > 0 and config.second_view else config.view
+    return draw_view(view_config, config.seed, np.arange(len(sample_ids)), view, *sizes)
 
 
 def by_pillow(image: Image.Image, box: np.ndarray, flip: bool, size: int) -> np.ndarray:
@@ -143,10 +147,25 @@ def test_colour_matrices_reach_the_pixels(small, loader):
     """Times the pixel, plus times the mean pixel of the view, then clipped."""
     config = configure(small.root, loader, replace(WHOLE, **JITTER))
     batches = train(config)
-    plain = grey_levels(train(replace(config, view=WHOLE)))
-    pixel, mean = np.split(drawn(config, batches).colour.astype(np.float64), 2, axis=2)
-    expected = np.einsum("nij,nhwj->nhwi", pixel, plain) + np.einsum("nij,nj->ni", mean, plain.mean((1, 2)))[:, None, None]
+    expected = coloured(drawn(config, batches), grey_levels(train(replace(config, view=WHOLE))))
     assert (expected < 0).any() and (expected > 255).any()
+    np.testing.assert_allclose(grey_levels(batches), np.clip(expected, 0, 255), rtol=0, atol=1e-2)
+
+
+def coloured(view: View, pixels: np.ndarray) -> np.ndarray:
+    """The colour matrices applied to (N, H, W, 3) grey levels, not clipped."""
+    pixel, mean = np.split(view.colour.astype(np.float64), 2, axis=2)
+    return np.einsum("nij,nhwj->nhwi", pixel, pixels) + np.einsum("nij,nj->ni", mean, pixels.mean((1, 2)))[:, None, None]
+
+
+def test_rand_augment_reaches_the_pixels_before_colour(small, loader):
+    """Of both loaders alike, on pixels that are flipped already."""
+    config = configure(small.root, loader, replace(WHOLE, flip_probability=0.5, **RANDAUGMENT, **JITTER))
+    batches = train(config)
+    view, pixels = drawn(config, batches), small.pixels[keys(config, batches)]
+    assert 0 < view.flip.sum() < 40 and len(np.unique(view.operations.operation)) == 14
+    pixels = np.where(view.flip[:, None, None, None], pixels[:, :, ::-1], pixels)
+    expected = coloured(view, apply_operations(torch.from_numpy(pixels), view.operations).double().numpy())
     np.testing.assert_allclose(grey_levels(batches), np.clip(expected, 0, 255), rtol=0, atol=1e-2)
 
 
@@ -166,6 +185,20 @@ def test_resident_padded_crops_equal_zero_padding_cropping_and_mirroring(small, 
         top, left = box[:2].astype(int) + padding
         expected = np.pad(small.pixels[key], ((padding, padding), (padding, padding), (0, 0)))[top : top + 32, left : left + 32]
         np.testing.assert_allclose(ours, expected[:, ::-1] if flip else expected, rtol=0, atol=1e-4)
+
+
+def test_resident_views_may_have_paddings_of_their_own(small):
+    """Down to none: what one view's crops reach into is not seen by the other."""
+    second = ViewConfig(size=30, crop="pad", padding=7, flip_probability=0.0)
+    for first in (replace(second, padding=1), replace(second, padding=0), replace(WHOLE, size=30, resize=32)):
+        config = configure(small.root, "resident", first, second_view=second)
+        for one in (config, replace(config, view=second, second_view=first)):
+            batches = train(one, views=2)
+            for view in (0, 1):
+                corners = drawn(one, batches, view).box[:, :2].astype(int) + 7
+                padded = np.pad(small.pixels[keys(one, batches)], ((0, 0), (7, 7), (7, 7), (0, 0)))
+                expected = [image[top : top + 30, left : left + 30] for image, (top, left) in zip(padded, corners)]
+                np.testing.assert_allclose(grey_levels(batches, view), expected, rtol=0, atol=1e-4)
 
 
 def ten_times(prepare, image: Image.Image) -> Path:
@@ -230,11 +263,85 @@ def all_ranks(config: Config, ranks: int, views: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("options", [{}, JITTER], ids=["plain", "jitter"])
+@pytest.mark.parametrize("options", [{}, JITTER, RANDAUGMENT], ids=["plain", "jitter", "randaugment"])
 def test_views_do_not_depend_on_the_number_of_ranks(small, loader, ranks, options):
     """10 samples on 3 ranks are 3, 3 and 4."""
     config = configure(small.root, loader, ViewConfig(size=32, **options))
     assert_same_batches(all_ranks(config, ranks, views=2), train(config, views=2))
+
+
+def test_views_do_not_depend_on_the_batch_size(small, loader):
+    config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **RANDAUGMENT))
+    by_ten, by_twenty = train(config, views=2), train(replace(config, global_batch_size=20), views=2, last=2)
+    assert joined(by_ten) == joined(by_twenty)
+    for view in (0, 1):
+        np.testing.assert_array_equal(grey_levels(by_ten, view), grey_levels(by_twenty, view))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_later_views_follow_second_view(small, loader, ranks):
+    """In size, crop and operations; the first view stays what it is."""
+    weak, strong = replace(WHOLE, flip_probability=0.5), ViewConfig(size=24, **RANDAUGMENT)
+    config = configure(small.root, loader, weak, second_view=strong)
+    batches = all_ranks(config, ranks, views=3)
+    assert [tuple(view.shape) for view in batches[0]["views"]] == [(10, 3, 32, 32), (10, 3, 24, 24), (10, 3, 24, 24)]
+    of_weak, of_strong = (train(replace(config, view=view, second_view=None), views=3) for view in (weak, strong))
+    np.testing.assert_array_equal(grey_levels(batches), grey_levels(of_weak))
+    for view in (1, 2):
+        np.testing.assert_array_equal(grey_levels(batches, view), grey_levels(of_strong, view))
+    assert (grey_levels(batches, 1) != grey_levels(batches, 2)).any()
+
+
+def test_a_second_view_like_the_first_changes_nothing(small, loader):
+    config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **RANDAUGMENT))
+    assert_same_batches(train(replace(config, second_view=config.view), views=2), train(config, views=2))
+
+
+@pytest.mark.parametrize("blurred", [0, 1])
+def test_dali_blurs_only_the_view_that_asks_for_it(photo_root, blurred):
+    """Beside a sharp view of another size; but for rounding, where the decoder decodes more of an image."""
+    views = [ViewConfig(size=64), ViewConfig(size=48)]
+    views[blurred] = replace(views[blurred], blur_probability=1.0, blur_sigma=(1.0, 2.0))
+    batches = train(configure(photo_root, "dali", views[0], second_view=views[1]), views=2, last=2)
+    for view, config in enumerate(views):
+        alike = train(configure(photo_root, "dali", config), views=2, last=2)
+        assert np.abs(grey_levels(batches, view) - grey_levels(alike, view)).max() <= 1
+
+
+def test_labeled_and_unlabeled_samples_have_the_same_views(small, loader):
+    """The second view of either half is smaller and augmented; any number of ranks sees the same pixels of each."""
+    unlabeled = UnlabeledConfig(root=str(small.root), split="val")
+    config = configure(small.root, loader, WHOLE, second_view=ViewConfig(size=24, **RANDAUGMENT), unlabeled=unlabeled)
+    for one, other in zip(train(config, views=2), all_ranks(config, 2, views=2), strict=True):
+        assert [tuple(view.shape) for view in one["views"]] == [(10, 3, 32, 32), (10, 3, 24, 24)]
+        assert int((one["label"] == UNLABELED).sum()) == 5
+        orders = [batch["sample_id"].argsort() for batch in (one, other)]
+        for views in zip(one["views"], other["views"]):
+            assert torch.equal(*(view[order] for view, order in zip(views, orders)))
+
+
+@pytest.mark.parametrize("key", ["view", "second_view"])
+@pytest.mark.parametrize(
+    ("loader", "changes", "message"),
+    [
+        ("dali", {"crop": "pad"}, "crop=pad needs data.loader=resident"),
+        ("resident", {"blur_probability": 0.5}, "blur_probability needs data.loader=dali"),
+        ("dali", {"size": 0}, "size must be more than 0"),
+        ("dali", {"blur_sigma": (2.0, 0.1)}, "blur_sigma must go from the smaller"),
+        ("dali", {"randaugment_magnitude": 31}, "randaugment_magnitude from 0 to 30"),
+        ("dali", {"randaugment_ops": -1}, "randaugment_ops must be 0 or more"),
+    ],
+)
+def test_views_that_no_loader_can_make_are_refused(tmp_path, key, loader, changes, message):
+    with pytest.raises(UserError, match=f"{key}.{message}"):
+        check(replace(configure(tmp_path, loader, WHOLE), **{key: replace(WHOLE, **changes)}))
+
+
+def test_a_second_view_larger_than_its_padded_images_is_refused(small):
+    """Whatever padding the first view has."""
+    config = configure(small.root, "resident", replace(PADDED, padding=9), second_view=replace(PADDED, size=35, padding=1))
+    with pytest.raises(UserError, match=r"second_view.size=35 is larger than the images with second_view.padding=1 round them \(34 pixels\)"):
+        train(config, views=2)
 
 
 def test_starting_at_a_step_equals_skipping_those_before(small, loader):
@@ -302,7 +409,7 @@ def test_staging_a_damaged_shard_is_refused_and_names_it(small, damaged_copy, tm
 
 def test_whole_images_as_the_gpu_decodes_them_give_the_same_views(demo_root):
     """The GPU's graph (decode whole, resize by DALI) run on the CPU, against the CPU's own (decode a part, resize by torch)."""
-    config = configure(demo_root, "dali", ViewConfig(size=48, blur_probability=0.5))
+    config = configure(demo_root, "dali", ViewConfig(size=48, blur_probability=0.5), second_view=ViewConfig(size=40))
     plan = TrainPlan(config, LoaderFactory(config, World()).manifest("train"), 2, World(), 0, 2)
     source = dali_loader._Source(plan, whole=True)
     settings = {"batch_size": plan.max_batch, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 2}
