@@ -13,8 +13,8 @@ def make_backbone(name: str) -> nn.Module:
     return BACKBONES[name]()
 
 
-def _torchvision_resnet(block: type, layers: list[int]) -> nn.Module:
-    model = ResNet(block, layers, zero_init_residual=False)
+def _torchvision_resnet(block: type, layers: list[int], **options: int) -> nn.Module:
+    model = ResNet(block, layers, zero_init_residual=False, **options)
     model.out_features = model.fc.in_features
     model.fc = nn.Identity()
     return model
@@ -106,6 +106,9 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "resnet10": lambda: _torchvision_resnet(BasicBlock, [1, 1, 1, 1]),
     "resnet18": lambda: _torchvision_resnet(BasicBlock, [2, 2, 2, 2]),
     "resnet50": lambda: _torchvision_resnet(Bottleneck, [3, 4, 6, 3]),
+    "resnet101": lambda: _torchvision_resnet(Bottleneck, [3, 4, 23, 3]),
+    "resnet152": lambda: _torchvision_resnet(Bottleneck, [3, 8, 36, 3]),
+    "resnext50_32x4d": lambda: _torchvision_resnet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
     "resnet32_cifar": lambda: CifarResNet(5),
     "wrn_28_10": lambda: WideResNet(28, 10),
 }

@@ -11,7 +11,7 @@ from lt_train.errors import UserError
 from lt_train.models.backbones import BACKBONES, make_backbone
 from lt_train.weights import BACKBONE_FILE, export_weights, load_weights
 
-TORCHVISION = ["resnet18", "resnet50"]
+TORCHVISION = ["resnet18", "resnet50", "resnet101", "resnet152", "resnext50_32x4d"]
 
 
 def count(module: nn.Module) -> int:
@@ -93,10 +93,10 @@ def test_parameters_are_those_of_torchvision_without_its_classifier(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_have_the_stated_width(name):
     backbone = make_backbone(name).eval()
-    widths = {"resnet10": 512, "resnet18": 512, "resnet50": 2048, "resnet32_cifar": 64, "wrn_28_10": 640}
-    assert backbone.out_features == widths[name]
+    width = {"resnet10": 512, "resnet18": 512, "resnet32_cifar": 64, "wrn_28_10": 640}.get(name, 2048)
+    assert backbone.out_features == width
     for side in (32, 48):
-        assert backbone(torch.randn(2, 3, side, side)).shape == (2, widths[name])
+        assert backbone(torch.randn(2, 3, side, side)).shape == (2, width)
 
 
 def test_export_and_load_keep_every_bit(trained, exported):
