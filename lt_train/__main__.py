@@ -1,20 +1,28 @@
-"""Train one stage: ``[torchrun --nproc-per-node N -m] lt_train CONFIG [key=value ...]``; ``score CONFIG`` scores a pool."""
+"""Train one stage: ``[torchrun --nproc-per-node N -m] lt_train CONFIG [+METHOD] [key=value ...]``, or one of COMMANDS."""
 
 import argparse
 import gc
+import importlib
 import sys
 
-from lt_train.config import list_configs, load_config, to_yaml
+from lt_train.config import list_configs, list_methods, load_config, to_yaml
 from lt_train.errors import EXIT_PREEMPTED, LostPeer, UserError, run_cli
+
+COMMANDS = {  # each a module with a main(words)
+    "evaluate": "metrics of a run, finished or not",
+    "heads": "tau-norm, nearest class mean and post-hoc logit adjustment of a classifier's run",
+    "pseudo_label": "label an unlabeled set with a classifier's run",
+    "score": "score a pool of images with a sourcing classifier",
+    "report": "one page of tables and plots from finished runs",
+    "export": "a run's weights as a torchvision state dict",
+}
 
 
 def main(words: list[str] | None = None) -> int:
     """The command with these arguments (default: the process's); returns its exit status."""
     words = sys.argv[1:] if words is None else words
-    if words[:1] == ["score"]:
-        from lt_train.score import main as score
-
-        return score(words[1:])
+    if words[:1] and words[0] in COMMANDS:
+        return importlib.import_module(f"lt_train.{words[0]}").main(words[1:])
     arguments = _parse(words)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
@@ -47,15 +55,17 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
+    commands = "\n".join(f"  {name:28} {description}" for name, description in COMMANDS.items())
     configs = "\n".join(f"  {name:28} {description}" for name, description in list_configs())
+    methods = "\n".join(f"  +{name:27} {text}" for name, text in list_methods())
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
         description="Train one stage, on one process or under torchrun. The same command again resumes it.",
-        epilog=f"configs:\n{configs}\n\nevery key and its default: --print-config\nto score a pool with a trained sourcing classifier: python -m lt_train score --help",
+        epilog=f"other commands (python -m lt_train COMMAND --help):\n{commands}\n\nconfigs:\n{configs}\n\nmethods, over any config:\n{methods}\n\nevery key and its default: --print-config",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override config keys, e.g. optim.lr=0.05")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override config keys, e.g. optim.lr=0.05; +METHOD: those of configs/methods/METHOD.yaml")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and exit")
     return parser.parse_args(words)
 

@@ -63,11 +63,23 @@ class CheckpointStore:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose checksums hold, or None."""
-        found = self._newest() if self.world.is_main else None
+        found = self._newest(sorted(self.folder.glob("step-*"), reverse=True)) if self.world.is_main else None
         return broadcast_object(found)
 
-    def _newest(self) -> Checkpoint | None:
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
+    def find(self, step: int | None) -> Checkpoint | None:
+        """The checkpoint of ``step``, or a :class:`UserError` if there is none that holds; without ``step``, the newest one."""
+        if step is None:
+            return self.newest()
+        wanted = [path for path in [self.folder / f"step-{step:08d}"] if path.exists()]
+        checkpoint = broadcast_object(self._newest(wanted) if self.world.is_main else None)
+        if checkpoint is None:
+            others = [path for path in sorted(self.folder.glob("step-*")) if path not in wanted]
+            have = ", ".join(path.name.removeprefix("step-").lstrip("0") for path in others)
+            raise UserError(f"{self.folder} has no intact checkpoint of step {step}; it has {have or 'none'}")
+        return checkpoint
+
+    def _newest(self, paths: list[Path]) -> Checkpoint | None:
+        for path in paths:
             try:
                 meta = json.loads((path / "meta.json").read_text())
                 if meta.pop("sha256") != _digest(meta):

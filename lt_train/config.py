@@ -4,8 +4,10 @@ A config file may name another as its ``base``; ``configs/<name>.yaml`` is found
 one immutable :class:`Config`, saved with every run. Errors are :class:`~lt_train.errors.UserError` with one line.
 """
 
+import copy
 import dataclasses
 import difflib
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf._yaml import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
+from lt_train.checks import check
 from lt_train.errors import UserError
-from lt_train.schema import Config, ViewConfig, check
+from lt_train.schema import Config, ViewConfig
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 METHOD_DIR = CONFIG_DIR / "methods"  # sets of keys that go over any config: +METHOD
@@ -33,10 +36,14 @@ def load_config(name: str, overrides: list[str] = ()) -> Config:
     methods = [override for override in overrides if override.startswith("+")]
     for override in overrides:
         layers += _read_layers(find_method(override)) if override in methods else [(f"'{override}': ", _parse_override(override))]
-    config = _structured()
+    config = copy.deepcopy(_structured())
     for origin, layer in layers:
         try:
-            config = OmegaConf.merge(config, layer)
+            if layer.get("second_view") and config.second_view is None:  # it starts as the first view
+                config = OmegaConf.unsafe_merge(config, {key: value for key, value in layer.items() if key != "second_view"})
+                config.second_view = OmegaConf.to_object(config.view)
+                OmegaConf.set_readonly(config.second_view, False)
+            config = OmegaConf.unsafe_merge(config, layer)  # no copy of everything for each layer
         except OmegaConfBaseException as error:
             raise UserError(f"{origin}{_explain(error, layer)}") from error
     try:
@@ -64,7 +71,7 @@ def find_method(word: str) -> Path:
     """The YAML file that ``+METHOD`` means, or a :class:`UserError` that names the nearest."""
     path = METHOD_DIR / f"{word.removeprefix('+')}.yaml"
     if not path.is_file():
-        known = [name for name, _ in list_configs(METHOD_DIR)]
+        known = [name for name, _ in list_methods()]
         raise UserError(f"no method '{word}'{nearest(word.removeprefix('+'), known)}; known: +{', +'.join(known)}")
     return path
 
@@ -76,12 +83,18 @@ def find_config(name: str, pipelines: list[str] = ()) -> Path:
             return candidate
     known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))]
     what = "config or pipeline" if pipelines else "config"
-    raise UserError(f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; known: {', '.join(known)}")
+    lists = "python launch/local.py --list" if pipelines else "python -m lt_train --help"
+    raise UserError(f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; {lists} shows all {len(known)}")
 
 
-def list_configs(folder: Path = CONFIG_DIR) -> list[tuple[str, str]]:
-    """(name, one-line description) of every config in ``folder``."""
-    return [(path.stem, str(read_yaml(path).get("description", ""))) for path in sorted(folder.glob("*.yaml"))]
+def list_configs() -> list[tuple[str, str]]:
+    """(name, one-line description) of every config."""
+    return [(path.stem, str(read_yaml(path).get("description", ""))) for path in sorted(CONFIG_DIR.glob("*.yaml"))]
+
+
+def list_methods() -> list[tuple[str, str]]:
+    """(name, one-line description) of every +METHOD: the comment that its file begins with, as its keys go over others' description."""
+    return [(path.stem, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for path in sorted(METHOD_DIR.glob("*.yaml"))]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -121,8 +134,9 @@ def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@functools.cache
 def _structured() -> Any:
-    """The schema; OmegaConf makes frozen dataclasses read-only, which merging has to lift."""
+    """The schema, not to be changed; OmegaConf makes frozen dataclasses read-only, which merging has to lift."""
     config = OmegaConf.structured(Config)
     OmegaConf.set_readonly(config, False)
     for section in dataclasses.fields(Config):

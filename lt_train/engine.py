@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lt_train.schema import Config
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.optim import make_optimizer
+from lt_train.schema import Config
 from lt_train.stages.base import Stage
 
 
@@ -29,6 +29,8 @@ def make_engine(config: Config, stage: Stage, world: World) -> "Engine":
 
 class Engine:
     """Forward, backward and step of one stage; save and load of everything that a resumed run needs."""
+
+    STATE_FILE = "state.pt"  # in a checkpoint of either engine: a dict whose "stage" is the stage's state
 
     def __init__(self, config: Config, stage: Stage, world: World):
         self.config, self.stage, self.world = config, stage, world
@@ -68,8 +70,6 @@ class Engine:
 
 class DDPEngine(Engine):
     """torch's DistributedDataParallel, set up by accelerate; a single process is not wrapped at all."""
-
-    STATE_FILE = "state.pt"
 
     def __init__(self, config: Config, stage: Stage, world: World):
         super().__init__(config, stage, world)
@@ -151,6 +151,8 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         self.wrapped.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
+        if self.world.is_main:  # once more, in a form that loads without DeepSpeed and without trusting a pickle
+            torch.save({"stage": self.stage.state_dict()}, folder / self.STATE_FILE)
 
     def load(self, folder: Path) -> None:
         # ZeRO cuts the optimizer's state into one part a rank, which the next run must have as many of

@@ -1,9 +1,7 @@
-"""Every key of a config, with its type, default and meaning, and the checks that types cannot make."""
+"""Every key of a config, with its type, default and meaning."""
 
 from dataclasses import dataclass, field
 from typing import Literal, Optional
-
-from lt_train.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -158,13 +156,13 @@ class KnnConfig:
 
 @dataclass(frozen=True)
 class SemiConfig:
-    weight: float = 1.0  # omega: of a pseudo-labelled sample in the loss, against 1 of a labelled one
+    weight: float = 1.0  # omega: of a pseudo-labeled sample in the loss, against 1 of a labeled one
 
 
 @dataclass(frozen=True)
 class FixmatchConfig:
     threshold: float = 0.95  # of the weak view's confidence
-    weight: float = 1.0  # of the unlabelled samples' loss
+    weight: float = 1.0  # of the unlabeled samples' loss
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ class Config:
     unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
-    second_view: Optional[ViewConfig] = None  # of views after the first, where a stage takes several; null: as view
+    second_view: Optional[ViewConfig] = None  # of views after the first, where a stage takes several; starts as a copy of view
     eval_view: ViewConfig = field(default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0))
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -214,62 +212,23 @@ class Config:
     reference_error: Optional[float] = None  # top-1 error in % that a paper reports for this; the report shows it beside ours
 
 
-def check(config: Config) -> None:
-    """Raise a :class:`UserError` for what types cannot say."""
-    positive = {
-        "epochs": config.epochs,
-        "global_batch_size": config.global_batch_size,
-        "run.log_every": config.run.log_every,
-        "run.checkpoint_every": config.run.checkpoint_every,
-        "run.keep_checkpoints": config.run.keep_checkpoints,
-        "run.evaluate_every": config.run.evaluate_every,
-        "data.eval_batch_size": config.data.eval_batch_size,
-        "sampler.samples_per_class": config.sampler.samples_per_class,
-        "view.size": config.view.size,
-        "view.scale": config.view.scale[0],
-        "view.ratio": config.view.ratio[0],
-        "eval_view.size": config.eval_view.size,
-        "moco.queue_size": config.moco.queue_size,
-        "moco.temperature": config.moco.temperature,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key} must be more than 0, not {value}")
-    for key, (low, high) in {"scale": config.view.scale, "ratio": config.view.ratio, "blur_sigma": config.view.blur_sigma}.items():
-        if low > high:
-            raise UserError(f"view.{key} must go from the smaller to the larger value, not from {low} to {high}")
-    if config.max_steps is not None and config.max_steps <= 0:
-        raise UserError(f"max_steps must be more than 0 or null, not {config.max_steps}")
-    if len(config.optim.step_epochs) != len(config.optim.step_factors):
-        raise UserError("optim.step_epochs and optim.step_factors must have one entry each for every step")
-    if config.eval_view.crop != "center":
-        raise UserError("eval_view.crop must be 'center': evaluation has nothing random in it")
-    if config.optim.lr < 0 or config.optim.lr_batch_size <= 0:
-        raise UserError("optim.lr must be 0 or more and optim.lr_batch_size more than 0")
-    if config.optim.nesterov and config.optim.momentum <= 0:
-        raise UserError("optim.nesterov needs optim.momentum above 0")
-    if not 0 <= config.moco.bn_splits <= config.global_batch_size:
-        raise UserError(f"moco.bn_splits must be from 0 to global_batch_size, not {config.moco.bn_splits}")
-    if config.eval_view.size > config.eval_view.resize:
-        raise UserError("eval_view.size must not be larger than eval_view.resize, from which it is cut")
-    if config.view.crop == "pad" and config.data.loader == "dali":
-        raise UserError("view.crop=pad needs data.loader=resident: a DALI crop cannot leave the image")
-    if config.view.blur_probability > 0 and config.data.loader == "resident":
-        raise UserError("view.blur_probability needs data.loader=dali: the resident loader does not blur")
-    if not 0 <= config.engine.zero_stage <= 3:
-        raise UserError(f"engine.zero_stage must be 0, 1 or 2, not {config.engine.zero_stage}")
-    if config.engine.name == "deepspeed" and config.engine.zero_stage == 3:
-        raise UserError(
-            "engine.zero_stage=3 is not supported: it scatters the parameters that MoCo's key encoder and the backbone's "
-            "export read whole, for models that fit on one device anyway; use 1 or 2"
-        )
-    if not 0 < config.unlabeled.share < 1:
-        raise UserError(f"unlabeled.share must be more than 0 and less than 1, not {config.unlabeled.share}")
-    if config.unlabeled.max_samples is not None and config.unlabeled.max_samples < 1:
-        raise UserError(f"unlabeled.max_samples must be at least 1 or null, not {config.unlabeled.max_samples}")
-    if config.stage == "moco" and config.unlabeled.root:
-        raise UserError("the moco stage needs no labels and takes one data set: set data.root to it and unset unlabeled.root")
-    if config.stage == "sourcing" and not config.unlabeled.root:
-        raise UserError("the sourcing stage tells known classes from a pool: set unlabeled.root to a pool that data_prep has sharded")
-    if config.model.init_from is None and config.stage == "decoupled":
-        raise UserError("the decoupled stage trains on a finished backbone: set model.init_from to a run folder")
+def training_views(config: Config) -> dict[str, ViewConfig]:
+    """The configs of training views by their keys."""
+    views = {"view": config.view, "second_view": config.second_view}
+    return {key: view for key, view in views.items() if view is not None}
+
+
+def views_in_order(config: Config, number: int) -> list[ViewConfig]:
+    """The configs of a stage's ``number`` training views."""
+    return [config.view, *[config.second_view or config.view] * (number - 1)]
+
+
+def labeled_batch(config: Config) -> int:
+    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least one of each.
+
+    With ``unlabeled.share`` null, both sets are sampled as one, and this is the whole batch too.
+    """
+    share = config.unlabeled.share
+    if not config.unlabeled.root or share is None:
+        return config.global_batch_size
+    return min(max(1, round(config.global_batch_size * (1 - share))), max(1, config.global_batch_size - 1))

@@ -7,7 +7,7 @@ scores are written when it is done, so the same command again goes on there. Mem
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,17 +16,18 @@ import torch
 
 from lt_train import distributed
 from lt_train.config import load_config
-from lt_train.schema import Config
 from lt_train.data.loader import EvalPlan, Loader, make_loader
 from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset
 from lt_train.data.scores import SPLIT, ScoreStore
 from lt_train.distributed import World
-from lt_train.engine import uses_bf16
 from lt_train.errors import UserError, parse_task
 from lt_train.progress import console, setup_logging
+from lt_train.runs import autocast
+from lt_train.schema import Config
 from lt_train.stages.sourcing import Sourcing
 from lt_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
 
+Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # images (B, 3, H, W) -> labels (B,), scores (B,)
 PLAIN_EVERY = 10.0  # seconds between progress lines
 
 
@@ -71,7 +72,8 @@ def score_pool(config: Config, world: World, stage: Sourcing, pool: Path, store:
     started = last_line = time.monotonic()
     scored = unreadable = 0
     for place, (shard, size, loader) in enumerate(_ahead(config, world, pool, store, waiting), 1):
-        labels, scores = _score(config, world, stage, loader, size)
+        with torch.inference_mode(), autocast(config, world):
+            labels, scores = predict_labels(stage.score, loader, size)
         store.write(shard, labels, scores)
         scored, unreadable = scored + size, unreadable + int((labels == UNLABELED).sum())
         if time.monotonic() - last_line > PLAIN_EVERY:
@@ -103,11 +105,10 @@ def _ahead(config: Config, world: World, pool: Path, store: ScoreStore, shards: 
             yield current.result()
 
 
-@torch.inference_mode()
-def _score(config: Config, world: World, stage: Sourcing, loader: Loader, size: int) -> tuple[np.ndarray, np.ndarray]:
+def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int32 and scores float32 (``size``,) of what ``loader`` yields, by sample_id; UNLABELED and 0 for what it leaves out."""
     labels, scores = np.full(size, UNLABELED, np.int32), np.zeros(size, np.float32)
-    with torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device)):
-        found = [(batch["sample_id"], *stage.score(batch["views"][0])) for batch in loader]
+    found = [(batch["sample_id"], *score(batch["views"][0])) for batch in loader]
     for ids, batch_labels, batch_scores in found:  # only now does the host wait for the device
         ids = ids.cpu().numpy()
         labels[ids], scores[ids] = batch_labels.cpu().numpy(), batch_scores.cpu().numpy()

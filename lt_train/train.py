@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from lt_train import __version__
 from lt_train.checkpoint import CheckpointStore
 from lt_train.config import flatten, read_yaml, to_dict, to_yaml
-from lt_train.schema import Config
-from lt_train.data.loader import LoaderFactory, check_bad_samples, labeled_batch
+from lt_train.data.loader import LoaderFactory, check_bad_samples
 from lt_train.data.manifest import write_atomically
 from lt_train.data.order import mix
 from lt_train.distributed import World, all_reduce_, gather_objects, is_lost_peer
@@ -26,13 +25,15 @@ from lt_train.engine import Engine, make_engine
 from lt_train.errors import UserError
 from lt_train.optim import Schedule
 from lt_train.progress import Monitor
-from lt_train.stages import STAGES
+from lt_train.schema import Config, labeled_batch
+from lt_train.selection import BestWeights
+from lt_train.stages import STAGES, Stage
 from lt_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights, load_weights
 
 log = logging.getLogger(__name__)
 
 # may change between a run and its resumption without changing what is learnt
-FREE_KEYS = ("description", "max_steps", "run.", "resume.", "data.decode_threads", "data.eval_batch_size", "data.stage_to")
+FREE_KEYS = ("description", "reference_error", "max_steps", "run.", "resume.", "data.decode_threads", "data.eval_batch_size", "data.stage_to")
 
 
 class Preempted(Exception):
@@ -60,14 +61,16 @@ class Trainer:
         self.folder = Path(config.run.dir)
         self.data = LoaderFactory(config, world)
         self.train_set = self.data.train_set
-        self.train_sets = [self.train_set, *([self.data.unlabeled_set] if self.data.unlabeled_set is not None else [])]
-        if not self.train_set.class_counts.any() and config.stage != "moco":
-            raise UserError(f"{config.data.root} is unlabeled: only the moco stage can train on it; set data.root to a labeled set")
-        # an epoch is one pass over the labeled samples
-        self.schedule = Schedule(config, len(self.train_set) * config.global_batch_size / labeled_batch(config))
+        if not self.train_set.class_counts.any() and config.stage not in ("moco", "rotation"):
+            raise UserError(f"{config.data.root} is unlabeled: only moco and rotation can train on it; set data.root to a labeled set")
+        # an epoch is one pass over the first set, whatever share of a batch the second one has
+        self.schedule = Schedule(config, len(self.data.train_sets[0]) * config.global_batch_size / labeled_batch(config))
         self.batch_share = self.data.local_batch_size() * world.size / config.global_batch_size
         self.last_step = min(self.schedule.total_steps, config.max_steps or self.schedule.total_steps)
         self.store = CheckpointStore(self.folder / "checkpoints", config.run.keep_checkpoints, world)
+        self.best, self.selected_step = BestWeights(self.folder, config.run.select), self.last_step
+        if config.run.select != "last" and self._selection_split() not in self.train_set.dataset.splits:
+            raise UserError(f"run.select={config.run.select}, but {config.data.root} has no split '{self._selection_split()}'; use run.select=last")
         self.leave_requested = False
 
     def run(self) -> dict:
@@ -87,21 +90,35 @@ class Trainer:
     def _run(self, started: float) -> dict:
         self.build()
         first_step, seconds_before = self._resume()
+        if self.world.is_main and not first_step:
+            self.best.forget()
         self._seconds = lambda: seconds_before + time.monotonic() - started
         with Monitor(self.folder, self.folder.name, first_step, self.last_step, self.world.is_main) as self.monitor:
             self.train(self.data.train(self.engine.stage.num_views, first_step, self.last_step), first_step)
+            if self.config.run.select != "last":
+                self._select(self.last_step)
+                self.selected_step = self.best.restore(self.engine.stage)
             metrics = {split: self._evaluate(split, self.last_step) for split in self._evaluated_splits()}
         return self._finish(metrics)
 
     def build(self) -> None:
         """Make the stage, with its starting weights, and the engine."""
         torch.manual_seed(self.config.seed)
-        stage = STAGES[self.config.stage](self.config, torch.from_numpy(self.train_set.class_counts.astype(np.int64)))
+        pools = [self.data.unlabeled_set] if self.data.unlabeled_set is not None else []
+        stage = STAGES[self.config.stage](self.config, *(torch.from_numpy(part.class_counts.astype(np.int64)) for part in [self.train_set, *pools]))
         if self.config.model.init_from:
-            loaded = load_weights(stage.backbone, self.config.model.init_from)
-            log.info("backbone: all %d tensors loaded from %s", loaded, self.config.model.init_from)
+            self._load_start(stage)
         stage.prepare()
         self.engine = make_engine(self.config, stage, self.world)
+
+    def _load_start(self, stage: Stage) -> None:
+        for file, module in stage.starting_weights().items():
+            try:
+                load_weights(module, self.config.model.init_from, file)
+            except UserError as error:
+                if file == BACKBONE_FILE:
+                    raise
+                raise UserError(f"model.init_from must be the run of a linear classifier, which this goes on from, not a backbone alone: {error}") from error
 
     def train(self, batches: Iterable[dict], first_step: int) -> float:
         """Run THE loop over ``batches``, logging, saving and evaluating when their steps come.
@@ -118,7 +135,9 @@ class Trainer:
             if not (save or evaluate or step % self.config.run.log_every == 0):
                 continue
             leave = self._log(step, window, time.monotonic() - since, batches.waited - waited)
-            if evaluate and self.config.data.val_split in self.train_set.dataset.splits:
+            if evaluate and self.config.run.select != "last":
+                self._select(step)
+            elif evaluate and self.config.data.val_split in self.train_set.dataset.splits:
                 self._evaluate(self.config.data.val_split, step)
             if save or leave:
                 self._save(step)
@@ -133,7 +152,7 @@ class Trainer:
         share = self.batch_share
         losses = torch.stack([outputs["loss"] for outputs in window]).double()
         means = [torch.stack([outputs[name] for outputs in window]).double().mean() for name in names]
-        flags = torch.tensor([self.leave_requested, sum(len(part.bad) for part in self.train_sets), waited / max(seconds, 1e-9)], dtype=torch.float64)
+        flags = torch.tensor([self.leave_requested, sum(len(part.bad) for part in self.data.train_sets), waited / max(seconds, 1e-9)], dtype=torch.float64)
         together = torch.cat([losses * share, *(mean[None] * share for mean in means), flags.to(losses.device)])
         values = all_reduce_(together).tolist()
         losses, (leave, bad, wait_share) = values[: len(window)], values[-3:]
@@ -141,7 +160,7 @@ class Trainer:
             if not math.isfinite(loss):
                 self._stop_nonfinite(step - len(window) + index, loss / self.world.size)
         if bad:  # summed over ranks, which may have met the same ones
-            for part in self.train_sets:
+            for part in self.data.train_sets:
                 distinct = set().union(*gather_objects(set(part.bad)))
                 check_bad_samples(len(distinct), part, self.config.data.max_bad_share)
         rate = self.config.global_batch_size * len(window) / seconds
@@ -178,6 +197,16 @@ class Trainer:
         log.info("step %d, %s: %s", step, split, ", ".join(f"{name} {value:.2f}" for name, value in shown.items()))
         self.monitor.evaluated(step, split, metrics)
         return metrics
+
+    def _select(self, step: int) -> None:
+        """Evaluate on the split that weights are selected on, and keep these if they are the best so far."""
+        metrics = self._evaluate(self._selection_split(), step)
+        if self.world.is_main:
+            self.best.offer(step, metrics[self.engine.stage.headline], self.engine.stage)
+        self.world.barrier()
+
+    def _selection_split(self) -> str:
+        return {"val": self.config.data.val_split, "test": self.config.data.test_split}[self.config.run.select]
 
     def _evaluated_splits(self) -> list[str]:
         """The validation and test splits that the data set has, each once."""
@@ -256,6 +285,10 @@ class Trainer:
             "stage": self.config.stage,
             "description": self.config.description,
             "headline": self.engine.stage.headline,
+            "seed": self.config.seed,
+            "selected_on": self.config.run.select,
+            "selected_step": self.selected_step,
+            "reference_error": self.config.reference_error,
             "metrics": metrics,
             "steps": self.last_step,
             "epochs": round(self.schedule.epoch(self.last_step), 4),

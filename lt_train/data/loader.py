@@ -10,18 +10,20 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from lt_train.schema import Config, SamplerConfig, ViewConfig
 from lt_train.data.augment import View, draw_view
 from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset, write_atomically
 from lt_train.data.order import batch_slice, check_batch, make_sampler, mix, permute
+from lt_train.data.rand_augment import Operations, apply_operations
 from lt_train.distributed import World
 from lt_train.errors import UserError
+from lt_train.schema import Config, SamplerConfig, ViewConfig, labeled_batch, training_views, views_in_order
 
 # ImageNet's statistics, in grey levels; used for every data set, as published backbones expect them
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -36,11 +38,11 @@ class Plan(Protocol):
 
     manifest: Manifest
     num_views: int
-    size: int  # pixels, the side of every view
+    sizes: list[int]  # pixels, the side of each view
     max_batch: int  # the largest batch of this rank
     batches: range  # the batch numbers, in order
     replace_bad: bool  # training replaces a damaged sample; evaluation leaves it out and counts it
-    blur: bool  # whether any view may be blurred
+    blurs: list[bool]  # whether each view may be blurred
 
     def sample_ids(self, batches: range) -> np.ndarray: ...
 
@@ -63,11 +65,15 @@ class TrainPlan:
 
     def __post_init__(self):
         check_batch(self.config.sampler, self.config.global_batch_size, self.world.size)
-        object.__setattr__(self, "_sampler", make_sampler(self.config.sampler, self.manifest, self.config.seed))
+        object.__setattr__(self, "_sampler", make_sampler(self.config.sampler, self.manifest, self.config.seed, self.config.epochs))
 
     @property
-    def size(self) -> int:
-        return self.config.view.size
+    def view_configs(self) -> list[ViewConfig]:
+        return views_in_order(self.config, self.num_views)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [view.size for view in self.view_configs]
 
     @property
     def max_batch(self) -> int:
@@ -78,8 +84,8 @@ class TrainPlan:
         return range(self.first_step, self.last_step)
 
     @property
-    def blur(self) -> bool:
-        return self.config.view.blur_probability > 0
+    def blurs(self) -> list[bool]:
+        return [view.blur_probability > 0 for view in self.view_configs]
 
     def positions(self, batches: range) -> np.ndarray:
         return np.concatenate([self._slice(index) for index in batches])
@@ -93,7 +99,7 @@ class TrainPlan:
     def views(self, batches: range, sample_ids: np.ndarray) -> list[View]:
         sizes = self.manifest.widths[sample_ids], self.manifest.heights[sample_ids]
         positions = self.positions(batches)
-        return [draw_view(self.config.view, self.config.seed, positions, view, *sizes) for view in range(self.num_views)]
+        return [draw_view(view, self.config.seed, positions, index, *sizes) for index, view in enumerate(self.view_configs)]
 
     def _slice(self, index: int) -> np.ndarray:
         return batch_slice(index, self.config.global_batch_size, self.world.rank, self.world.size)
@@ -109,11 +115,11 @@ class EvalPlan:
     world: World
     num_views = 1
     replace_bad = False
-    blur = False
+    blurs = [False]
 
     @property
-    def size(self) -> int:
-        return self.view.size
+    def sizes(self) -> list[int]:
+        return [self.view.size]
 
     @property
     def max_batch(self) -> int:
@@ -151,9 +157,6 @@ class LoaderFactory:
         self._manifests: dict[str, Manifest] = {}
         self._resident: dict[int, torch.Tensor] = {}
         self._roots = {root: self._staged(root) for root in (config.data.root, config.unlabeled.root) if root}
-        self.unlabeled_set: Manifest | None = None
-        if config.unlabeled.root:
-            self.unlabeled_set = self._drawn(Manifest(self._roots[config.unlabeled.root], config.unlabeled.split))
 
     def _staged(self, root: str) -> Path:
         target = self.config.data.stage_to
@@ -166,6 +169,27 @@ class LoaderFactory:
             return pool
         return pool.subset(np.sort(permute(np.arange(number), len(pool), mix(self.config.seed, 7))))
 
+    def _pseudo_labeled(self, pool: Manifest) -> Manifest:
+        """The pool with labels from ``unlabeled.label_column``, as far as they are sure enough, or without labels."""
+        config, classes = self.config.unlabeled, self.train_set.classes
+        if config.label_column is None:
+            return pool.relabeled(np.full(len(pool), UNLABELED), classes)
+        if pool.classes and pool.classes != classes:  # a pool of any images has none
+            raise UserError(f"unlabeled.root {pool.root} was made for other classes than data.root {self.train_set.root}")
+        labels = pool.column(config.label_column)
+        if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= {UNLABELED, *range(len(classes))}:
+            raise UserError(f"unlabeled.label_column={config.label_column} of {pool.root} does not hold labels of {len(classes)} classes; choose another")
+        kept, wanted = labels != UNLABELED, f"a {config.label_column}; python -m lt_train pseudo_label writes one"
+        if config.min_confidence > 0:
+            confidences = pool.column(config.confidence_column)
+            if confidences.dtype.kind != "f":
+                raise UserError(f"unlabeled.confidence_column={config.confidence_column} of {pool.root} does not hold fractions; choose another")
+            kept &= confidences >= config.min_confidence
+            wanted = f"a {config.label_column} of {config.confidence_column} {config.min_confidence} or more; lower unlabeled.min_confidence"
+        if not kept.any():
+            raise UserError(f"{pool.root}/{pool.split} has no sample with {wanted}")
+        return pool.relabeled(labels, classes).subset(np.flatnonzero(kept))
+
     def manifest(self, split: str) -> Manifest:
         if split not in self._manifests:
             self._manifests[split] = Manifest(self._roots[self.config.data.root], split)
@@ -174,6 +198,21 @@ class LoaderFactory:
     @property
     def train_set(self) -> Manifest:
         return self.manifest(self.config.data.train_split)
+
+    @cached_property
+    def unlabeled_set(self) -> Manifest | None:
+        """The second set, with its pseudo-labels if it is trained on them."""
+        unlabeled = self.config.unlabeled
+        return self._drawn(self._pseudo_labeled(Manifest(self._roots[unlabeled.root], unlabeled.split))) if unlabeled.root else None
+
+    @cached_property
+    def train_sets(self) -> list[Manifest]:
+        """What batches are drawn from, in the order in which sample ids count on from one to the next."""
+        if self.unlabeled_set is None:
+            return [self.train_set]
+        if self.config.unlabeled.share is None:
+            return [self.train_set.joined(self.unlabeled_set)]
+        return [self.train_set, self.unlabeled_set]
 
     def train(self, num_views: int, first_step: int, last_step: int) -> Loader:
         """Training batches of this rank for steps [first_step, last_step)."""
@@ -194,12 +233,12 @@ class LoaderFactory:
     def _train_plans(self, num_views: int, first_step: int, last_step: int, world: World) -> list[TrainPlan]:
         config = self.config
         labeled = replace(config, global_batch_size=labeled_batch(config))
-        plans = [TrainPlan(labeled, self.train_set, num_views, world, first_step, last_step)]
-        if self.unlabeled_set is not None:
+        plans = [TrainPlan(labeled, self.train_sets[0], num_views, world, first_step, last_step)]
+        if len(self.train_sets) > 1:
             # its own augmentations and order; ranks from the other end, which evens out shares that do not divide
             rest = config.global_batch_size - labeled.global_batch_size
             other = replace(config, global_batch_size=rest, sampler=SamplerConfig(), seed=int(mix(config.seed, 6)[0] >> 2))
-            plans.append(TrainPlan(other, self.unlabeled_set, num_views, replace(world, rank=world.size - 1 - world.rank), first_step, last_step))
+            plans.append(TrainPlan(other, self.train_sets[1], num_views, replace(world, rank=world.size - 1 - world.rank), first_step, last_step))
         return plans
 
     def evaluate(self, split: str) -> Loader:
@@ -216,13 +255,6 @@ class LoaderFactory:
         return make_loader(plan, self.config, self.world, self._resident[key])
 
 
-def labeled_batch(config: Config) -> int:
-    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least one of each."""
-    if not config.unlabeled.root:
-        return config.global_batch_size
-    return min(max(1, round(config.global_batch_size * (1 - config.unlabeled.share))), max(1, config.global_batch_size - 1))
-
-
 class Mixed:
     """Batches made of one batch of each loader; the second one's sample ids go on after the ``first_size`` of the first."""
 
@@ -233,7 +265,7 @@ class Mixed:
         for labeled, unlabeled in zip(*self.loaders):
             yield {
                 "views": [torch.cat(pair) for pair in zip(labeled["views"], unlabeled["views"])],
-                "label": torch.cat([labeled["label"], torch.full_like(unlabeled["label"], UNLABELED)]),
+                "label": torch.cat([labeled["label"], unlabeled["label"]]),
                 "sample_id": torch.cat([labeled["sample_id"], unlabeled["sample_id"] + self.first_size]),
             }
 
@@ -242,12 +274,17 @@ def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Ten
     """All images of a split on the device, padded as the config's crops need."""
     from lt_train.data.resident_loader import load_resident
 
-    view = config.view
-    padding = view.padding if view.crop == "pad" else 0
-    images = load_resident(manifest, world.device, world.cpu_threads, padding)
-    if view.crop == "pad" and view.size > images.shape[1]:
-        raise UserError(f"view.size={view.size} is larger than the images with view.padding={padding} round them ({images.shape[1]} pixels)")
+    images = load_resident(manifest, world.device, world.cpu_threads, _padding(config))
+    for key, view in training_views(config).items():
+        side = images.shape[1] + 2 * (view.padding - _padding(config))
+        if view.crop == "pad" and view.size > side:
+            raise UserError(f"{key}.size={view.size} is larger than the images with {key}.padding={view.padding} round them ({side} pixels)")
     return images
+
+
+def _padding(config: Config) -> int:
+    """Zero pixels round resident images: as many as any view's crops may reach into."""
+    return max((view.padding for view in training_views(config).values() if view.crop == "pad"), default=0)
 
 
 def make_loader(plan: Plan, config: Config, world: World, resident: torch.Tensor | None = None) -> Loader:
@@ -260,11 +297,13 @@ def make_loader(plan: Plan, config: Config, world: World, resident: torch.Tensor
     from lt_train.data.resident_loader import ResidentLoader
 
     images = read_resident(plan.manifest, config, world) if resident is None else resident
-    return ResidentLoader(plan, images, config.view.padding if config.view.crop == "pad" else 0)
+    return ResidentLoader(plan, images, _padding(config))
 
 
-def finish(pixels: torch.Tensor, colour: torch.Tensor | None) -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W) in channels_last memory, colour matrices applied on the way."""
+def finish(pixels: torch.Tensor, colour: torch.Tensor | None, operations: Operations | None = None) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W) in channels_last memory, augmented on the way: ``operations``, ``colour``."""
+    if operations is not None:
+        pixels = apply_operations(pixels, operations)
     batch, height, width, _ = pixels.shape
     mean, std = _statistics(pixels.device, width)
     rows = pixels.reshape(batch, height, width * 3).float()
@@ -304,9 +343,10 @@ def read_batch(plan: Plan, index: int) -> tuple[np.ndarray, list[np.ndarray]]:
 def check_bad_samples(bad: int, manifest: Manifest, max_share: float) -> None:
     """Stop when more than ``max_share`` of a split is damaged; ``bad`` counts distinct samples over all ranks."""
     if bad > max_share * len(manifest) and bad > 0:
+        roots = dict.fromkeys(str(path.parent) for path in manifest.paths)  # two, where two sets are sampled as one
         raise UserError(
-            f"{bad} of {len(manifest)} samples of {manifest.root}/{manifest.split} are damaged, more than "
-            f"data.max_bad_share={max_share}; python -m data_prep verify {manifest.root} lists them"
+            f"{bad} of {len(manifest)} samples of {' and '.join(roots)} ({manifest.split}) are damaged, more than "
+            f"data.max_bad_share={max_share}; python -m data_prep verify {' or '.join(roots)} lists them"
         )
 
 

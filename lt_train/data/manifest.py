@@ -19,7 +19,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -118,6 +118,19 @@ def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: p
         index = pa.record_batch({"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))})
         _write_ipc(root / f"{split}.class_index.arrow", index)
     return counts.tolist()
+
+
+def add_columns(root: Path, split: str, columns: dict[str, pa.Array]) -> None:
+    """Give the manifest of ``split`` these columns (N,), in place of any of the same names, and dataset.json its new checksum."""
+    path, dataset = root / f"{split}.arrow", read_dataset(root)
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+        kept = table.select([name for name in table.column_names if name not in columns])
+        arrays = {name: kept[name].combine_chunks() for name in kept.column_names} | columns
+        _write_ipc(path, pa.record_batch(arrays))
+    part = dataset.splits[split]
+    tables = part.tables | {path.name: file_sha256(path)}
+    write_dataset(root, replace(dataset, splits=dataset.splits | {split: replace(part, tables=tables)}))
 
 
 def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -254,17 +267,19 @@ class Manifest:
     sample ids grouped by class; ``class_offsets`` (C + 1,) int64 into it.
     """
 
+    _ROWS = ("labels", "widths", "heights", "_shard", "_offset", "_size", "_crc32")  # what there is of every sample
+
     def __init__(self, root: str | Path, split: str):
         self.root, self.split = Path(root), split
         self.dataset = read_dataset(root)
         if split not in self.dataset.splits:
             raise UserError(f"'{root}' has no split '{split}'; it has {', '.join(self.dataset.splits)}")
         self.shards = self.dataset.splits[split].shards
+        self.paths = [self.root / shard.name for shard in self.shards]
         self.classes = self.dataset.classes
         self._table = self._open(f"{split}.arrow")
-        self.labels, self.widths, self.heights, self._shard, self._offset, self._size, self._crc32 = map(
-            self.column, ("label", "width", "height", "shard", "offset", "size", "crc32")
-        )
+        for attribute, name in zip(self._ROWS, ("label", "width", "height", "shard", "offset", "size", "crc32")):
+            setattr(self, attribute, self.column(name))
         index = self._open(f"{split}.class_index.arrow")["sample_ids"].combine_chunks()
         self.class_ids, self.class_offsets = index.values.to_numpy(), index.offsets.to_numpy()
         self._start_reading()
@@ -279,11 +294,31 @@ class Manifest:
         """Some of the samples, by sample_id, as a manifest of their own whose sample ids count from 0."""
         part = copy.copy(self)
         part._table = self._table[rows] if isinstance(rows, slice) else self._table.take(pa.array(rows))
-        for name in ("labels", "widths", "heights", "_shard", "_offset", "_size", "_crc32"):
+        for name in self._ROWS:
             setattr(part, name, getattr(self, name)[rows])
-        part.class_ids, part.class_offsets = class_index(part.labels, self.num_classes)
-        part._start_reading()
-        return part
+        return part._indexed()
+
+    def relabeled(self, labels: np.ndarray, classes: list[str]) -> "Manifest":
+        """The same samples with other ``labels`` (N,) of ``classes``, such as pseudo-labels; UNLABELED for none."""
+        other = copy.copy(self)
+        other.labels, other.classes = labels.astype(np.int32), classes
+        return other._indexed()
+
+    def joined(self, other: "Manifest") -> "Manifest":
+        """The samples of both, ``other``'s sample ids going on after this one's. Classes are this one's."""
+        both = copy.copy(self)
+        for name in self._ROWS:
+            setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
+        both._shard[len(self) :] += len(self.shards)
+        both.shards, both.paths = [*self.shards, *other.shards], [*self.paths, *other.paths]
+        both._table = pa.concat_tables([self._table.select(["key"]), other._table.select(["key"])])
+        return both._indexed()
+
+    def _indexed(self) -> "Manifest":
+        self.__dict__.pop("bytes", None)  # of the manifest that this is a copy of
+        self.class_ids, self.class_offsets = class_index(self.labels, self.num_classes)
+        self._start_reading()
+        return self
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -351,18 +386,18 @@ class Manifest:
 
     def _reject(self, sample_id: int, reason: str) -> None:
         self.bad[sample_id] = reason
-        name = self.shards[self._shard[sample_id]].name
-        log.warning("bad sample %s in %s (sample_id %d): %s", self.key(sample_id), name, sample_id, reason)
+        path = self.paths[self._shard[sample_id]]
+        log.warning("bad sample %s in %s (sample_id %d): %s", self.key(sample_id), path, sample_id, reason)
 
     def _map(self, shard: int) -> mmap.mmap | None:
         if shard not in self._maps:
-            path = self.root / self.shards[shard].name
+            path = self.paths[shard]
             try:
                 with open(path, "rb") as file:
                     empty = os.fstat(file.fileno()).st_size == 0
                     self._maps[shard] = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
-                raise UserError(f"cannot read shard {path}: {error.strerror}; python -m data_prep verify {self.root}") from error
+                raise UserError(f"cannot read shard {path}: {error.strerror}; python -m data_prep verify {path.parent}") from error
         return self._maps[shard]
 
     def _open(self, name: str) -> pa.Table:

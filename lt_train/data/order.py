@@ -11,23 +11,25 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lt_train.schema import SamplerConfig
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
+from lt_train.schema import SamplerConfig
 
 Sampler = Callable[[np.ndarray], np.ndarray]  # (B,) int64 positions -> (B,) int64 sample ids
 FEISTEL_ROUNDS = 12  # with 8, permutations of as few as 10 classes are still measurably biased
 
 
-def make_sampler(config: SamplerConfig, manifest: Manifest, seed: int) -> Sampler:
-    """The sampler that ``config`` names, over the training split."""
-    return SAMPLERS[config.name](config, manifest, seed)
+def make_sampler(config: SamplerConfig, manifest: Manifest, seed: int, epochs: float) -> Sampler:
+    """The sampler that ``config`` names, over the training split, for a training of ``epochs``."""
+    if config.name != "instance_balanced" and not manifest.class_counts.any():
+        raise UserError(f"sampler.name={config.name} goes by classes, but {manifest.root} is unlabeled: set sampler.name=instance_balanced")
+    return SAMPLERS[config.name](config, manifest, seed, epochs)
 
 
 class InstanceBalanced:
     """Every sample once an epoch, in a new permutation each epoch."""
 
-    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int):
+    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
         self.size, self.seed = len(manifest), seed
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -43,7 +45,7 @@ class ClassBalanced:
     Classes without training samples are left out.
     """
 
-    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int):
+    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
         self.per_class, self.seed = config.samples_per_class, seed
         self.present = np.flatnonzero(manifest.class_counts)
         self.counts, self.offsets, self.ids = manifest.class_counts, manifest.class_offsets, manifest.class_ids
@@ -56,7 +58,60 @@ class ClassBalanced:
         return self.ids[self.offsets[label] + permute(draw, self.counts[label], mix(self.seed, lap, label, 2))]
 
 
-SAMPLERS: dict[str, type] = {"instance_balanced": InstanceBalanced, "class_balanced": ClassBalanced}
+class ByClassShares:
+    """At every position a class at random, by shares that may change with the epoch, and one of its samples at random.
+
+    Drawn with replacement, as torch's WeightedRandomSampler does. Subclasses say how often which class is drawn.
+    """
+
+    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
+        self.config, self.size, self.seed, self.epochs = config, len(manifest), seed, epochs
+        self.counts, self.offsets, self.ids = manifest.class_counts, manifest.class_offsets, manifest.class_ids
+
+    def shares(self, epoch: int) -> np.ndarray:
+        """How often each class is drawn (C,), up to a common factor; 0 for classes without samples."""
+        raise NotImplementedError
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        draw = (mix(self.seed, positions, 8) >> np.uint64(11)) * 2.0**-53
+        epochs, label = positions // self.size, np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs):
+            cumulative = np.cumsum(self.shares(int(epoch)))
+            here = epochs == epoch
+            label[here] = np.searchsorted(cumulative, draw[here] * cumulative[-1], side="right")
+        return self.ids[self.offsets[label] + (mix(self.seed, positions, 9) % self.counts[label].astype(np.uint64)).astype(np.int64)]
+
+
+class SquareRoot(ByClassShares):
+    """Classes by the square root of their size (Mahajan et al. 2018; Kang et al. 2020, equation 1 with q = 1/2)."""
+
+    def shares(self, epoch: int) -> np.ndarray:
+        return np.sqrt(self.counts)
+
+
+class ProgressivelyBalanced(ByClassShares):
+    """From instance-balanced to class-balanced shares, linearly over the epochs (Kang et al. 2020, equation 2)."""
+
+    def shares(self, epoch: int) -> np.ndarray:
+        present = self.counts > 0
+        progress = min(1.0, epoch / self.epochs)
+        return (1 - progress) * self.counts / self.counts.sum() + progress * present / present.sum()
+
+
+class EffectiveNumber(ByClassShares):
+    """A sample of a class of n is drawn in proportion to (1 - beta) / (1 - beta^n): the "Resample" of Cao et al. 2019's code."""
+
+    def shares(self, epoch: int) -> np.ndarray:
+        return np.where(self.counts > 0, self.counts / np.maximum(1 - self.config.beta**self.counts, 1e-12), 0.0)
+
+
+SAMPLERS: dict[str, type] = {
+    "instance_balanced": InstanceBalanced,
+    "class_balanced": ClassBalanced,
+    "square_root": SquareRoot,
+    "progressively_balanced": ProgressivelyBalanced,
+    "effective_number": EffectiveNumber,
+}
 
 
 def batch_slice(step: int, global_batch_size: int, rank: int, world_size: int) -> np.ndarray:

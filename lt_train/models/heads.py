@@ -4,19 +4,53 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lt_train.schema import ClassifierConfig
 
-def make_projector(features: int, dim: int) -> nn.Module:
-    """MoCo v2's two-layer MLP (Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning")."""
+
+def make_classifier(config: ClassifierConfig, features: int, classes: int) -> nn.Module:
+    """The classifier that ``config.head`` names: features (B, ``features``) -> logits (B, ``classes``)."""
+    return CosineClassifier(features, classes, config.scale) if config.head == "cosine" else nn.Linear(features, classes)
+
+
+class CosineClassifier(nn.Module):
+    """``scale`` times the cosine between the features and each class's weights, without bias; float32."""
+
+    def __init__(self, features: int, classes: int, scale: float):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.empty(classes, features).uniform_(-1, 1), dim=1))
+        self.scale = scale
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):  # bf16's 3 digits, times the scale, would be coarse logits
+            return self.scale * F.linear(F.normalize(features.float(), dim=1), F.normalize(self.weight, dim=1))
+
+
+class ScaledClassifier(nn.Module):
+    """A finished linear classifier whose logits are multiplied by one learnt number a class."""
+
+    def __init__(self, features: int, classes: int):
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+        self.scale = nn.Parameter(torch.ones(classes))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear(features) * self.scale
+
+
+def make_projector(features: int, dim: int, kind: str = "mlp") -> nn.Module:
+    """MoCo v2's two-layer MLP (Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning"), or v1's single layer."""
+    if kind == "linear":
+        return nn.Linear(features, dim)
     return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, dim))
 
 
 class Encoder(nn.Module):
     """Backbone and projector: images -> unit vectors (B, dim), float32."""
 
-    def __init__(self, backbone: nn.Module, dim: int):
+    def __init__(self, backbone: nn.Module, dim: int, projector: str = "mlp"):
         super().__init__()
         self.backbone = backbone
-        self.projector = make_projector(backbone.out_features, dim)
+        self.projector = make_projector(backbone.out_features, dim, projector)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.projector(self.backbone(images)).float(), dim=1)

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.schema import Config
 from lt_train.data.order import batch_slice, mix
 from lt_train.distributed import all_gather_rows, all_to_all_rows, rank_and_size
-from lt_train.metrics import Accuracy, gather_rows, knn_scores
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import Encoder
 from lt_train.models.split_batch_norm import split_batch_norms
+from lt_train.schema import Config
 from lt_train.stages.base import Loaders, Stage
 
 
@@ -25,10 +24,10 @@ class Moco(Stage):
     num_views = 2
     headline = "knn_top1"
 
-    def __init__(self, config: Config, class_counts: torch.Tensor):
-        super().__init__(config, class_counts)
-        self.query_encoder = Encoder(make_backbone(config.model.backbone), config.moco.dim)
-        self.key_encoder = Encoder(make_backbone(config.model.backbone), config.moco.dim)
+    def __init__(self, config: Config, class_counts: torch.Tensor, pseudo_counts: torch.Tensor | None = None):
+        super().__init__(config, class_counts, pseudo_counts)
+        self.query_encoder = Encoder(make_backbone(config.model.backbone), config.moco.dim, config.moco.projector)
+        self.key_encoder = Encoder(make_backbone(config.model.backbone), config.moco.dim, config.moco.projector)
         self.key_encoder.requires_grad_(False)
 
         generator = torch.Generator().manual_seed(config.seed)
@@ -116,26 +115,7 @@ class Moco(Stage):
         self.queue_pointer.copy_(torch.where(self.has_waiting_keys, (self.queue_pointer + len(keys)) % size, self.queue_pointer))
 
     def evaluate(self, loaders: Loaders, split: str) -> dict:
-        """k-NN classification of ``split`` by the backbone's features among the training split's."""
-        bank, bank_labels = self._features(loaders(self.config.data.train_split))
-        bank, bank_labels = gather_rows(bank), gather_rows(bank_labels)
-        accuracy = Accuracy(self.class_counts, bank.device)
-        moco, num_classes = self.config.moco, len(self.class_counts)
-        for batch in loaders(split):
-            features = self._embed(batch["views"][0])
-            accuracy.update(knn_scores(features, bank, bank_labels, num_classes, moco.knn_k, moco.knn_temperature), batch["label"])
-        return {f"knn_{name}" if name != "samples" else name: value for name, value in accuracy.compute().items()}
-
-    def _features(self, loader) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [(self._embed(batch["views"][0]), batch["label"]) for batch in loader]
-        if not pairs:  # more ranks than samples
-            device = self.queue.device
-            return torch.zeros(0, self.backbone.out_features, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-        features, labels = zip(*pairs)
-        return torch.cat(features), torch.cat(labels)
-
-    def _embed(self, images: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.backbone(images).float(), dim=1)
+        return self.evaluate_knn(loaders, split)
 
 
 def _permutation(size: int, seed: int, step: int) -> torch.Tensor:

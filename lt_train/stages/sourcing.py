@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.schema import Config
 from lt_train.models.backbones import make_backbone
+from lt_train.schema import Config
 from lt_train.stages.base import Stage
 
 
 class Sourcing(Stage):
     """Backbone and linear classifier of C known classes and "other", which has the label C here."""
 
-    def __init__(self, config: Config, class_counts: torch.Tensor):
-        super().__init__(config, class_counts)
+    def __init__(self, config: Config, class_counts: torch.Tensor, pseudo_counts: torch.Tensor | None = None):
+        super().__init__(config, class_counts, pseudo_counts)
         self.backbone = make_backbone(config.model.backbone)
         self.known = len(class_counts)
         self.classifier = nn.Linear(self.backbone.out_features, self.known + 1)

@@ -1,0 +1,172 @@
+"""``python -m lt_train heads RUN_DIR``: classifiers that need no training, from one pass over a finished run's features.
+
+tau-normalisation and nearest class mean (Kang et al. 2020, section 4), and post-hoc logit adjustment (Menon et al. 2021, section 4.1).
+tau is chosen on the validation split, by the mean of the classes' accuracies; a set without one gets tau 1, unless the named
+switch chooses on the test split, as some published numbers do.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+from lt_train import distributed
+from lt_train.data.loader import LoaderFactory
+from lt_train.data.manifest import write_atomically
+from lt_train.distributed import all_reduce_
+from lt_train.errors import UserError
+from lt_train.metrics import Accuracy
+from lt_train.progress import console, setup_logging
+from lt_train.runs import autocast, check_labeled, open_run
+
+TAUS = [round(0.1 * step, 1) for step in range(21)]
+SHOWN = {"top1": "top-1", "balanced": "balanced", "many_shot": "many", "medium_shot": "medium", "few_shot": "few", "ece": "ECE"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """``score``: features (B, D) and tau -> class scores (B, C)."""
+
+    name: str
+    score: Callable[[torch.Tensor, float | None], torch.Tensor]
+    has_tau: bool = False
+    logits: bool = True  # whether a softmax of the scores means anything
+
+
+@dataclass(frozen=True)
+class Features:
+    """This rank's part of a split: ``features`` (B, D) float32, ``labels`` (B,)."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit status."""
+    arguments = _parse(words)
+    world = distributed.start()
+    setup_logging(world.is_main)
+    config, stage = open_run(arguments.run, arguments.overrides, world)
+    if not hasattr(stage, "classifier") or config.stage == "sourcing":
+        raise UserError(f"'{arguments.run}' is a run of the stage '{config.stage}', which has no classifier of the labels; name a classifier's run")
+    data = LoaderFactory(config, world)
+    have = data.train_set.dataset.splits
+    names = {name: split for name, split in (("val", config.data.val_split), ("test", config.data.test_split)) if split in have}
+    if not names:
+        raise UserError(f"{config.data.root} has neither a split '{config.data.val_split}' nor '{config.data.test_split}' to evaluate on")
+    if config.data.val_split == config.data.test_split:
+        del names["val"]  # it would choose on the test split without a word
+    if arguments.select_on_test and "test" not in names:
+        raise UserError(f"--select-on-test: {config.data.root} has no split '{config.data.test_split}'")
+    for split in (config.data.train_split, *names.values()):
+        check_labeled(data.manifest(split))
+    with torch.no_grad():
+        with autocast(config, world):
+            means = class_means(stage.backbone, data.evaluate(config.data.train_split), len(stage.class_counts), world.device)
+            splits = {name: collect(stage.backbone, data.evaluate(split), world.device) for name, split in names.items()}
+        selected_on = "test" if arguments.select_on_test else "val" if "val" in splits else "none"
+        heads = []
+        for head in make_heads(stage.classifier, means, stage.class_counts, autocast(config, world)):
+            tau = choose_tau(head, splits.get(selected_on), stage.class_counts) if head.has_tau else None
+            metrics = {names[split]: measure(head, part, tau, stage.class_counts) for split, part in splits.items()}
+            heads.append({"name": head.name, "parameter": None if tau is None else f"tau {tau:g}", "metrics": metrics})
+    if world.is_main:
+        _report(arguments.run, selected_on, heads)
+    distributed.stop()
+    return 0
+
+
+def make_heads(classifier: nn.Module, means: torch.Tensor, class_counts: torch.Tensor, precision: torch.autocast) -> list[Head]:
+    """Every head for a classifier as it was trained, in that ``precision``. ``means`` (C, D): of the classes' features."""
+    log_prior = (class_counts.clamp(min=1) / class_counts.clamp(min=1).sum()).log().to(means.device)
+    unit_means = F.normalize(means, dim=1)
+    unseen = (class_counts == 0).to(means.device)  # they have no mean
+
+    def trained(features: torch.Tensor) -> torch.Tensor:
+        with precision:
+            return classifier(features).float()
+
+    def nearest(similarity: torch.Tensor) -> torch.Tensor:
+        return similarity.masked_fill(unseen, -torch.inf)
+
+    heads = [
+        Head("as trained", lambda features, _: trained(features)),
+        Head("logit adjustment", lambda features, tau: trained(features) - tau * log_prior, has_tau=True),
+        Head("NCM, cosine", lambda features, _: nearest(F.normalize(features, dim=1) @ unit_means.T), logits=False),
+        Head("NCM, Euclidean", lambda features, _: nearest(-torch.cdist(features, means)), logits=False),
+    ]
+    if isinstance(classifier, nn.Linear):  # a cosine classifier's weights have no norms, and other heads no one matrix
+        norms = classifier.weight.norm(dim=1)
+        # without the bias, as the paper has it
+        heads.insert(1, Head("tau-norm", lambda features, tau: features @ classifier.weight.T / norms**tau, has_tau=True))
+    return heads
+
+
+def choose_tau(head: Head, split: Features | None, class_counts: torch.Tensor) -> float:
+    """The tau of the best balanced accuracy on ``split``, the smaller one of equals; 1 without a split. Collective."""
+    if split is None:
+        return 1.0
+    return max(TAUS, key=lambda tau: (measure(head, split, tau, class_counts)["balanced"] or 0.0, -tau))
+
+
+def measure(head: Head, split: Features, tau: float | None, class_counts: torch.Tensor) -> dict:
+    """Metrics of the head over all ranks' parts of a split. Collective."""
+    accuracy = Accuracy(class_counts, split.features.device, head.logits)
+    for features, labels in zip(split.features.split(4096), split.labels.split(4096)):
+        if len(labels):
+            accuracy.update(head.score(features, tau), labels)
+    return accuracy.compute()
+
+
+def collect(backbone: nn.Module, loader: Iterable[dict], device: torch.device) -> Features:
+    """The backbone's features of this rank's part of a split."""
+    pairs = [(backbone(batch["views"][0]).float(), batch["label"]) for batch in loader]
+    if not pairs:  # more ranks than samples
+        return Features(torch.zeros(0, backbone.out_features, device=device), torch.zeros(0, dtype=torch.int64, device=device))
+    return Features(*(torch.cat(column) for column in zip(*pairs)))
+
+
+def class_means(backbone: nn.Module, loader: Iterable[dict], classes: int, device: torch.device) -> torch.Tensor:
+    """Mean feature of each class (C, D) over all ranks, without keeping the features; 0 for classes without samples. Collective."""
+    sums = torch.zeros(classes, backbone.out_features + 1, dtype=torch.float64, device=device)  # the last column counts
+    for batch in loader:
+        features = F.pad(backbone(batch["views"][0]).double(), (0, 1), value=1.0)
+        sums.index_add_(0, batch["label"], features)
+    all_reduce_(sums)
+    return (sums[:, :-1] / sums[:, -1:].clamp(min=1)).float()
+
+
+def _report(run: Path, selected_on: str, heads: list[dict]) -> None:
+    try:
+        write_atomically(run / "heads.json", (json.dumps({"selected_on": selected_on, "heads": heads}) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write {run / 'heads.json'}: {error.strerror}") from error
+    table = Table("head", "split", *SHOWN.values())
+    for head in heads:
+        name = head["name"] if head["parameter"] is None else f"{head['name']} ({head['parameter']})"
+        for split, metrics in head["metrics"].items():
+            table.add_row(name, split, *("-" if metrics.get(key) is None else f"{metrics[key]:.2f}" for key in SHOWN))
+    console.print(table)
+    about = {
+        "val": "tau was chosen on the validation split",
+        "none": "there is no validation split: tau is 1; --select-on-test chooses on the test split",
+        "test": "tau was chosen on the TEST split: no fair estimate",
+    }
+    console.print(f"{about[selected_on]}; all numbers: {run / 'heads.json'}", highlight=False)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train heads",
+        description="Evaluate tau-normalisation, nearest class mean and post-hoc logit adjustment on a classifier's run. Writes RUN_DIR/heads.json.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data.root=DIR")
+    parser.add_argument("--select-on-test", action="store_true", help="choose tau on the test split, as some published numbers do; marked in the output")
+    return parser.parse_intermixed_args(words)

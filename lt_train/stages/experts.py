@@ -1,0 +1,40 @@
+"""Several experts on one backbone, each trained for another distribution of classes, after SADE (Zhang et al. 2022).
+
+Expert e learns with logits adjusted by tau_e times the log prior: 0 suits a test set as long-tailed as the training set, 1 a balanced
+one, more an inverted one. Their mean is the prediction. In the paper (and in RIDE) experts have a copy of the network's last
+stage each; here they share the backbone whole and have a hidden layer and a classifier each, so that backbones stay one module.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lt_train.models.heads import make_classifier
+from lt_train.schema import Config
+from lt_train.stages.classifier import Classifier
+
+
+class Experts(Classifier):
+    """A classifier whose head is the mean of ``experts.taus`` heads."""
+
+    def __init__(self, config: Config, class_counts: torch.Tensor, pseudo_counts: torch.Tensor | None = None):
+        super().__init__(config, class_counts, pseudo_counts)
+        width = self.backbone.out_features
+        self.classifier = MeanOfExperts(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), make_classifier(config.classifier, width, len(class_counts)))
+            for _ in config.experts.taus
+        )
+
+    def forward(self, batch: dict, step: int) -> dict[str, torch.Tensor]:
+        features, labels = self.backbone(batch["views"][0]), batch["label"]
+        logits = torch.stack([expert(features).float() for expert in self.classifier])  # (E, B, C)
+        adjusted = [own + tau * self.rule.log_prior for own, tau in zip(logits, self.config.experts.taus)]
+        loss = torch.stack([F.cross_entropy(own, labels) for own in adjusted]).sum()
+        return {"loss": loss, "train_top1": (logits.detach().mean(0).argmax(1) == labels).float().mean() * 100}
+
+
+class MeanOfExperts(nn.ModuleList):
+    """Features (B, D) -> the mean of the experts' logits (B, C)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.stack([expert(features).float() for expert in self]).mean(0)
