@@ -1,4 +1,4 @@
-"""Run a config or a pipeline on this machine: ``python launch/local.py NAME [--ranks N] [key=value ...]``."""
+"""Run a config or a pipeline on this machine: ``python launch/local.py NAME [--ranks N] [key=value ...]``; ``--list`` shows the names."""
 
 import argparse
 import logging
@@ -10,23 +10,30 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launch.pipeline import Experiment, StageJob, list_pipelines, load_experiment
-from lt_train.config import list_configs
+from launch.pipeline import Experiment, StageJob, listing, load_experiment
 from lt_train.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, run_cli
 
 
 def main() -> int:
     arguments = _parse()
+    if arguments.list:
+        sys.stdout.write(listing())
+        return 0
+    if arguments.experiment is None:
+        raise UserError("name a config or a pipeline, or give --list")
     experiment = load_experiment(arguments.experiment, arguments.overrides)
     started = time.monotonic()
     ranks = _ranks(arguments.ranks)
     for number, stage in enumerate(experiment.stages, 1):
         what = f"stage {number}/{len(experiment.stages)}: {stage.name}"
+        if stage.kind == "prepare" and stage.is_finished():
+            _say(f"{what}: finished, skipped ({stage.run_dir})")
+            continue
         if stage.kind == "prepare":
             _say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
             _run_module("data_prep", stage.words)
             continue
-        _say(f"{what} ({stage.config}), {ranks} rank(s), {stage.run_dir}")
+        _say(f"{what} ({stage.config or shlex.join(stage.words)}), {ranks} rank(s), {stage.run_dir}")
         status = _run_ranks(stage, ranks)
         if status:
             return status
@@ -35,16 +42,13 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    lines = [f"  {name:28} {description}" for name, description in list_pipelines()]
-    configs = [f"  {name:28} {description}" for name, description in list_configs()]
     parser = argparse.ArgumentParser(
         prog="python launch/local.py",
         description="Run a config or a whole pipeline on this machine. The same command again goes on where it stopped.",
-        epilog="\n".join(["pipelines:", *lines, "", "configs:", *configs]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for every stage, or STAGE:key=value for one stage of a pipeline")
+    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE", nargs="?", help="one that --list shows, or a path to a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline")
+    parser.add_argument("--list", action="store_true", help="show all pipelines with their published errors, configs and methods, and exit")
     parser.add_argument("--ranks", type=int, help="processes (default: one per GPU; without a GPU 2, or 1 on a single core)")
     return parser.parse_intermixed_args()
 

@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lt_train.config import CONFIG_DIR, find_config, list_configs, load_config, read_yaml, to_yaml
+from launch.grid import Member, check_keys, fill, find_member, is_wanted, list_members
+from lt_train.config import CONFIG_DIR, find_config, list_configs, list_methods, load_config, to_yaml
 from lt_train.errors import UserError
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
-KEYS = {"description": str, "stages": dict}
-STAGE_KEYS = {"config": str, "prepare": str, "score": str, "after": list, "set": dict, "tasks": int, "resources": dict}
-TYPES = {str: "text", dict: "'key: value' lines", list: "a list", int: "a number"}
-KINDS = {"config": "train", "prepare": "prepare", "score": "score"}  # the key that a stage has -> its kind
+KINDS = {"config": "train", "prepare": "prepare", "score": "score", "run": "run"}  # the key that a stage has -> its kind
+STAGE_KEYS = {**dict.fromkeys(KINDS, str), "after": list, "set": dict, "when": dict, "dir": str, "tasks": int, "resources": dict}
+COMMANDS = {"prepare": "data_prep", "run": "lt_train"}  # kinds whose ``words`` are a command -> its module
 
 
 @dataclass(frozen=True)
 class StageJob:
     """One stage of an experiment.
 
-    ``kind``: train (``config``, with ``overrides``), score (the same, its pool in array tasks) or prepare (``words`` of data_prep).
+    ``kind``: train (``config``, with ``overrides``), score (the same, its pool in array tasks), prepare (``words`` of data_prep) or run
+    (``words`` of another command of lt_train).
     ``tasks``: array jobs that share a prepare or score stage on a cluster. ``resources``: what differs from the site's.
     """
 
@@ -38,13 +39,13 @@ class StageJob:
     @property
     def command(self) -> tuple[str, ...]:
         """The arguments of ``python -m lt_train`` (or, of a prepare stage, of ``python -m data_prep``)."""
-        return self.words if self.kind == "prepare" else (*(("score",) if self.kind == "score" else ()), self.config, *self.overrides)
+        return self.words if self.kind in COMMANDS else (*(("score",) if self.kind == "score" else ()), self.config, *self.overrides)
 
     def is_finished(self) -> bool:
         """Whether it has left its last file, and a training run the very config: else its own command decides what is left to do."""
         if self.kind == "prepare":
             return Path(self.run_dir, "dataset.json").is_file()
-        if self.kind == "score":
+        if self.kind != "train":
             return False
         try:
             has_result = "steps" in json.loads(Path(self.run_dir, "result.json").read_text())
@@ -64,7 +65,17 @@ class Experiment:
 
 def list_pipelines() -> list[tuple[str, str]]:
     """(name, one-line description) of every pipeline."""
-    return list_configs(PIPELINE_DIR)
+    return [(member.name, member.description) for member in list_members(PIPELINE_DIR)]
+
+
+def listing() -> str:
+    """Every pipeline with its reference error, every config and every method, a line each."""
+    lines = ["pipelines, with the top-1 error in % that is published for them:"]
+    for member in list_members(PIPELINE_DIR):
+        lines.append(f"  {member.name:44} {'-' if member.reference is None else f'{member.reference:.2f}':>6}  {member.description}")
+    lines += ["", "configs:", *(f"  {name:44} {description}" for name, description in list_configs())]
+    lines += ["", "methods, which go over any config and, as a word beside key=value, over every stage of a pipeline:"]
+    return "\n".join([*lines, *(f"  +{name:43} {description}" for name, description in list_methods()), ""])
 
 
 def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experiment:
@@ -72,77 +83,90 @@ def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experi
 
     Overrides are ``key=value`` for every stage, or ``STAGE:key=value`` for one. ``suffix`` sets this one's folder apart from others'.
     """
-    if not (PIPELINE_DIR / f"{name}.yaml").is_file():
+    member = find_member(PIPELINE_DIR, name)
+    if member is None:
         find_config(name, [pipeline for pipeline, _ in list_pipelines()])
         run_dir = load_config(name, overrides).run.dir + suffix
         stage = StageJob(Path(name).stem, "train", run_dir, config=name, overrides=(*overrides, f"run.dir={run_dir}"))
         return Experiment(Path(name).stem + suffix, run_dir, (stage,), False)
-    content = read_yaml(PIPELINE_DIR / f"{name}.yaml")
-    _check_keys(content, KEYS, f"pipeline {name}")
+    return make_experiment(member, overrides, suffix)
+
+
+def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> Experiment:
+    """A pipeline's experiment; see :func:`load_experiment`."""
+    name = member.name
     root = f"runs/{name}{suffix}"
+    wanted = {stage: about for stage, about in member.stages.items() if _check_stage(stage, about, member)}
+    last = next((stage for stage in reversed(wanted) if "config" in wanted[stage]), None)  # what a pipeline with parameters is for
     stages: dict[str, StageJob] = {}
-    if not content.get("stages"):
-        raise UserError(f"pipeline {name} has no stages")
-    for stage, about in content["stages"].items():
+    for stage, about in wanted.items():
         where = f"pipeline {name}, stage {stage}"
-        if not isinstance(stage, str) or not re.fullmatch(r"[\w-]+", stage):
-            raise UserError(f"{where}: the name of a stage is made of letters, digits, - and _")
-        _check_keys(about, STAGE_KEYS, where)
         unknown = [other for other in about.get("after", []) if other not in stages]
         if unknown:
             raise UserError(f"{where} comes after '{unknown[0]}', which is not a stage before it")
-        stages[stage] = _make_stage(stage, about, where, f"{root}/{stage}", stages, overrides)
+        words = {**member.words, "here": root, **{other: job.run_dir for other, job in stages.items()}}
+        run_dir = fill(about["dir"], words, where) + suffix if "dir" in about else f"{root}/{stage}"
+        own = [item.removeprefix(f"{stage}:") for item in overrides if ":" not in item.split("=")[0] or item.startswith(f"{stage}:")]
+        if any(item.startswith("run.dir=") for item in own):
+            raise UserError(f"the stages of a pipeline live in {root}, where later ones look for them; run.dir cannot be changed")
+        stages[stage] = _make_stage(stage, about, where, run_dir, words, [*(_what_it_is(member) if stage == last else []), *own])
     for item in overrides:
         target, colon, _ = item.split("=")[0].partition(":")
         if colon and target not in stages:
             raise UserError(f"'{item}': pipeline {name} has no stage '{target}'; it has {', '.join(stages)}")
-        if colon and stages[target].kind == "prepare":
-            raise UserError(f"'{item}': stage {target} is a command of data_prep, which has no config keys")
+        if colon and stages[target].kind in COMMANDS:
+            raise UserError(f"'{item}': stage {target} is a command of {COMMANDS[stages[target].kind]}, which has no config keys")
     return Experiment(name + suffix, root, tuple(stages.values()), True)
 
 
-def _make_stage(name: str, about: dict[str, Any], where: str, run_dir: str, before: dict[str, StageJob], overrides: list[str]) -> StageJob:
+def _check_stage(stage: Any, about: Any, member: Member) -> bool:
+    """Whether this member has the stage; refuses what is no stage."""
+    where = f"pipeline {member.name}, stage {stage}"
+    if not isinstance(stage, str) or not re.fullmatch(r"[\w-]+", stage):
+        raise UserError(f"{where}: the name of a stage is made of letters, digits, - and _")
+    if stage in member.words:
+        raise UserError(f"{where}: {{{stage}}} is a parameter or a word already; give the stage another name")
+    check_keys(about, STAGE_KEYS, where)
+    return is_wanted(about.get("when", {}), member, where)
+
+
+def _what_it_is(member: Member) -> list[str]:
+    """Keys by which a run tells more than its config's own description does."""
+    reference = [] if member.reference is None else [f"reference_error={member.reference}"]
+    return [f"description={json.dumps(member.description)}", *reference] if member.values else []
+
+
+def _make_stage(name: str, about: dict[str, Any], where: str, run_dir: str, words: dict[str, str], overrides: list[str]) -> StageJob:
     kinds = [key for key in KINDS if key in about]
     if len(kinds) != 1:
         raise UserError(f"{where} must have one of {', '.join(KINDS)}")
-    folders = {other: job.run_dir for other, job in before.items()}
+    (key,) = kinds
     common = {"after": tuple(about.get("after", [])), "tasks": about.get("tasks", 1), "resources": about.get("resources", {})}
-    if common["tasks"] < 1 or common["tasks"] > 1 and kinds == ["config"]:
+    if common["tasks"] < 1 or common["tasks"] > 1 and key not in ("prepare", "score"):
         raise UserError(f"{where}: tasks must be at least 1, and only prepare and score can share their work among more")
-    if kinds == ["prepare"]:
+    if "dir" in about and key != "config":
+        raise UserError(f"{where}: only a stage with a config has a dir")
+    if KINDS[key] in COMMANDS:
         if "set" in about:
-            raise UserError(f"{where}: 'set' is for configs; data_prep takes options in its command")
-        try:
-            words = shlex.split(_fill(about["prepare"], folders, where))
-        except ValueError as error:
-            raise UserError(f"{where}: cannot read '{about['prepare']}': {error}") from error
-        if "--out" not in words[:-1]:
-            raise UserError(f"{where}: its data_prep command has no --out")
-        return StageJob(name, "prepare", words[words.index("--out") + 1], words=tuple(words), **common)
-    settings = [f"{key}={_fill(str(value), folders, where)}" for key, value in about.get("set", {}).items()]
-    own = [item.removeprefix(f"{name}:") for item in overrides if ":" not in item.split("=")[0] or item.startswith(f"{name}:")]
-    if any(item.startswith("run.dir=") for item in own):
-        raise UserError(f"the stages of a pipeline live in {run_dir}, where later ones look for them; run.dir cannot be changed")
-    if kinds == ["config"]:
+            raise UserError(f"{where}: 'set' is for configs; a command takes options in its words")
+        return _command_stage(name, key, fill(about[key], words, where), where, run_dir, common)
+    config, *methods = fill(about[key], words, where).split() or [""]
+    settings = [*methods, *(f"{option}={fill(str(value), words, where)}" for option, value in about.get("set", {}).items())]
+    if key == "config":
         settings.insert(0, f"run.dir={run_dir}")
-    config = about[kinds[0]]
-    resolved = load_config(config, [*settings, *own])
-    return StageJob(name, KINDS[kinds[0]], resolved.run.dir, config=config, overrides=(*settings, *own), **common)
+    resolved = load_config(config, [*settings, *overrides])
+    return StageJob(name, KINDS[key], resolved.run.dir, config=config, overrides=(*settings, *overrides), **common)
 
 
-def _fill(text: str, folders: dict[str, str], where: str) -> str:
-    """``text`` with the folder of a stage for each ``{stage}``."""
+def _command_stage(name: str, key: str, text: str, where: str, run_dir: str, common: dict[str, Any]) -> StageJob:
     try:
-        return text.format_map(folders)
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{where}: cannot fill in '{text}': {{...}} must name a stage before it, of {', '.join(folders) or 'which there is none'}") from error
-
-
-def _check_keys(content: Any, known: dict[str, type], where: str) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{where} does not hold 'key: value' lines")
-    for key, value in content.items():
-        if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'; known: {', '.join(sorted(known))}")
-        if not isinstance(value, known[key]):
-            raise UserError(f"{where}: {key} must be {TYPES[known[key]]}, not '{value}'")
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{where}: cannot read '{text}': {error}") from error
+    if key == "run":
+        if not words:
+            raise UserError(f"{where}: run must name a command of lt_train, such as 'evaluate {{train}}'")
+        return StageJob(name, "run", run_dir, words=tuple(words), **common)
+    if "--out" not in words[:-1]:
+        raise UserError(f"{where}: its data_prep command has no --out")
+    return StageJob(name, "prepare", words[words.index("--out") + 1], words=tuple(words), **common)

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from launch.cluster import require_slurm
-from launch.pipeline import Experiment, list_pipelines, load_experiment
+from launch.pipeline import COMMANDS, Experiment, StageJob, listing, load_experiment
 from launch.sites import SITE_FILE, Site, load_site
 from launch.snapshot import take_snapshot
 from launch.submission import Submitted, new_folder, next_folder, script, site_of, submit, submit_call
-from lt_train.config import list_configs, load_config
+from lt_train.config import load_config
 from lt_train.errors import UserError, run_cli
 
 OPTIONS = {  # of a job; the site file has the same names
@@ -38,6 +38,9 @@ def main() -> int:
     if sys.argv[1:2] in (["status"], ["cancel"]):
         return _manage(sys.argv[1], sys.argv[2:])
     arguments = _parse()
+    if arguments.list:
+        sys.stdout.write(listing())
+        return 0
     options = {name: getattr(arguments, name) for name in OPTIONS}
     site = load_site(arguments.site, options)
     if arguments.dry_run and (arguments.check or arguments.benchmark):
@@ -45,7 +48,7 @@ def main() -> int:
     if arguments.check:
         return _check(site)
     if arguments.experiment is None:
-        raise UserError("name a config or a pipeline, or give --check")
+        raise UserError("name a config or a pipeline, or give --check or --list")
     if arguments.benchmark:
         return _benchmark(arguments.experiment, arguments.overrides, arguments.seconds, site)
     experiments = [load_experiment(arguments.experiment, [*arguments.overrides, *more], suffix) for more, suffix in _seeds(arguments.array_seeds)]
@@ -69,16 +72,14 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    lines = [f"  {name:28} {description}" for name, description in [*list_pipelines(), *list_configs()]]
     parser = argparse.ArgumentParser(
         prog="python launch/slurm.py",
         description="Submit a config, or a pipeline as a chain of jobs, to Slurm. The same command again goes on with what is not finished. "
         "Also: status RUN_DIR, cancel RUN_DIR.",
-        epilog="\n".join(["pipelines and configs:", *lines]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE", nargs="?")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for every stage, or STAGE:key=value for one stage of a pipeline")
+    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE", nargs="?", help="one that --list shows, or a path to a YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline")
+    parser.add_argument("--list", action="store_true", help="show all pipelines with their published errors, configs and methods, and exit")
     for name, (kind, text) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
     parser.add_argument("--site", type=Path, metavar="FILE", help=f"defaults of this cluster (default: {SITE_FILE}, if there is one)")
@@ -115,9 +116,9 @@ def _submit(experiment: Experiment, site: Site, options: dict[str, Any], after: 
     return stages
 
 
-def _ranks(stage, ranks: int) -> str:
-    if stage.kind == "prepare":
-        return f"{stage.tasks} task(s)"
+def _ranks(stage: StageJob, ranks: int) -> str:
+    if stage.kind in COMMANDS:
+        return f"{stage.tasks} task(s)" if stage.kind == "prepare" else f"{ranks} rank(s)"
     size = load_config(stage.config, list(stage.overrides)).global_batch_size
     local = f"{size // ranks}" + (f" to {-(-size // ranks)}" if size % ranks else "")
     return f"{ranks} rank(s), global batch {size}, {local} a rank"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.cluster import is_live, job_states, slurm
-from launch.submission import Submitted, read_submission
+from launch.submission import Submitted, own_jobs, read_submission
 from lt_train.errors import UserError
 
 POLL_SECONDS = 5.0
@@ -55,8 +55,8 @@ def show(root: Path, console: Console) -> None:
 
 
 def cancel(root: Path) -> list[str]:
-    """Cancel the jobs of the newest submission that live; returns their ids."""
-    jobs = [stage.job for stage in _stages(root) if stage.job]
+    """Cancel the jobs of the newest submission that live; returns their ids. Those of another experiment that this one waits for go on."""
+    jobs = own_jobs(root, _stages(root))
     live = [job for job, (state, _) in job_states(jobs).items() if is_live(state)]
     if live:
         slurm("scancel", *reversed(live))  # those that wait first, or they would start

@@ -21,11 +21,13 @@ from typing import Any
 
 from launch import job
 from launch.cluster import is_live, job_states, require_slurm
-from launch.pipeline import Experiment, StageJob
+from launch.pipeline import COMMANDS, Experiment, StageJob
 from launch.sites import Site, apply, environment
 from launch.snapshot import take_snapshot
 from lt_train.config import load_config, to_yaml
 from lt_train.errors import UserError
+
+SHARED = ("prepare", "train")  # kinds of stages whose folder may be another experiment's too
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,55 @@ class Submitted:
 def submit(experiment: Experiment, site: Site, options: dict[str, Any], after: str | None, others: list[Submitted]) -> list[Submitted]:
     """Submit the stages that are not finished; refuses while jobs of an earlier submission live.
 
-    Data that ``others``, submitted just before, prepare in the same folder is waited for, not prepared twice.
+    What ``others``, submitted just before, or jobs of experiments beside this one make in the same folder is waited for, not made twice.
     """
     require_slurm()
     for stage in experiment.stages:  # a mistake is told before any stage is in the queue
         site_of(stage, experiment, site, options)
     root = Path(experiment.root).resolve()
     refuse_live(root)
+    beside = _beside(root)
+    shared = {stage.name: _shared(stage, others, beside) for stage in experiment.stages}
     folder = new_folder(root)
     commit = take_snapshot(folder / "code")
     submitted: list[Submitted] = []
     try:
         for stage in experiment.stages:
-            shared = [other for other in others if stage.kind == other.kind == "prepare" and stage.run_dir == other.run_dir]
-            submitted.append(shared[0] if shared else _submit_stage(stage, experiment, site, options, folder, submitted, after))
+            submitted.append(shared[stage.name] or _submit_stage(stage, experiment, site, options, folder, submitted, after))
     finally:  # also when a later stage is refused: what is in the queue must be known
         about = {"experiment": experiment.name, "command": shlex.join(sys.argv), "commit": commit, "time": time.strftime("%F %T")}
         stages = [dataclasses.asdict(stage) for stage in submitted]
         (folder / "submission.json").write_text(json.dumps({**about, "stages": stages}, indent=1) + "\n")
     return submitted
+
+
+def _beside(root: Path) -> list[Submitted]:
+    """What the experiments beside this one have submitted."""
+    found = []
+    for folder in sorted(root.parent.glob("*/slurm")):
+        with contextlib.suppress(UserError):  # a damaged one is told to those who ask for it
+            found += [stage for stage in read_submission(folder.parent) if stage.job and folder.parent != root]
+    return found
+
+
+def _shared(stage: StageJob, submitted: list[Submitted], beside: list[Submitted]) -> Submitted | None:
+    """The job of another experiment that makes what ``stage`` would: one ``submitted`` just before, or one ``beside`` that lives."""
+    if stage.kind not in SHARED:
+        return None
+    same, elsewhere = ([other for other in others if (other.kind, other.run_dir) == (stage.kind, stage.run_dir)] for others in (submitted, beside))
+    if not same:
+        states = job_states([other.job for other in elsewhere])
+        same = [other for other in elsewhere if is_live(states[other.job][0])]
+    if not same:
+        return None
+    found, logs = same[0], Path(same[0].logs)
+    if found.job and stage.kind == "train" and (logs.parent / f"{logs.parent.name}.yaml").read_text() != _resolved(stage):
+        raise UserError(f"stage {stage.name}: job {found.job} trains in {stage.run_dir} with other keys: give the same ones, or cancel it first")
+    return dataclasses.replace(found, name=stage.name)
+
+
+def _resolved(stage: StageJob) -> str:
+    return to_yaml(load_config(stage.config, list(stage.overrides)))
 
 
 def read_submission(root: Path) -> list[Submitted]:
@@ -76,9 +108,14 @@ def read_submission(root: Path) -> list[Submitted]:
         raise UserError(f"{found[-1]} is damaged: {error}") from error
 
 
+def own_jobs(root: Path, stages: list[Submitted]) -> list[str]:
+    """The jobs of an experiment, without those of others that it waits for."""
+    return [stage.job for stage in stages if stage.job and Path(stage.logs).is_relative_to(root.resolve())]
+
+
 def refuse_live(root: Path) -> None:
     """A :class:`UserError` if jobs of an earlier submission are still in the queue: two would write to the same folders."""
-    jobs = [stage.job for stage in read_submission(root) if stage.job]
+    jobs = own_jobs(root, read_submission(root))
     live = [number for number, (state, _) in job_states(jobs).items() if is_live(state)]
     if live:
         raise UserError(f"jobs {', '.join(live)} of {root} are still in the queue: wait, or python launch/slurm.py cancel {root}")
@@ -134,6 +171,8 @@ def calls(stage: StageJob, site: Site, folder: Path) -> list[Any]:
         chosen = any(word.partition("=")[0] == "--workers" for word in stage.words)
         words = stage.words if chosen else (*stage.words, "--workers", str(site.cpus_per_gpu))
         return [job.TaskJob("data_prep", words, index, stage.tasks) for index in range(stage.tasks)]
+    if stage.kind == "run":
+        return [job.RankJob(job.train, ("lt_train", *stage.words), attempts)]
     config = str(folder / stage.name / f"{stage.name}.yaml")
     if stage.kind == "score":
         words = ("lt_train", "score", config, "--task")
@@ -154,8 +193,8 @@ def _submit_stage(stage: StageJob, experiment: Experiment, site: Site, options: 
     if stage.is_finished():
         return Submitted(stage.name, stage.kind, stage.run_dir, "", mine.nodes, ranks, "")
     here.mkdir(parents=True)
-    if stage.kind != "prepare":
-        (here / f"{stage.name}.yaml").write_text(to_yaml(load_config(stage.config, list(stage.overrides))))
+    if stage.kind not in COMMANDS:
+        (here / f"{stage.name}.yaml").write_text(_resolved(stage))
     jobs = [done.job for done in before if done.name in stage.after and done.job]
     wanted = parameters(stage, mine, folder, jobs or ([after] if after else []))
     number = _submit(here, wanted, calls(stage, mine, folder), mine)

@@ -1,6 +1,7 @@
 """Pipelines on a real cluster: chains of jobs, arrays, what is skipped, and what a failure cancels."""
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -29,6 +30,10 @@ stages:
     config: crt_demo
     after: [first]
     set: {model.init_from: "{first}"}
+  look:
+    run: "evaluate {second} --split train"
+    after: [second]
+    resources: {nodes: 2}
 """
 SETTINGS = ("data.root=data/set", "data.loader=resident", "global_batch_size=8", "view.size=32", "eval_view.size=32", "eval_view.resize=32", "epochs=1", "run.log_every=1")
 
@@ -61,14 +66,15 @@ def files_of(root: Path) -> dict[str, str]:
 def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(bench, code):
     said = bench.launch("small", "--site", "site.yaml", "--follow", *SETTINGS, code=code)
     jobs = jobs_of(said)
-    assert list(jobs) == ["data", "first", "second"] and "first: job " in said and "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said
+    assert list(jobs) == ["data", "first", "second", "look"] and "first: job " in said and "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said
     lines = bench.cluster.run("sacct", "-n", "-X", "-P", "-j", ",".join(jobs.values()), "-o", "JobID,State,Start,End,NNodes").splitlines()
     rows = {line.split("|")[0]: line.split("|") for line in lines}
     assert all(row[1] == "COMPLETED" for row in rows.values())
     tasks = [row for name, row in rows.items() if name.startswith(f"{jobs['data']}_")]
     assert len(tasks) == 3, "an array job"
     assert max(row[3] for row in tasks) <= rows[jobs["first"]][2] <= rows[jobs["first"]][3] <= rows[jobs["second"]][2]
-    assert (rows[jobs["first"]][4], rows[jobs["second"]][4]) == ("2", "1")
+    assert [rows[jobs[name]][4] for name in ("first", "second", "look")] == ["2", "1", "2"] and rows[jobs["second"]][3] <= rows[jobs["look"]][2]
+    assert json.loads((bench.folder / "runs" / "small" / "second" / "evaluation.json").read_text())["metrics"]["train"]["samples"] == 30
     assert "second" in (bench.folder / "runs" / "small" / "report.md").read_text()
 
     single = bench.folder / "single"
@@ -78,8 +84,8 @@ def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(ben
 
     shutil.rmtree(bench.folder / "runs" / "small" / "second")
     again = bench.launch("small", "--site", "site.yaml", *SETTINGS, code=code)
-    assert list(jobs_of(again)) == ["second"] and again.count("finished, skipped") == 2
-    bench.wait(jobs_of(again)["second"])
+    assert list(jobs_of(again)) == ["second", "look"] and again.count("finished, skipped") == 2
+    bench.wait(jobs_of(again)["look"])
 
 
 def test_a_failed_stage_cancels_those_that_wait_for_it(bench, code):

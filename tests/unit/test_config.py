@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from launch.pipeline import list_pipelines, load_experiment
-from lt_train.config import CONFIG_DIR, find_config, flatten, list_configs, load_config, to_dict, to_yaml
-from lt_train.schema import Config
+from lt_train.config import CONFIG_DIR, find_config, flatten, list_configs, list_methods, load_config, to_dict, to_yaml
+from lt_train.schema import Config, ViewConfig
 from lt_train.errors import UserError
 
 FILES = sorted(CONFIG_DIR.glob("*.yaml")) + sorted((CONFIG_DIR / "base").glob("*.yaml"))
@@ -91,11 +91,109 @@ def test_a_wrong_value_is_named(empty, override, words):
         (["view.crop=pad"], "view.crop=pad.*resident"),
         (["data.loader=resident", "view.blur_probability=0.5"], "blur_probability.*dali"),
         (["view.scale=[0.9,0.1]"], "view.scale.*0.9"),
+        (["view.size=0"], "view.size must be more than 0"),
+        (["second_view.crop=pad"], "second_view.crop=pad.*resident"),
+        (["second_view.randaugment_magnitude=31"], "second_view.randaugment_magnitude from 0 to 30"),
+        (["optim.lr=-1"], "optim.lr must be 0 or more"),
+        (["optim.nesterov=true", "optim.momentum=0"], "optim.nesterov needs optim.momentum"),
+        (["moco.bn_splits=257"], "moco.bn_splits.*257"),
+        (["eval_view.resize=200"], "eval_view.size must not be larger than eval_view.resize"),
+        (["engine.zero_stage=4"], "engine.zero_stage must be 0, 1 or 2, not 4"),
+        (["compress=0"], "compress must be more than 0"),
+        (["classifier.scale=0"], "classifier.scale must be more than 0"),
+        (["proco.temperature=0"], "proco.temperature must be more than 0"),
+        # two data sets
+        (["unlabeled.share=1.0"], "unlabeled.share must be more than 0 and less than 1"),
+        (["unlabeled.max_samples=0"], "unlabeled.max_samples must be at least 1"),
+        (["unlabeled.root=pool"], "the classifier stage takes one data set"),
+        (["stage=sourcing"], "sourcing stage tells known classes from a pool: set unlabeled.root"),
+        (["stage=semi"], "the semi stage trains on two data sets: set unlabeled.root"),
+        (["stage=fixmatch"], "the fixmatch stage trains on two data sets: set unlabeled.root"),
+        (["stage=semi", "unlabeled.root=pool"], "semi stage needs pseudo-labels: set unlabeled.label_column"),
+        (["stage=fixmatch", "unlabeled.root=pool", "unlabeled.label_column=pseudo_label"], "the fixmatch stage takes no labels"),
+        (["stage=sourcing", "unlabeled.root=pool", "unlabeled.share=null"], "unlabeled.share=null samples both sets as one"),
+        # methods
+        (["loss.name=ldam"], "loss.name=ldam.*set classifier.head=cosine"),
+        (["+focal", "+label_smoothing"], "loss.name=focal is not defined for smoothed labels"),
+        (["+focal", "+label_aware_smoothing"], "loss.name=focal is not defined for smoothed labels"),
+        (["+label_smoothing", "+label_aware_smoothing"], "exclude each other"),
+        (["loss.label_smoothing=1.0"], "loss.label_smoothing must be from 0 to below 1"),
+        (["loss.label_aware_smoothing=[0.3,-0.1]"], "loss.label_aware_smoothing must be from 0 to below 1"),
+        (["loss.beta=1.0"], "loss.beta must be from 0 to below 1, not 1.0"),
+        (["sampler.beta=-0.1"], "sampler.beta must be from 0 to below 1, not -0.1"),
+        (["moco.ema_momentum=1.0"], "moco.ema_momentum must be from 0 to below 1"),
+        (["classifier.mixup_alpha=-1"], "classifier.mixup_alpha, .* must be 0 or more"),
+        (["loss.gamma=-1"], "loss.gamma .* must be 0 or more"),
+        (["fixmatch.weight=-1"], "fixmatch.weight .* must be 0 or more"),
+        (["fixmatch.threshold=1.5"], "fixmatch.threshold .* from 0 to 1, not 1.5"),
+        (["stage=rotation", "+mixup"], "mixup and CutMix are for the stages .*, not rotation"),
+        (["stage=experts", "+balanced_softmax"], "the experts stage has losses of its own"),
+        (["stage=experts", "+inverse_weights"], "the experts stage has losses of its own"),
+        (["stage=experts", "+label_smoothing"], "the experts stage has losses of its own"),
+        (["stage=experts", "experts.taus=[]"], "experts.taus must hold a number for each expert"),
+        (["stage=decoupled", "model.init_from=run", "decoupled.method=lws", "+cosine"], "decoupled.method=lws .* set classifier.head=linear"),
+        (["proco.dim=8"], "proco.dim must be at least 16, not 8"),
+        (["stage=proco", "second_view.size=32"], "the proco stage .* second_view.size must be view.size"),
+        (["stage=fixmatch", "unlabeled.root=pool", "second_view.size=32"], "the fixmatch stage .* second_view.size must be view.size"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(empty, overrides, words):
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         load_config(empty, overrides)
+    assert "\n" not in str(caught.value)
+
+
+# --- methods and compress
+
+
+def test_a_method_goes_over_the_config_and_under_what_comes_after_it(empty):
+    config = load_config(empty, ["epochs=200", "loss.max_margin=0.4", "+ldam_drw", "loss.weights_from_epoch=70"])
+    assert (config.loss.name, config.loss.class_weights, config.classifier.head) == ("ldam", "effective_number", "cosine")
+    assert (config.loss.max_margin, config.loss.weights_from_epoch) == (0.4, 70)
+    assert load_config(empty, ["epochs=200", "loss.weights_from_epoch=70", "+ldam_drw"]).loss.weights_from_epoch == 160
+
+
+def test_the_run_folder_is_named_after_the_methods_too(empty):
+    assert load_config(empty, ["seed=3", "+ldam", "+resample"]).run.dir == "runs/empty+ldam+resample"
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_methods()])
+def test_every_method_changes_a_config_or_states_the_defaults_and_says_what_it_is(empty, name):
+    """Each on its own."""
+    common = ["run.dir=somewhere", "epochs=200"]
+    config = load_config(empty, [f"+{name}", *common])
+    assert (config == load_config(empty, common)) == (name == "ce")
+    assert dict(list_methods())[name]
+
+
+def test_an_unknown_method_names_the_nearest(empty):
+    with pytest.raises(UserError, match=r"no method '\+ldam_dwr', did you mean 'ldam_drw'\?; known: \+balanced_softmax, "):
+        load_config(empty, ["+ldam_dwr"])
+
+
+def test_compress_divides_every_number_of_epochs_and_nothing_else(empty):
+    epochs = ["epochs=200", "optim.warmup_epochs=5", "optim.step_epochs=[160,180]", "optim.step_factors=[0.1,0.01]", "loss.weights_from_epoch=160"]
+    whole, short = load_config(empty, epochs), load_config(empty, [*epochs, "compress=20"])
+    before, after = flatten(to_dict(whole)), flatten(to_dict(short))
+    assert {key: value for key, value in after.items() if value != before[key]} == {
+        "epochs": 10, "optim.warmup_epochs": 0.25, "optim.step_epochs": [8, 9], "loss.weights_from_epoch": 8, "run.evaluate_every": 0.5,
+    }  # fmt: skip
+
+
+def test_a_saved_compressed_config_is_not_compressed_again(empty, tmp_path):
+    config = load_config(empty, ["compress=3"])
+    assert load_config(write(tmp_path / "config.yaml", to_yaml(config))) == config
+
+
+def test_the_second_view_starts_as_the_first_and_goes_its_own_way(empty, tmp_path):
+    assert load_config(empty).second_view is None
+    config = load_config(empty, ["view.flip_probability=0.1", "second_view.randaugment_ops=2", "view.flip_probability=0.2"])
+    assert config.second_view == ViewConfig(flip_probability=0.1, randaugment_ops=2), "it starts as the first view was then"
+    assert config.view == ViewConfig(flip_probability=0.2)
+    assert load_config(write(tmp_path / "config.yaml", to_yaml(config))) == config
+    assert load_config(write(tmp_path / "config.yaml", to_yaml(config)), ["second_view=null"]).second_view is None
+    with pytest.raises(UserError, match=r"unknown key 'second_view.sise', did you mean 'second_view.size'\?"):
+        load_config(empty, ["second_view.sise=32"])
 
 
 def test_defaults_then_bases_then_the_file_then_overrides(tmp_path):
@@ -165,15 +263,15 @@ def test_a_config_is_found_by_name_and_by_path():
     assert find_config("moco_demo") == CONFIG_DIR / "moco_demo.yaml" == find_config(str(CONFIG_DIR / "moco_demo.yaml"))
 
 
-def test_an_unknown_config_names_the_nearest_and_the_known():
-    with pytest.raises(UserError, match="no config 'classifer_demo'.*did you mean 'classifier_demo'.*moco_demo"):
+def test_an_unknown_config_names_the_nearest_and_where_all_are():
+    with pytest.raises(UserError, match="no config 'classifer_demo'.*did you mean 'classifier_demo'.*lt_train --help shows all"):
         load_config("classifer_demo")
 
 
 # --- pipelines
 
 
-@pytest.mark.parametrize("name", [name for name, _ in list_pipelines()])
+@pytest.mark.parametrize("name", ["demo", "unlabeled_cifar10"])
 def test_every_pipeline_loads_with_stages_in_the_order_of_their_dependencies(name):
     experiment = load_experiment(name, [])
     done = []
@@ -230,6 +328,6 @@ def test_a_config_is_a_pipeline_of_one():
     assert load_config(stage.config, list(stage.overrides)).epochs == 2
 
 
-def test_an_unknown_experiment_names_configs_and_pipelines():
-    with pytest.raises(UserError, match="no config or pipeline 'demmo'.*did you mean 'demo'.*moco_demo"):
+def test_an_unknown_experiment_names_the_nearest_and_where_all_are():
+    with pytest.raises(UserError, match="no config or pipeline 'demmo'.*did you mean 'demo'.*local.py --list shows all"):
         load_experiment("demmo", [])

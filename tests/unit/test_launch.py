@@ -292,6 +292,16 @@ def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
     assert "# stage moco, after data" in out
 
 
+def test_a_dry_run_of_a_pipeline_with_parameters(launch):
+    status, out, errors = launch("cifar10_lt_rotation_ldam_drw_100", "--dry-run", "--nodes", "2")
+    assert (status, errors) == (0, "") and out.count("#!/bin/bash") == 4 and "# stage evaluate, after train" in out
+
+
+def test_list_needs_no_slurm(launch):
+    status, out, errors = launch("--list")
+    assert (status, errors) == (0, "") and "cifar10_lt_rotation_ldam_drw_100" in out and "+ldam_drw" in out
+
+
 def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
     status, out, _ = launch("moco_demo", "--dry-run", "--array-seeds", "3-4")
     assert status == 0 and [f"{tmp_path}/here/runs/moco_demo-seed{seed}/slurm/1/moco_demo\n" in out for seed in (2, 3, 4, 5)] == [False, True, True, False]
@@ -307,11 +317,12 @@ def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
         (["moco_demo", "--benchmark"], "this host has no Slurm"),
         (["status", "x"], "'x' has no submitted jobs"),
         (["cancel", "x"], "'x' has no submitted jobs"),
-        ([], "name a config or a pipeline, or give --check"),
-        (["--nodes", "2"], "name a config or a pipeline, or give --check"),
+        ([], "name a config or a pipeline, or give --check or --list"),
+        (["--nodes", "2"], "name a config or a pipeline, or give --check or --list"),
         (["--dry-run", "--check"], "--dry-run .*does not go with --check"),
         (["--dry-run", "--benchmark", "moco_demo"], "--dry-run .*does not go with"),
         (["demmo", "--dry-run"], "did you mean 'demo'"),
+        (["cifar10_lt_rotation_ldamdrw_100", "--dry-run"], "did you mean 'cifar10_lt_rotation_ldam_drw_100'"),
         (["demo", "--dry-run", "epoch=1"], "unknown key 'epoch'"),
         (["demo", "--dry-run", "--nodes", "0"], "--nodes must be at least 1"),
         (["demo", "--dry-run", "--time", "soon"], "--time must be HH:MM:SS"),

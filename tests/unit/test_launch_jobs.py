@@ -11,6 +11,7 @@ from launch import cluster, job
 from launch.cluster import is_live, job_states
 from launch.pipeline import StageJob, load_experiment
 from launch.sites import Site
+from launch.status import cancel
 from launch.submission import calls, parameters, read_submission, script, submit, submit_call
 from lt_train.errors import UserError
 from stubs import stub
@@ -61,6 +62,14 @@ def test_an_array_keeps_attempts_of_its_tasks_apart():
     assert [call.attempts for call in found] == [f"/shared/1/scores/attempts/{index}" for index in range(3)]
     assert found[2].words == ("lt_train", "score", "/shared/1/scores/scores.yaml", "--task", "2/3")
     assert calls(TRAIN, Site(), folder)[0].words == ("lt_train", "/shared/1/moco/moco.yaml")
+
+
+def test_a_command_runs_under_ranks_with_its_own_words():
+    stage = StageJob("heads", "run", "runs/x/heads", words=("heads", "runs/x/train", "--split", "val"))
+    assert calls(stage, Site(), Path("/shared/1"))[0].words == ("lt_train", "heads", "runs/x/train", "--split", "val")
+    assert calls(stage, Site(), Path("/shared/1"))[0].attempts == "/shared/1/heads/attempts"
+    told = flags(script(stage, Site(nodes=2, gpus_per_node=4), Path("/shared/1"), ["7"]))
+    assert (told["nodes"], told["ntasks-per-node"], told["gpus-per-node"], told["dependency"]) == ("2", "4", "4", "afterok:7")
 
 
 def test_a_job_waits_for_those_before_it_and_ends_when_they_fail():
@@ -139,6 +148,43 @@ def test_finished_stages_are_skipped_and_the_next_waits_for_after(scripts):
     assert [scripts()[job].get("dependency") for job in "1234"] == ["afterok:99", "afterok:99", "afterok:1", "afterok:3"]
     call = submit_call("check", job.check, [], Site(), Path("runs/check").resolve(), ["3"])
     assert scripts()[call.job]["dependency"] == "afterany:3"
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """Function that makes the stand-ins of squeue and sacct tell that all jobs are in this state."""
+
+    def answer(state: str) -> None:
+        stub(tmp_path / "bin", "sacct", "exit 0")
+        stub(tmp_path / "bin", "squeue", *(f"echo '{job}|{state}|{job}'" for job in range(1, 20)))
+
+    return answer
+
+
+def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(scripts, queue, tmp_path):
+    queue("RUNNING")
+    first = submit(load_experiment("cifar10_lt_rotation_ce_100", []), Site(), {}, None, [])
+    assert [stage.job for stage in first] == ["1", "2", "3", "4", "5"]
+    second = submit(load_experiment("cifar10_lt_rotation_resample_100", []), Site(), {}, None, [])
+    assert [(stage.name, stage.job) for stage in second] == [("labeled", "1"), ("rotation", "2"), ("train", "6"), ("evaluate", "7")]
+    assert scripts()["6"]["dependency"] == "afterok:2" and scripts()["7"]["dependency"] == "afterok:6"
+    third = submit(load_experiment("cifar10_lt_rotation_ce_100", [], "-seed1"), Site(), {}, None, [])
+    assert [stage.job for stage in third] == ["1", "8", "9", "10", "11"] and scripts()["8"]["dependency"] == "afterok:1"
+    with pytest.raises(UserError, match="stage rotation: job 2 trains in runs/cifar10_lt_100/rotation with other keys") as caught:
+        submit(load_experiment("cifar10_lt_rotation_focal_100", ["rotation:optim.lr=0.2"]), Site(), {}, None, [])
+    one_line(caught)
+    assert len(scripts()) == 11 and not Path("runs/cifar10_lt_rotation_focal_100").exists()
+    stub(tmp_path / "bin", "scancel", f'echo "$@" >> {tmp_path}/cancelled')
+    assert cancel(Path("runs/cifar10_lt_rotation_resample_100")) == ["6", "7"] and (tmp_path / "cancelled").read_text() == "7 6\n"
+    queue("FAILED")
+    again = submit(load_experiment("cifar10_lt_rotation_focal_100", ["rotation:optim.lr=0.2"]), Site(), {}, None, [])
+    assert [stage.job for stage in again] == ["12", "13", "14", "15"]
+
+
+def test_a_damaged_submission_of_another_experiment_is_no_hindrance(scripts):
+    Path("runs/other/slurm/1").mkdir(parents=True)
+    Path("runs/other/slurm/1/submission.json").write_text("{")
+    assert [stage.job for stage in submit(load_experiment("moco_demo", []), Site(), {}, None, [])] == ["1"]
 
 
 def test_wrong_resources_are_refused_before_any_stage_is_submitted(scripts):

@@ -26,8 +26,9 @@ def trained_bytes(module: torch.nn.Module) -> int:
 
 def test_gradient_bytes_are_those_of_the_stages(costs):
     config = Config(data=DataConfig(root="none"), moco=MocoConfig(queue_size=8))
+    counts = torch.ones(1000)
     with torch.device("meta"):
-        classifier = Classifier(config, torch.ones(1000))
+        classifier = Classifier(config, counts)
     assert costs["classifier"].gradients == trained_bytes(classifier) == 4 * (23_508_032 + 2048 * 1000 + 1000)
     assert costs["moco"].gradients == 4 * (23_508_032 + 2048 * 2048 + 2048 + 2048 * 128 + 128)
     small = Moco(load_config("moco_demo"), torch.ones(10))

@@ -1,0 +1,147 @@
+"""Pipelines with parameters: one YAML file stands for a pipeline for each combination of its parameters' values.
+
+    name: "{data}_{method}_{ratio}"                 # of each member
+    description: "{method} on {data}, ratio {ratio}"
+    parameters:                                     # values; or a mapping of values to more words that stand in braces
+      data: {cifar10_lt: {pool: ti.pickle}, svhn_lt: {pool: extra}}
+      method: [ce, ldam_drw]
+      ratio: [100, 50]
+    reference:                                      # top-1 errors in %, nested in the order of the parameters; some may lack
+      cifar10_lt: {ce: {100: 29.64}}
+    stages: ...
+
+In braces also stand ``sets``, the folder of data sets, ``here``, the pipeline's own, and in a stage those of the stages before it.
+"""
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lt_train.config import read_yaml
+from lt_train.errors import UserError
+
+KEYS = {"name": str, "description": str, "parameters": dict, "reference": dict, "stages": dict}
+TYPES = {str: "text", dict: "'key: value' lines", list: "a list", int: "a number"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A pipeline: a file's only one, or one of those that it stands for.
+
+    ``values``: of the parameters, by name; ``choices``: all of them. ``words``: what stands in braces. ``reference``: top-1 error in %,
+    if one is published.
+    """
+
+    name: str
+    description: str
+    path: Path
+    values: dict[str, str]
+    choices: dict[str, list[str]]
+    words: dict[str, str]
+    reference: float | None
+    stages: dict[str, Any]
+
+
+def read_members(path: Path) -> list[Member]:
+    """The pipelines that a YAML file stands for, in the order of its values."""
+    where, content = f"pipeline {path.stem}", read_yaml(path)
+    check_keys(content, KEYS, where)
+    if not content.get("stages"):
+        raise UserError(f"{where} has no stages")
+    parameters = {name: _choices(name, values, where) for name, values in content.get("parameters", {}).items()}
+    if parameters and "name" not in content:
+        raise UserError(f"{where} has parameters and needs a name with them in braces, such as \"{{{'}_{'.join(parameters)}}}\"")
+    _check_reference(content.get("reference", {}), parameters, where)
+    members = []
+    for combination in itertools.product(*parameters.values()):
+        values = dict(zip(parameters, combination))
+        words = {"sets": os.environ.get("LT_TRAIN_DATA", "data"), **values}
+        for name, value in values.items():
+            words |= {key: fill(word, words, where) for key, word in parameters[name][value].items()}
+        title = fill(content["name"], words, where) if parameters else path.stem
+        words["here"] = f"runs/{title}"
+        description = fill(content.get("description", ""), words, where)
+        choices = {name: list(found) for name, found in parameters.items()}
+        reference = _look_up(content.get("reference", {}), values)
+        members.append(Member(title, description, path, values, choices, words, reference, content["stages"]))
+    return members
+
+
+def list_members(folder: Path) -> list[Member]:
+    """All pipelines of a folder's files; their names differ."""
+    found: dict[str, Member] = {}
+    for path in sorted(folder.glob("*.yaml")):
+        for member in read_members(path):
+            if member.name in found:
+                raise UserError(f"pipelines {found[member.name].path.stem} and {path.stem} both have a member '{member.name}': names must differ")
+            found[member.name] = member
+    return list(found.values())
+
+
+def find_member(folder: Path, name: str) -> Member | None:
+    """The pipeline of this name; None if there is none."""
+    path = folder / f"{name}.yaml"
+    members = read_members(path) if path.is_file() else list_members(folder)
+    found = next((member for member in members if member.name == name), None)
+    if found is None and path.is_file():
+        raise UserError(f"'{name}' stands for {len(members)} pipelines: name one, such as {members[0].name}; python launch/local.py --list shows all")
+    return found
+
+
+def fill(text: str, words: dict[str, str], where: str) -> str:
+    """``text`` with the word of each ``{name}``."""
+    try:
+        return text.format_map(words)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise UserError(f"{where}: cannot fill in '{text}': {{...}} must be a parameter or a stage before it, of {', '.join(words)}") from error
+
+
+def is_wanted(condition: dict[str, Any], member: Member, where: str) -> bool:
+    """Whether a stage's ``when``, parameter -> list of values, holds for this member."""
+    for name, values in condition.items():
+        if name not in member.values or not isinstance(values, list):
+            raise UserError(f"{where}: when must give lists of values by the names of parameters, not '{name}: {values}'")
+        wrong = [value for value in values if str(value) not in member.choices[name]]
+        if wrong:
+            raise UserError(f"{where}: '{wrong[0]}' in its when is no value of {name}")
+    return all(member.values[name] in map(str, values) for name, values in condition.items())
+
+
+def check_keys(content: Any, known: dict[str, type], where: str) -> None:
+    """A :class:`UserError` for unknown keys and values of the wrong type."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where} does not hold 'key: value' lines")
+    for key, value in content.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}'; known: {', '.join(sorted(known))}")
+        if not isinstance(value, known[key]):
+            raise UserError(f"{where}: {key} must be {TYPES[known[key]]}, not '{value}'")
+
+
+def _choices(name: str, values: Any, where: str) -> dict[str, dict[str, str]]:
+    """Value -> the words that come with it."""
+    found = {str(value): {} for value in values} if isinstance(values, list) else values
+    if not isinstance(found, dict) or not found or not all(isinstance(words, dict) for words in found.values()):
+        raise UserError(f"{where}: parameter {name} must be a list of values, or have 'word: text' lines for each of them")
+    return {str(value): {key: str(word) for key, word in words.items()} for value, words in found.items()}
+
+
+def _check_reference(reference: Any, parameters: dict[str, dict], where: str) -> None:
+    """A :class:`UserError` for an entry that no member would ever find."""
+    if isinstance(reference, int | float):
+        return
+    name = next(iter(parameters), None)
+    wrong = [key for key in reference if str(key) not in parameters.get(name, {})] if isinstance(reference, dict) else [reference]
+    if wrong:
+        raise UserError(f"{where}: '{wrong[0]}' in its reference is {f'no value of {name}' if name else 'no number'}")
+    for below in reference.values():
+        _check_reference(below, {other: choices for other, choices in parameters.items() if other != name}, where)
+
+
+def _look_up(reference: Any, values: dict[str, str]) -> float | None:
+    for value in values.values():
+        if isinstance(reference, dict):
+            reference = {str(key): below for key, below in reference.items()}.get(value)
+    return None if isinstance(reference, dict) else reference
