@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.grid import Member, check_keys, fill, find_member, is_wanted, list_members
+from lt_train.__main__ import COMMANDS as LT_TRAIN_COMMANDS
 from lt_train.config import CONFIG_DIR, find_config, list_configs, list_methods, load_config, to_yaml
 from lt_train.errors import UserError
 
@@ -164,8 +165,8 @@ def _command_stage(name: str, key: str, text: str, where: str, run_dir: str, com
     except ValueError as error:
         raise UserError(f"{where}: cannot read '{text}': {error}") from error
     if key == "run":
-        if not words:
-            raise UserError(f"{where}: run must name a command of lt_train, such as 'evaluate {{train}}'")
+        if not words or words[0] not in LT_TRAIN_COMMANDS:
+            raise UserError(f"{where}: run must name a command of lt_train ({', '.join(LT_TRAIN_COMMANDS)}), such as 'evaluate {{train}}'")
         return StageJob(name, "run", run_dir, words=tuple(words), **common)
     if "--out" not in words[:-1]:
         raise UserError(f"{where}: its data_prep command has no --out")

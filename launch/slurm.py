@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,7 @@ def _dry_run(experiment: Experiment, site: Site, options: dict[str, Any], after:
         mine = site_of(stage, experiment, site, options)
         waits = f", after {', '.join(stage.after)}" if stage.after else ""
         _say(f"\n# stage {stage.name}{waits}: {folder / stage.name if stage.name in unfinished else 'finished, would be skipped'}")
+        _say(f"# python -m {COMMANDS.get(stage.kind, 'lt_train')} {shlex.join(stage.command)}")
         jobs = [f"<job of {name}>" for name in stage.after if name in unfinished]
         _say(script(stage, mine, folder, jobs or ([after] if after else [])))
 

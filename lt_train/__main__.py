@@ -21,8 +21,22 @@ COMMANDS = {  # each a module with a main(words)
 def main(words: list[str] | None = None) -> int:
     """The command with these arguments (default: the process's); returns its exit status."""
     words = sys.argv[1:] if words is None else words
-    if words[:1] and words[0] in COMMANDS:
-        return importlib.import_module(f"lt_train.{words[0]}").main(words[1:])
+    try:
+        if words and words[0] in COMMANDS:
+            return importlib.import_module(f"lt_train.{words[0]}").main(words[1:])
+        return _train(words)
+    except RuntimeError as error:
+        from lt_train import distributed
+
+        if "out of memory" in str(error):
+            raise UserError("out of GPU memory: use a smaller global_batch_size or data.eval_batch_size, or more ranks") from error
+        if distributed.is_lost_peer(error):
+            rank = distributed.read_environment()["rank"]
+            raise LostPeer(f"rank {rank} lost contact with another rank, whose own message says why") from error
+        raise
+
+
+def _train(words: list[str]) -> int:
     arguments = _parse(words)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
@@ -45,12 +59,6 @@ def main(words: list[str] | None = None) -> int:
         return EXIT_PREEMPTED
     except OSError as error:
         raise UserError(f"{error.filename or config.run.dir}: {error.strerror or error}; the last checkpoint is kept") from error
-    except RuntimeError as error:
-        if "out of memory" in str(error):
-            raise UserError("out of GPU memory: use a smaller global_batch_size or more ranks") from error
-        if distributed.is_lost_peer(error):
-            raise LostPeer(f"rank {world.rank} lost contact with another rank, whose own message says why") from error
-        raise
     return 0
 
 
@@ -61,11 +69,12 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
         description="Train one stage, on one process or under torchrun. The same command again resumes it.",
-        epilog=f"other commands (python -m lt_train COMMAND --help):\n{commands}\n\nconfigs:\n{configs}\n\nmethods, over any config:\n{methods}\n\nevery key and its default: --print-config",
+        epilog=f"other commands (python -m lt_train COMMAND --help):\n{commands}\n\nconfigs:\n{configs}\n\n"
+        f"methods, over any config:\n{methods}\n\nevery key and its default: --print-config",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override config keys, e.g. optim.lr=0.05; +METHOD: those of configs/methods/METHOD.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="override config keys, e.g. optim.lr=0.05; +METHOD: those of a method")
     parser.add_argument("--print-config", action="store_true", help="show the resolved config and exit")
     return parser.parse_args(words)
 

@@ -112,10 +112,8 @@ def _check_methods(config: Config) -> None:
         raise UserError("decoupled.method=lws scales the logits of a linear classifier: set classifier.head=linear")
     if config.proco.dim < 16:
         raise UserError(f"proco.dim must be at least 16, not {config.proco.dim}: the density's normaliser is inexact below")
-    if config.stage == "proco" and config.second_view is not None and config.second_view.size != config.view.size:
-        raise UserError("the proco stage sends all views through the network at once: second_view.size must be view.size")
-    if config.stage == "fixmatch" and config.second_view is not None and config.second_view.size != config.view.size:
-        raise UserError("the fixmatch stage sends both views through the network at once: second_view.size must be view.size")
+    if config.stage in ("proco", "fixmatch") and len({view.size for view in training_views(config).values()}) > 1:
+        raise UserError(f"the {config.stage} stage sends all views through the network at once: second_view.size must be view.size")
 
 
 def _check_view(key: str, view: ViewConfig, loader: str) -> None:

@@ -1,6 +1,6 @@
 """``python -m lt_train heads RUN_DIR``: classifiers that need no training, from one pass over a finished run's features.
 
-tau-normalisation and nearest class mean (Kang et al. 2020, section 4), and post-hoc logit adjustment (Menon et al. 2021, section 4.1).
+tau-normalisation and nearest class mean (Kang et al. 2020), and post-hoc logit adjustment (Menon et al. 2021).
 tau is chosen on the validation split, by the mean of the classes' accuracies; a set without one gets tau 1, unless the named
 switch chooses on the test split, as some published numbers do.
 """

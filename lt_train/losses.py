@@ -45,7 +45,7 @@ class Rule(nn.Module):
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, rule: Rule) -> torch.Tensor:
     """Softmax cross-entropy, the target smoothed by ``rule.smoothing`` (C,) of the label's class.
 
-    The true class keeps 1 - s, the rest is shared by the other classes alike (Zhong et al. 2021, equation 5).
+    The true class keeps 1 - s, the rest is shared by the other classes alike (Zhong et al. 2021).
     """
     if not (rule.config.label_smoothing or rule.config.label_aware_smoothing):
         return F.cross_entropy(logits, labels, reduction="none")
@@ -57,25 +57,25 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, rule: Rule) -> tor
 
 
 def focal(logits: torch.Tensor, labels: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """(1 - p)^gamma times cross-entropy, p the true class's probability (Lin et al. 2017, equation 4)."""
+    """(1 - p)^gamma times cross-entropy, p the true class's probability (Lin et al. 2017)."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     wrong = -torch.expm1(-losses)  # 1 - p; the power of an exact 0 has no finite gradient for gamma < 1
     return wrong.clamp(min=torch.finfo(losses.dtype).tiny) ** rule.config.gamma * losses
 
 
 def ldam(logits: torch.Tensor, labels: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Cross-entropy with the true class's logit lowered by a margin that grows as classes get rarer (Cao et al. 2019, equation 12)."""
+    """Cross-entropy with the true class's logit lowered by a margin that grows as classes get rarer (Cao et al. 2019)."""
     margins = F.one_hot(labels, logits.shape[1]) * rule.margins[labels, None]
     return cross_entropy(logits - margins, labels, rule)
 
 
 def balanced_softmax(logits: torch.Tensor, labels: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Cross-entropy of a softmax in which every class counts by its number of training samples (Ren et al. 2020, equation 3)."""
+    """Cross-entropy of a softmax in which every class counts by its number of training samples (Ren et al. 2020)."""
     return cross_entropy(logits + rule.log_prior, labels, rule)
 
 
 def logit_adjustment(logits: torch.Tensor, labels: torch.Tensor, rule: Rule) -> torch.Tensor:
-    """Cross-entropy of logits plus tau times the log prior (Menon et al. 2021, equation 10); tau 1 is the balanced softmax."""
+    """Cross-entropy of logits plus tau times the log prior (Menon et al. 2021); tau 1 is the balanced softmax."""
     return cross_entropy(logits + rule.config.tau * rule.log_prior, labels, rule)
 
 
@@ -102,7 +102,7 @@ def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def class_weights(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
     """Weights (C,) of mean 1 over the classes that have samples, 0 for others; ones for "none".
 
-    effective_number: (1 - beta) / (1 - beta^n) (Cui et al. 2019, equation 4); inverse: 1 / n, its limit for beta -> 1.
+    effective_number: (1 - beta) / (1 - beta^n) (Cui et al. 2019); inverse: 1 / n, its limit for beta -> 1.
     """
     present = counts > 0
     if config.class_weights == "none":
@@ -113,7 +113,7 @@ def class_weights(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
 
 
 def ldam_margins(counts: torch.Tensor, max_margin: float) -> torch.Tensor:
-    """Margins (C,) proportional to n^(-1/4), that of the rarest class ``max_margin`` (Cao et al. 2019, equation 13).
+    """Margins (C,) proportional to n^(-1/4), that of the rarest class ``max_margin`` (Cao et al. 2019).
 
     A class without samples has the rarest one's.
     """
@@ -125,7 +125,7 @@ def label_smoothing(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
     """How much of the target the true class gives away, by class (C,).
 
     label_aware_smoothing (head, tail): from ``tail`` for the rarest to ``head`` for the most frequent class along a quarter of a
-    sine (Zhong et al. 2021, equation 6, "concave").
+    sine (Zhong et al. 2021, "concave").
     """
     if config.label_aware_smoothing is None:
         return torch.full_like(counts, config.label_smoothing)

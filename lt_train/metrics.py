@@ -45,7 +45,7 @@ class Accuracy:
     def compute(self) -> dict:
         """Percentages over all ranks: top1, top5, balanced (mean over classes), many_shot, medium_shot, few_shot, per_class.
 
-        Also ``samples``; ``ece``, the expected calibration error (Guo et al. 2017, equation 3), of logits; ``confusion``, counts with a
+        Also ``samples``; ``ece``, the expected calibration error (Guo et al. 2017), of logits; ``confusion``, counts with a
         row a true class, of up to 100 classes. What has no samples is None. Collective: every rank must call it.
         """
         samples, top1, top5 = all_reduce_(self.counts.clone()).cpu().double()

@@ -56,7 +56,8 @@ def main(words: list[str]) -> int:
         try:
             add_columns(arguments.data, arguments.split, columns)
         except OSError as error:
-            raise UserError(f"cannot write to '{arguments.data}': {error.strerror or error}; make room or permit it, and give the same command again") from error
+            remedy = "make room or permit it, and give the same command again"
+            raise UserError(f"cannot write to '{arguments.data}': {error.strerror or error}; {remedy}") from error
         known = manifest.column("hidden_label") if "hidden_label" in manifest.columns else manifest.labels
         _say(f"{len(labels):,} samples of {arguments.data}/{arguments.split} labeled in {seconds:.1f} s; columns {', '.join(columns)}{_judged(labels, known)}")
     world.barrier()

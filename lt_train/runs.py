@@ -10,7 +10,7 @@ import torch
 from lt_train.checkpoint import CheckpointStore
 from lt_train.config import load_config
 from lt_train.data.manifest import Manifest, read_dataset
-from lt_train.distributed import World
+from lt_train.distributed import World, is_lost_peer
 from lt_train.engine import Engine, uses_bf16
 from lt_train.errors import UserError
 from lt_train.schema import Config, UnlabeledConfig
@@ -36,6 +36,8 @@ def open_run(folder: Path, overrides: list[str], world: World, step: int | None 
     try:
         _load(folder, config, stage, world, step, BestWeights(folder, result.get("selected_on", "last")))
     except (RuntimeError, OSError, KeyError) as error:
+        if is_lost_peer(error):
+            raise
         raise UserError(f"the weights in {folder} do not fit {config.data.root}: {error}; set data.root to the set it was trained on") from error
     # the layout in which the engine has computed
     layout = torch.channels_last if config.engine.name == "ddp" else torch.preserve_format
@@ -64,7 +66,8 @@ def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
     if "class_counts" in result:
         return result["class_counts"]
     if config.data.train_split not in dataset.splits:
-        raise UserError(f"{config.data.root} has no split '{config.data.train_split}', on which {folder} was trained; set data.root or data.train_split")
+        what = f"no split '{config.data.train_split}', on which {folder} was trained"
+        raise UserError(f"{config.data.root} has {what}; set data.root or data.train_split")
     return dataset.splits[config.data.train_split].class_counts
 
 

@@ -179,7 +179,7 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run. See the comments in lt_train/config.py for units."""
+    """Everything that decides a run; units are in the comments."""
 
     description: str = ""
     stage: Literal["moco", "rotation", "classifier", "decoupled", "experts", "proco", "semi", "fixmatch", "sourcing"] = "classifier"

@@ -98,7 +98,7 @@ class Trainer:
             if self.config.run.select != "last":
                 self._select(self.last_step)
                 self.selected_step = self.best.restore(self.engine.stage)
-            metrics = {split: self._evaluate(split, self.last_step) for split in self._evaluated_splits()}
+            metrics = {split: self._evaluate(split, self.selected_step) for split in self._evaluated_splits()}
         return self._finish(metrics)
 
     def build(self) -> None:
@@ -118,7 +118,8 @@ class Trainer:
             except UserError as error:
                 if file == BACKBONE_FILE:
                     raise
-                raise UserError(f"model.init_from must be the run of a linear classifier, which this goes on from, not a backbone alone: {error}") from error
+                what = "the run of a linear classifier, which this goes on from, not a backbone alone"
+                raise UserError(f"model.init_from must be {what}: {error}") from error
 
     def train(self, batches: Iterable[dict], first_step: int) -> float:
         """Run THE loop over ``batches``, logging, saving and evaluating when their steps come.
@@ -229,12 +230,16 @@ class Trainer:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 saved = self.folder / "config.yaml"
-                if saved.exists():
+                if saved.exists() and self._has_work():
                     self._check_same_config(saved)
                 write_atomically(saved, to_yaml(self.config).encode())
             except OSError as error:
                 raise UserError(f"cannot write to run.dir {self.folder}: {error.strerror}; choose another run.dir") from error
         self.world.barrier()
+
+    def _has_work(self) -> bool:
+        """Whether there is anything in the folder that another config could spoil; a start that failed leaves nothing."""
+        return (self.folder / "result.json").exists() or any((self.folder / "checkpoints").glob("step-*"))
 
     def _check_same_config(self, saved: Path) -> None:
         defaults = flatten(to_dict(Config()))  # for keys that are newer than the saved config

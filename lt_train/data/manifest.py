@@ -15,7 +15,6 @@ import json
 import logging
 import mmap
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from lt_train.data.spool import Spool
 from lt_train.errors import UserError
 
 FORMAT_VERSION = 1
@@ -106,7 +106,7 @@ def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: p
     record batch, which readers map without a copy.
     """
     counts = np.zeros(num_classes, np.int64)
-    with _Spool(root, schema) as spool:
+    with Spool(root, schema) as spool:
         for table in tables:
             labels = table["label"].to_numpy()
             counts += np.bincount(labels[labels >= 0], minlength=num_classes)
@@ -139,68 +139,6 @@ def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.nd
     labeled = labels >= 0
     offsets = np.concatenate([[0], np.cumsum(np.bincount(labels[labeled], minlength=num_classes))]).astype(np.int64)
     return ids[len(labels) - int(labeled.sum()) :], offsets
-
-
-class _Spool:
-    """Columns of a growing table in temporary files."""
-
-    def __init__(self, folder: Path, schema: pa.Schema):
-        self.schema, self.rows = schema, 0
-        self._maps: list[mmap.mmap] = []
-        # text is two files: the characters, and Arrow's offsets, 0 and where each value ends
-        self.files = {
-            (name, part): tempfile.TemporaryFile(dir=folder)
-            for name, kind in zip(schema.names, schema.types)
-            for part in (("offsets", "values") if kind == pa.string() else ("values",))
-        }
-        self.characters = {name: 0 for name, part in self.files if part == "offsets"}
-        for name in self.characters:
-            self.files[name, "offsets"].write(np.int32(0).tobytes())
-
-    def __enter__(self) -> "_Spool":
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def append(self, table: pa.Table) -> None:
-        self.rows += len(table)
-        for name, kind in zip(self.schema.names, self.schema.types):
-            if kind != pa.string():
-                self.files[name, "values"].write(table[name].to_numpy().tobytes())
-                continue
-            encoded = [value.encode() for value in table[name].to_pylist()]
-            ends = self.characters[name] + np.cumsum([len(value) for value in encoded], dtype=np.int64)
-            if len(ends) and ends[-1] > np.iinfo(np.int32).max:
-                raise UserError(f"the column '{name}' of the manifest has more than 2 GiB of text; split the data set")
-            self.files[name, "offsets"].write(ends.astype(np.int32).tobytes())
-            self.files[name, "values"].write(b"".join(encoded))
-            self.characters[name] = int(ends[-1]) if len(ends) else self.characters[name]
-
-    def forget(self) -> None:
-        """Take the pages that were read from memory; they are read again if they are asked for."""
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
-
-    def batch(self) -> pa.RecordBatch:
-        """All rows, mapped from the files."""
-        arrays = []
-        for name, kind in zip(self.schema.names, self.schema.types):
-            values = self._mapped(name, "values")
-            if kind == pa.string():
-                arrays.append(pa.StringArray.from_buffers(self.rows, self._mapped(name, "offsets"), values))
-            else:
-                arrays.append(pa.Array.from_buffers(kind, self.rows, [None, values]))
-        return pa.record_batch(arrays, schema=self.schema)
-
-    def _mapped(self, name: str, part: str) -> pa.Buffer:
-        file = self.files[name, part]
-        file.flush()
-        if not file.tell():
-            return pa.py_buffer(b"")
-        self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return pa.py_buffer(self._maps[-1])
 
 
 class _Sink:

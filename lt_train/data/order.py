@@ -83,14 +83,14 @@ class ByClassShares:
 
 
 class SquareRoot(ByClassShares):
-    """Classes by the square root of their size (Mahajan et al. 2018; Kang et al. 2020, equation 1 with q = 1/2)."""
+    """Classes by the square root of their size (Mahajan et al. 2018; Kang et al. 2020)."""
 
     def shares(self, epoch: int) -> np.ndarray:
         return np.sqrt(self.counts)
 
 
 class ProgressivelyBalanced(ByClassShares):
-    """From instance-balanced to class-balanced shares, linearly over the epochs (Kang et al. 2020, equation 2)."""
+    """From instance-balanced to class-balanced shares, linearly over the epochs (Kang et al. 2020)."""
 
     def shares(self, epoch: int) -> np.ndarray:
         present = self.counts > 0

@@ -1,7 +1,7 @@
 """Probabilistic contrastive learning for long-tailed recognition (ProCo; Du et al. 2024).
 
 Every class's contrastive features are taken for a von Mises-Fisher distribution on the unit sphere. The expected supervised contrastive
-loss over infinitely many samples of all classes then has a closed form (proposition 3.2), so that tail classes need no large batch
+loss over infinitely many samples of all classes then has a closed form, so that tail classes need no large batch
 to be contrasted with. One view trains the classifier, two more the projector; all share the backbone.
 """
 
@@ -59,7 +59,7 @@ class Proco(Classifier):
         self.feature_counts[1] += together[:, -1]
 
     def contrastive_logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) of unit ``features`` (B, dim) whose cross-entropy is the paper's loss (equation 12).
+        """Logits (B, C) of unit ``features`` (B, dim) whose cross-entropy is the paper's loss.
 
         log prior + log C_p(kappa_c) - log C_p(|kappa_c mu_c + z / temperature|), C_p the density's normaliser.
         """

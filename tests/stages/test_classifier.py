@@ -12,16 +12,17 @@ from lt_train.distributed import World
 from lt_train.metrics import Accuracy, gather_rows
 from lt_train.optim import make_optimizer
 from lt_train.stages import STAGES, Stage
+from lt_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights, load_weights
 
 CLASS_COUNTS = torch.tensor([150, 40, 7])
 
 
-def make_stage(name: str, freeze_bn_stats: bool = True) -> Stage:
+def make_stage(name: str, freeze_bn_stats: bool = True, method: str = "crt") -> Stage:
     torch.manual_seed(0)
     config = Config(
         stage=name,
         model=ModelConfig("resnet32_cifar", init_from="a finished run"),
-        decoupled=DecoupledConfig(freeze_bn_stats=freeze_bn_stats),
+        decoupled=DecoupledConfig(method, freeze_bn_stats),
     )
     return STAGES[name](config, CLASS_COUNTS).train()
 
@@ -100,6 +101,30 @@ def test_crt_trains_the_classifier_alone(freeze_bn_stats):
     assert with_gradient == {"classifier.weight", "classifier.bias"}
 
 
+def test_lws_trains_one_number_a_class_and_starts_as_the_old_classifier(tmp_path):
+    old, stage = make_stage("classifier").eval(), make_stage("decoupled", method="lws")
+    torch.nn.init.normal_(old.classifier.weight)
+    files = {BACKBONE_FILE: old.backbone, CLASSIFIER_FILE: old.classifier}
+    assert stage.starting_weights().keys() == files.keys()
+    for file, module in stage.starting_weights().items():
+        export_weights(files[file], tmp_path / file, {})
+        load_weights(module, tmp_path, file)
+    images = make_batch(0)["views"][0]
+    assert stage.eval().predict(images).equal(old.predict(images))
+
+    before = {name: value.clone() for name, value in stage.train().state_dict().items()}
+    train(stage, 2)
+    assert [name for name, value in stage.state_dict().items() if not value.equal(before[name])] == ["classifier.scale"]
+    factors = torch.tensor([2.0, 0.5, 1.0])
+    with torch.no_grad():
+        stage.classifier.scale.copy_(factors)
+    torch.testing.assert_close(stage.eval().predict(images), factors * old.predict(images))
+
+
+def test_crt_starts_with_a_new_classifier():
+    assert list(make_stage("decoupled").starting_weights()) == [BACKBONE_FILE]
+
+
 # accuracy
 
 
@@ -135,6 +160,52 @@ def test_groups_and_classes_without_samples_have_no_accuracy():
     actual = accuracy_of(torch.eye(3)[:2], torch.tensor([0, 1]), [500, 300, 5])
     assert (actual["many_shot"], actual["medium_shot"], actual["few_shot"]) == (100, None, None)
     assert actual["per_class"] == [100, 100, None]
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_and_confusion_counts_pairs():
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+    scores, labels = random_scores(400, 5)
+    actual = accuracy_of(scores, labels, [10] * 5)
+    assert actual["balanced"] == pytest.approx(100 * float(MulticlassAccuracy(5, average="macro")(scores, labels)), abs=1e-3)
+    assert actual["confusion"] == MulticlassConfusionMatrix(5)(scores, labels).tolist()
+    seen = accuracy_of(scores[labels != 3], labels[labels != 3], [10] * 5)  # a class that the split lacks
+    assert seen["balanced"] == pytest.approx(sum(actual["per_class"][label] for label in (0, 1, 2, 4)) / 4, abs=1e-3)
+
+
+def test_calibration_error_equals_torchmetrics():
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    scores, labels = random_scores(700, 4)
+    for logits in (scores, 20 * scores, scores / 20):
+        expected = 100 * float(MulticlassCalibrationError(4, n_bins=15, norm="l1")(logits.softmax(1), labels))
+        assert accuracy_of(logits, labels, [10] * 4)["ece"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_calibration_error_by_hand():
+    """Four predictions at 0.9, three right, and two at 0.6, none right: (4 * |0.75 - 0.9| + 2 * |0 - 0.6|) / 6."""
+    confidence, right = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6]), torch.tensor([1, 1, 1, 0, 0, 0])
+    scores = torch.stack([confidence, 1 - confidence], 1).log() + 3
+    assert accuracy_of(scores, 1 - right, [10, 10])["ece"] == pytest.approx(100 * (4 * 0.15 + 2 * 0.6) / 6, abs=1e-3)
+
+
+def test_scores_that_are_no_logits_have_no_calibration():
+    accuracy = Accuracy(CLASS_COUNTS, torch.device("cpu"), logits=False)
+    accuracy.update(*random_scores(20, 3))
+    assert "ece" not in accuracy.compute()
+
+
+def test_a_prediction_of_no_class_is_wrong_and_has_no_column():
+    """As of the sourcing stage, which has one output more than there are classes."""
+    predicted, labels = torch.tensor([0, 3, 3, 2, 3]), torch.tensor([0, 0, 2, 2, 1])
+    actual = accuracy_of(torch.nn.functional.one_hot(predicted, 4).float(), labels, CLASS_COUNTS)
+    assert actual["confusion"] == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert actual["top1"] == 40 and actual["per_class"] == [50, 0, 50]
+
+
+def test_many_classes_have_no_confusion_matrix():
+    scores, labels = random_scores(30, 101)
+    assert "confusion" not in accuracy_of(scores, labels, [1] * 101)
 
 
 def share_of_samples(world: World, samples: int) -> tuple[dict, torch.Tensor]:

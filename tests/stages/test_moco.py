@@ -9,7 +9,7 @@ from ranks import one_thread, run_on_ranks  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.schema import Config, MocoConfig, ModelConfig, OptimConfig
+from lt_train.schema import Config, KnnConfig, MocoConfig, ModelConfig, OptimConfig
 from lt_train.data.order import batch_slice
 from lt_train.distributed import World
 from lt_train.metrics import knn_scores
@@ -35,7 +35,8 @@ def make_config(global_batch_size: int, bn_splits: int = 1) -> Config:
         global_batch_size=global_batch_size,
         model=ModelConfig("resnet32_cifar"),
         optim=OptimConfig(lr=0.05, scale_lr=False),
-        moco=MocoConfig(8, QUEUE_SIZE, TEMPERATURE, MOMENTUM, bn_splits, knn_k=3),
+        moco=MocoConfig(8, QUEUE_SIZE, TEMPERATURE, MOMENTUM, bn_splits=bn_splits),
+        knn=KnnConfig(k=3),
     )
 
 

@@ -117,6 +117,7 @@ def test_a_wrong_value_is_named(empty, override, words):
         (["+focal", "+label_smoothing"], "loss.name=focal is not defined for smoothed labels"),
         (["+focal", "+label_aware_smoothing"], "loss.name=focal is not defined for smoothed labels"),
         (["+label_smoothing", "+label_aware_smoothing"], "exclude each other"),
+        (["epochs=90", "+drw"], "loss.weights_from_epoch=160 is not before the end of 90 epochs"),
         (["loss.label_smoothing=1.0"], "loss.label_smoothing must be from 0 to below 1"),
         (["loss.label_aware_smoothing=[0.3,-0.1]"], "loss.label_aware_smoothing must be from 0 to below 1"),
         (["loss.beta=1.0"], "loss.beta must be from 0 to below 1, not 1.0"),

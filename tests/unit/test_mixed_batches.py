@@ -13,7 +13,7 @@ from pictures import encode
 from data_prep.plan import make_plan
 from data_prep.shards import write
 from data_prep.source import Source, SourceSplit
-from lt_train.schema import Config, DataConfig, UnlabeledConfig, ViewConfig
+from lt_train.schema import Config, DataConfig, EngineConfig, ModelConfig, RunConfig, UnlabeledConfig, ViewConfig
 from lt_train.data.loader import LoaderFactory, labeled_batch
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -111,6 +111,14 @@ def test_an_epoch_is_a_pass_over_the_labeled_samples(small, pool, tmp_path):
     assert alone.epoch(23) == pytest.approx(23 * 10 / len(small.labels))
 
 
+def test_a_pool_without_classes_adds_nothing_to_the_class_counts(small, pool, tmp_path):
+    config = configure(small, pool, stage="fixmatch", model=ModelConfig(backbone="resnet32_cifar"), run=RunConfig(dir=str(tmp_path)), engine=EngineConfig(precision="fp32"))
+    trainer = Trainer(config, World())
+    trainer.build()
+    assert trainer.engine.stage.pseudo_counts.tolist() == [0] * 4
+    assert trainer.engine.stage.rule.log_prior.exp().tolist() == pytest.approx([12 / 23, 6 / 23, 3 / 23, 2 / 23])
+
+
 def test_two_sets_whose_folders_have_one_name_are_staged_apart(small, pool, tmp_path):
     roots = [Path(shutil.copytree(root, tmp_path / kind / "set")) for kind, root in (("labeled", small.root), ("pool", pool))]
     config = configure(small, pool)
@@ -125,7 +133,7 @@ def test_two_sets_whose_folders_have_one_name_are_staged_apart(small, pool, tmp_
 
 def test_a_classifier_on_an_unlabeled_set_is_refused(pool, tmp_path):
     config = Config(data=DataConfig(root=str(pool), loader="resident"), view=WHOLE, eval_view=WHOLE)
-    with pytest.raises(UserError, match="unlabeled: only the moco stage"):
+    with pytest.raises(UserError, match="unlabeled: only moco and rotation"):
         Trainer(replace(config, run=replace(config.run, dir=str(tmp_path))), World())
 
 
