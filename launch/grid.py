@@ -15,6 +15,7 @@ In braces also stand ``sets``, the folder of data sets, ``here``, the pipeline's
 
 import itertools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def read_members(path: Path) -> list[Member]:
     members = []
     for combination in itertools.product(*parameters.values()):
         values = dict(zip(parameters, combination))
-        words = {"sets": os.environ.get("LT_TRAIN_DATA", "data"), **values}
+        words = {"sets": _sets(), **values}
         for name, value in values.items():
             words |= {key: fill(word, words, where) for key, word in parameters[name][value].items()}
         title = fill(content["name"], words, where) if parameters else path.stem
@@ -118,6 +119,13 @@ def check_keys(content: Any, known: dict[str, type], where: str) -> None:
             raise UserError(f"{where}: unknown key '{key}'; known: {', '.join(sorted(known))}")
         if not isinstance(value, known[key]):
             raise UserError(f"{where}: {key} must be {TYPES[known[key]]}, not '{value}'")
+
+
+def _sets() -> str:
+    folder = os.environ.get("LT_TRAIN_DATA", "data")
+    if re.search(r"[\s'\"\\]", folder):
+        raise UserError(f"LT_TRAIN_DATA='{folder}' stands in commands, which spaces and quotes in it would cut up: name another path to it")
+    return folder
 
 
 def _choices(name: str, values: Any, where: str) -> dict[str, dict[str, str]]:

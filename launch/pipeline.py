@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.grid import Member, check_keys, fill, find_member, is_wanted, list_members
-from lt_train.__main__ import COMMANDS as LT_TRAIN_COMMANDS
 from lt_train.config import CONFIG_DIR, find_config, list_configs, list_methods, load_config, to_yaml
 from lt_train.errors import UserError
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
 KINDS = {"config": "train", "prepare": "prepare", "score": "score", "run": "run"}  # the key that a stage has -> its kind
 STAGE_KEYS = {**dict.fromkeys(KINDS, str), "after": list, "set": dict, "when": dict, "dir": str, "tasks": int, "resources": dict}
+ON_RANKS = ("evaluate", "heads", "pseudo_label")  # commands of lt_train that a run stage can be
 COMMANDS = {"prepare": "data_prep", "run": "lt_train"}  # kinds whose ``words`` are a command -> its module
 
 
@@ -63,6 +63,12 @@ class Experiment:
     stages: tuple[StageJob, ...]  # each after those it depends on
     has_report: bool  # whether a pipeline's report goes to its folder
 
+    @property
+    def report(self) -> list[str]:
+        """The arguments of ``python -m lt_train.report``: the pipeline's runs, and those that it shares with others."""
+        shared = [stage.run_dir for stage in self.stages if stage.kind == "train" and Path(self.root) not in Path(stage.run_dir).parents]
+        return [self.root, *shared, "--out", self.root]
+
 
 def list_pipelines() -> list[tuple[str, str]]:
     """(name, one-line description) of every pipeline."""
@@ -110,7 +116,7 @@ def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> E
         own = [item.removeprefix(f"{stage}:") for item in overrides if ":" not in item.split("=")[0] or item.startswith(f"{stage}:")]
         if any(item.startswith("run.dir=") for item in own):
             raise UserError(f"the stages of a pipeline live in {root}, where later ones look for them; run.dir cannot be changed")
-        stages[stage] = _make_stage(stage, about, where, run_dir, words, [*(_what_it_is(member) if stage == last else []), *own])
+        stages[stage] = _make_stage(stage, about, where, run_dir, words, [*(_what_it_is(member, own) if stage == last else []), *own])
     for item in overrides:
         target, colon, _ = item.split("=")[0].partition(":")
         if colon and target not in stages:
@@ -131,9 +137,10 @@ def _check_stage(stage: Any, about: Any, member: Member) -> bool:
     return is_wanted(about.get("when", {}), member, where)
 
 
-def _what_it_is(member: Member) -> list[str]:
-    """Keys by which a run tells more than its config's own description does."""
-    reference = [] if member.reference is None else [f"reference_error={member.reference}"]
+def _what_it_is(member: Member, overrides: list[str]) -> list[str]:
+    """Keys by which a run tells more than its config's own description does; another method has not the published error."""
+    other = any(item.startswith("+") for item in overrides)
+    reference = [] if member.reference is None or other else [f"reference_error={member.reference}"]
     return [f"description={json.dumps(member.description)}", *reference] if member.values else []
 
 
@@ -165,8 +172,8 @@ def _command_stage(name: str, key: str, text: str, where: str, run_dir: str, com
     except ValueError as error:
         raise UserError(f"{where}: cannot read '{text}': {error}") from error
     if key == "run":
-        if not words or words[0] not in LT_TRAIN_COMMANDS:
-            raise UserError(f"{where}: run must name a command of lt_train ({', '.join(LT_TRAIN_COMMANDS)}), such as 'evaluate {{train}}'")
+        if not words or words[0] not in ON_RANKS:
+            raise UserError(f"{where}: run must be one of {', '.join(ON_RANKS)} with its arguments, such as 'evaluate {{train}}'")
         return StageJob(name, "run", run_dir, words=tuple(words), **common)
     if "--out" not in words[:-1]:
         raise UserError(f"{where}: its data_prep command has no --out")

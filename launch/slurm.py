@@ -68,7 +68,7 @@ def main() -> int:
     completed = follow(stages, console)
     for experiment in experiments if completed else []:
         if experiment.has_report:
-            subprocess.run([sys.executable, "-m", "lt_train.report", experiment.root], check=False)
+            subprocess.run([sys.executable, "-m", "lt_train.report", *experiment.report], check=False)
     return 0 if completed else 1
 
 

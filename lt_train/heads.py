@@ -25,6 +25,7 @@ from lt_train.metrics import Accuracy
 from lt_train.progress import console, setup_logging
 from lt_train.runs import autocast, check_labeled, open_run
 
+OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=")
 TAUS = [round(0.1 * step, 1) for step in range(21)]
 SHOWN = {"top1": "top-1", "balanced": "balanced", "many_shot": "many", "medium_shot": "medium", "few_shot": "few", "ece": "ECE"}
 
@@ -66,6 +67,8 @@ def main(words: list[str]) -> int:
         raise UserError(f"--select-on-test: {config.data.root} has no split '{config.data.test_split}'")
     for split in (config.data.train_split, *names.values()):
         check_labeled(data.manifest(split))
+    if arguments.out is None and any(word.startswith(OTHER_DATA) for word in arguments.overrides):
+        raise UserError("other data than the run's own: name a file for its numbers with --out; reports take heads.json for the run's own")
     with torch.no_grad():
         with autocast(config, world):
             means = class_means(stage.backbone, data.evaluate(config.data.train_split), len(stage.class_counts), world.device)
@@ -77,7 +80,7 @@ def main(words: list[str]) -> int:
             metrics = {names[split]: measure(head, part, tau, stage.class_counts) for split, part in splits.items()}
             heads.append({"name": head.name, "parameter": None if tau is None else f"tau {tau:g}", "metrics": metrics})
     if world.is_main:
-        _report(arguments.run, selected_on, heads)
+        _report(arguments.out or arguments.run / "heads.json", {"data": config.data.root, "selected_on": selected_on, "heads": heads})
     distributed.stop()
     return 0
 
@@ -142,13 +145,13 @@ def class_means(backbone: nn.Module, loader: Iterable[dict], classes: int, devic
     return (sums[:, :-1] / sums[:, -1:].clamp(min=1)).float()
 
 
-def _report(run: Path, selected_on: str, heads: list[dict]) -> None:
+def _report(path: Path, content: dict) -> None:
     try:
-        write_atomically(run / "heads.json", (json.dumps({"selected_on": selected_on, "heads": heads}) + "\n").encode())
+        write_atomically(path, (json.dumps(content) + "\n").encode())
     except OSError as error:
-        raise UserError(f"cannot write {run / 'heads.json'}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
     table = Table("head", "split", *SHOWN.values())
-    for head in heads:
+    for head in content["heads"]:
         name = head["name"] if head["parameter"] is None else f"{head['name']} ({head['parameter']})"
         for split, metrics in head["metrics"].items():
             table.add_row(name, split, *("-" if metrics.get(key) is None else f"{metrics[key]:.2f}" for key in SHOWN))
@@ -158,7 +161,7 @@ def _report(run: Path, selected_on: str, heads: list[dict]) -> None:
         "none": "there is no validation split: tau is 1; --select-on-test chooses on the test split",
         "test": "tau was chosen on the TEST split: no fair estimate",
     }
-    console.print(f"{about[selected_on]}; all numbers: {run / 'heads.json'}", highlight=False)
+    console.print(f"{about[content['selected_on']]}; all numbers: {path}", highlight=False)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -168,5 +171,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data.root=DIR")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: RUN_DIR/heads.json, which reports read)")
     parser.add_argument("--select-on-test", action="store_true", help="choose tau on the test split, as some published numbers do; marked in the output")
     return parser.parse_intermixed_args(words)

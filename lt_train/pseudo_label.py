@@ -5,6 +5,7 @@ next classifier is trained (stage semi). Ranks share the samples; memory holds o
 """
 
 import argparse
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,14 @@ import torch
 
 from lt_train import distributed
 from lt_train.data.loader import EvalPlan, make_loader
-from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Manifest, add_columns, read_dataset
+from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Manifest, add_columns, file_sha256, read_dataset
 from lt_train.distributed import World, gather_objects
 from lt_train.errors import UserError
 from lt_train.progress import console, setup_logging
 from lt_train.runs import autocast, open_run
 from lt_train.schema import Config
 from lt_train.score import predict_labels
+from lt_train.stages import Stage
 
 SAMPLES_AT_ONCE = 1 << 16
 KEPT_COLUMNS = (*MANIFEST_SCHEMA.names, "hidden_label")
@@ -41,6 +43,10 @@ def main(words: list[str]) -> int:
     manifest = Manifest(arguments.data, arguments.split)
     if manifest.classes and manifest.classes != read_dataset(config.data.root).classes:  # a pool of any images has none
         raise UserError(f"'{arguments.data}' was made for other classes than {config.data.root}, on which {arguments.run} was trained")
+    digest = f"weights {state_digest(stage)[:16]}"
+    if not arguments.replace and _has_columns(manifest, arguments, digest):
+        _say(f"{arguments.data}/{arguments.split} has the column {arguments.column} of these very weights already")
+        return 0
 
     def score(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         confidence, labels = stage.predict(images).float().softmax(1).max(1)
@@ -54,7 +60,7 @@ def main(words: list[str]) -> int:
         seconds = time.monotonic() - started
         columns = {arguments.column: pa.array(labels, pa.int32()), arguments.confidence_column: pa.array(confidences, pa.float32())}
         try:
-            add_columns(arguments.data, arguments.split, columns)
+            add_columns(arguments.data, arguments.split, columns, f"lt_train pseudo_label {arguments.run}, {digest}")
         except OSError as error:
             remedy = "make room or permit it, and give the same command again"
             raise UserError(f"cannot write to '{arguments.data}': {error.strerror or error}; {remedy}") from error
@@ -63,6 +69,28 @@ def main(words: list[str]) -> int:
     world.barrier()
     distributed.stop()
     return 0
+
+
+def state_digest(stage: Stage) -> str:
+    """sha256 of all weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(stage.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _has_columns(manifest: Manifest, arguments: argparse.Namespace, digest: str) -> bool:
+    """Whether both columns are there, of these weights; refuses to replace those of others unasked."""
+    wanted, split = {arguments.column, arguments.confidence_column}, manifest.dataset.splits[manifest.split]
+    table = f"{manifest.split}.arrow"
+    if wanted - split.added_columns.keys() and file_sha256(manifest.root / table) != split.tables.get(table):
+        return False  # an earlier call was killed before it could write dataset.json
+    made_by = {name: split.added_columns.get(name, "data_prep") for name in wanted & set(manifest.columns)}
+    others = [f"'{name}' by {origin}" for name, origin in sorted(made_by.items()) if not origin.endswith(digest)]
+    if others:
+        raise UserError(f"'{arguments.data}' has a column {others[0]} already; --replace makes it anew, --column and --confidence-column name other ones")
+    return len(made_by) == len(wanted)
 
 
 def _predict(config: Config, world: World, score: Callable, manifest: Manifest, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,5 +127,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="train", metavar="NAME")
     parser.add_argument("--column", default="pseudo_label", metavar="NAME")
     parser.add_argument("--confidence-column", default="confidence", metavar="NAME")
+    parser.add_argument("--replace", action="store_true", help="make columns anew that other weights, or data_prep, have made")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: what the run ended with, or its newest)")
     return parser.parse_intermixed_args(words)

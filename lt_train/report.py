@@ -20,6 +20,7 @@ from rich.text import Text
 from lt_train.data.manifest import write_atomically
 from lt_train.errors import UserError, run_cli
 
+AS_TRAINED = "as trained"  # the head in heads.json that a run's own row shows already
 RUN_FILES = ("result.json", "metrics.jsonl", "config.yaml")  # any of them makes a folder a run
 SCALARS = ("top1", "balanced", "many_shot", "medium_shot", "few_shot", "ece")
 COLUMNS = {  # of the table -> the metric that they show
@@ -200,7 +201,8 @@ def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[st
 
 
 def _heads(content: dict[str, Any]) -> tuple[str, tuple[Head, ...]]:
-    heads = [Head(str(head["name"]), str(head.get("parameter") or ""), *_reported(head["metrics"], "")) for head in content["heads"]]
+    others = [head for head in content["heads"] if head["name"] != AS_TRAINED]
+    heads = [Head(str(head["name"]), str(head.get("parameter") or ""), *_reported(head["metrics"], "")) for head in others]
     return content.get("selected_on") or "none", tuple(heads)
 
 

@@ -251,7 +251,7 @@ class Trainer:
         if changed:
             difference = ", ".join(f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed)
             raise UserError(
-                f"{self.folder} holds a run with another config ({difference}); choose another run.dir, or go on with "
+                f"{self.folder} holds a run with another config ({difference}); choose another run.dir, remove the folder, or go on with "
                 f"resume.allow_changes=[{','.join(changed)}]"
             )
 

@@ -63,6 +63,7 @@ class Split:
     shards: list[Shard]
     rejected: int = 0
     tables: dict[str, str] = field(default_factory=dict)  # the manifest's and the class index's file name -> sha256
+    added_columns: dict[str, str] = field(default_factory=dict)  # of the manifest, after it was prepared: name -> what made it
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: p
     return counts.tolist()
 
 
-def add_columns(root: Path, split: str, columns: dict[str, pa.Array]) -> None:
+def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: str) -> None:
     """Give the manifest of ``split`` these columns (N,), in place of any of the same names, and dataset.json its new checksum."""
     path, dataset = root / f"{split}.arrow", read_dataset(root)
     with pa.memory_map(str(path)) as file:
@@ -130,7 +131,8 @@ def add_columns(root: Path, split: str, columns: dict[str, pa.Array]) -> None:
         _write_ipc(path, pa.record_batch(arrays))
     part = dataset.splits[split]
     tables = part.tables | {path.name: file_sha256(path)}
-    write_dataset(root, replace(dataset, splits=dataset.splits | {split: replace(part, tables=tables)}))
+    added = part.added_columns | dict.fromkeys(columns, made_by)
+    write_dataset(root, replace(dataset, splits=dataset.splits | {split: replace(part, tables=tables, added_columns=added)}))
 
 
 def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

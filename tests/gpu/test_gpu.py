@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,30 @@ def test_views_of_two_sizes_and_kinds_on_the_gpu(demo_root):
 def test_bf16_training_over_nccl_learns(demo_root, tmp_path):
     losses = run(tmp_path, demo_root, "bf16", "classifier_demo", "engine.precision=bf16", "max_steps=40")
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["stage=rotation"],
+        ["+ldam_drw", "loss.weights_from_epoch=0", "sampler.name=progressively_balanced"],
+        ["+mixup", "+cutmix", "+cb_ce", "view.randaugment_ops=2"],
+        ["stage=experts"],
+        ["stage=proco", "+balanced_softmax"],
+        ["stage=fixmatch", "unlabeled.root={root}", "second_view.randaugment_ops=2", "fixmatch.threshold=0.2"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_method_trains_as_on_the_cpu(demo_root, tmp_path, settings):
+    """One step, since bf16's rounding grows from step to step; then the metrics of the commands."""
+    settings = [setting.format(root=demo_root) for setting in settings]
+    found = run(tmp_path, demo_root, "gpu", "classifier_demo", *settings, "engine.precision=fp32", "max_steps=1")
+    stage = [sys.executable, "-m", "lt_train", "classifier_demo", f"data.root={demo_root}", f"run.dir={tmp_path}/cpu", "run.log_every=1"]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*stage, "global_batch_size=32", *settings, "engine.precision=fp32", "max_steps=1"], check=True, env=hidden)
+    on_cpu = [json.loads(line) for line in (tmp_path / "cpu" / "metrics.jsonl").read_text().splitlines()]
+    assert found[0] == pytest.approx(on_cpu[0]["loss"], rel=2e-2)
+    subprocess.run([sys.executable, "-m", "lt_train", "evaluate", str(tmp_path / "gpu")], check=True)
 
 
 def test_deepspeed_and_compile_give_the_losses_of_ddp(demo_root, tmp_path):

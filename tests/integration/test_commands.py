@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -27,7 +28,7 @@ from data_prep.source import Source, SourceSplit
 from lt_train.__main__ import COMMANDS, main
 from lt_train.config import load_config
 from lt_train.data.loader import LoaderFactory
-from lt_train.data.manifest import Manifest
+from lt_train.data.manifest import Manifest, add_columns
 from lt_train.distributed import World
 from lt_train.errors import exit_status
 from lt_train.heads import TAUS, Features, Head, choose_tau, class_means, collect, make_heads
@@ -489,6 +490,19 @@ def test_pseudo_labels_are_the_runs_predictions_and_their_worth_is_told(copied, 
     assert list(problems(unlabeled)) == [] and shards.items() <= content(unlabeled).items()
     run("pseudo_label", copied, "--data", unlabeled, "--column", "early", "--confidence-column", "sure", "--step", "5")
     assert {"pseudo_label", "early", "sure", "hidden_label"} <= set(Manifest(unlabeled, "train").columns)
+
+
+def test_pseudo_labels_are_not_made_twice_nor_replaced_unasked(copied, unlabeled, capsys):
+    run("pseudo_label", copied, "--data", unlabeled)
+    before = content(unlabeled)
+    run("pseudo_label", copied, "--data", unlabeled)
+    assert "of these very weights already" in capsys.readouterr().err and content(unlabeled) == before
+    earlier = ("pseudo_label", copied, "--data", unlabeled, "--step", "5")
+    assert "--replace makes it anew" in refused(capsys, *earlier) and content(unlabeled) == before
+    run(*earlier, "--replace")
+    assert content(unlabeled) != before and list(problems(unlabeled)) == []
+    add_columns(unlabeled, "train", {"published": pa.array(np.zeros(len(Manifest(unlabeled, "train")), np.int32))}, "data_prep")
+    assert "'published' by data_prep" in refused(capsys, "pseudo_label", copied, "--data", unlabeled, "--column", "published", "--confidence-column", "new")
 
 
 def test_damaged_samples_get_no_pseudo_label(copied, unlabeled, damaged_copy):

@@ -45,7 +45,7 @@ def unlabeled(tmp_path_factory) -> Path:
     split = SourceSplit(None, keys, Greys(), {"hidden_label": HIDDEN.astype(np.int32)}, deal_by=HIDDEN)
     root = prepared(Source("unlabeled", CLASSES, {"train": split}), tmp_path_factory.mktemp("unlabeled") / "set", 4)
     order = numbers(Manifest(root, "train"))
-    add_columns(root, "train", {"pseudo_label": pa.array(PSEUDO[order], pa.int32()), "confidence": pa.array(CONFIDENCE[order])})
+    add_columns(root, "train", {"pseudo_label": pa.array(PSEUDO[order], pa.int32()), "confidence": pa.array(CONFIDENCE[order])}, "tests")
     return root
 
 
@@ -253,7 +253,7 @@ def test_other_classes_no_such_column_and_nothing_left_are_one_line_each(small, 
 def test_added_columns_replace_those_of_their_names_and_nothing_else(copy):
     before, shards = Manifest(copy, "train"), {path: file_sha256(path) for path in copy.glob("*.tar")}
     labels = np.arange(11, dtype=np.int32) % 4
-    add_columns(copy, "train", {"pseudo_label": pa.array(labels), "margin": pa.array(labels / 7)})
+    add_columns(copy, "train", {"pseudo_label": pa.array(labels), "margin": pa.array(labels / 7)}, "tests")
     after = Manifest(copy, "train")
     assert after.column("pseudo_label").tolist() == labels.tolist() and after.column("margin").tolist() == (labels / 7).tolist()
     assert sorted(after.columns) == sorted([*before.columns, "margin"])
@@ -266,7 +266,7 @@ def test_added_columns_replace_those_of_their_names_and_nothing_else(copy):
 def test_who_has_the_manifest_open_goes_on(copy):
     reader = Manifest(copy, "train")
     keys = [reader.key(index) for index in range(11)]
-    add_columns(copy, "train", {"pseudo_label": pa.array(np.full(11, 3, np.int32))})
+    add_columns(copy, "train", {"pseudo_label": pa.array(np.full(11, 3, np.int32))}, "tests")
     assert reader.column("pseudo_label").tolist() == PSEUDO[numbers(reader)].tolist()
     assert [reader.key(index) for index in range(11)] == keys and all(reader.read(index) is not None for index in range(11))
 
@@ -276,14 +276,14 @@ def test_killed_between_manifest_and_checksum_the_same_call_mends_it(copy, monke
     with monkeypatch.context() as patch:
         patch.setattr(on_disk, "write_dataset", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            add_columns(copy, "train", columns)
+            add_columns(copy, "train", columns, "tests")
     assert list(problems(copy)) == ["train.arrow is not as it was written (sha256 differs)"]
     assert Manifest(copy, "train").column("pseudo_label").tolist() == [3] * 11
-    add_columns(copy, "train", columns)
+    add_columns(copy, "train", columns, "tests")
     assert list(problems(copy)) == [] and not list(copy.glob(".*"))
 
 
 def test_an_empty_split_may_have_columns_too(prepare, photos):
     root = prepare({"train": ([photos["square"]], [0]), "val": ([], [])}, classes=1)
-    add_columns(root, "val", {"pseudo_label": pa.array([], pa.int32())})
+    add_columns(root, "val", {"pseudo_label": pa.array([], pa.int32())}, "tests")
     assert "pseudo_label" in Manifest(root, "val").columns and list(problems(root)) == []

@@ -100,7 +100,7 @@ def test_a_wrong_name_is_one_line_with_the_nearest(grid, name, words):
         ("{prepare: \"demo {options}\"}", "{prepare: \"demo {option}\"}", r"stage labeled: cannot fill in 'demo \{option\}'"),
         ("heads {train} --out {here}", "heads {trian} --out {here}", r"stage heads: cannot fill in .*of .*here, labeled, before, train$"),
         ("heads {train} --out {here}", "heads {train --out {here}", "stage heads: cannot fill in"),
-        ('run: "heads {train} --out {here}/heads"', 'run: ""', "stage heads: run must name a command of lt_train"),
+        ('run: "heads {train} --out {here}/heads"', 'run: ""', "stage heads: run must be one of evaluate, heads, pseudo_label"),
         ('{run: "heads {train} --out {here}/heads"', '{run: "heads", set: {seed: 1}', "stage heads: 'set' is for configs"),
         ('{run: "heads {train} --out {here}/heads"', '{run: "heads", tasks: 2', "stage heads: tasks"),
         ('{run: "heads {train} --out {here}/heads"', '{run: "heads", dir: x', "stage heads: only a stage with a config has a dir"),
@@ -168,7 +168,7 @@ def test_stages_run_in_order_with_their_commands_and_prepared_sets_are_left(grid
     assert call(monkeypatch, capsys, "demo_ce", "--ranks", "1")[0] == 0
     start, *trained, heads, report = ran
     assert start == ("data_prep", "demo", "--out", "data/demo") and [config for config, _ in trained] == ["moco_demo", "classifier_demo"]
-    assert heads == ("heads", "runs/demo_ce/train") and report == ("lt_train.report", "runs/demo_ce")
+    assert heads == ("heads", "runs/demo_ce/train") and report == ("lt_train.report", "runs/demo_ce", "runs/demo/before", "--out", "runs/demo_ce")
     (tmp_path / "data" / "demo").mkdir(parents=True)
     (tmp_path / "data" / "demo" / "dataset.json").write_text("{}")
     ran.clear()
