@@ -99,6 +99,7 @@ def test_names_are_unique_and_no_config_s():
     assert len(set(names)) == len(names) and all(member.description for member in MEMBERS)
 
 
+@pytest.mark.slow
 def test_every_member_resolves_from_data_to_evaluation():
     """Run folders and prepared sets follow from the stages before; the run that a member is for carries what it is."""
     for member in MEMBERS:
