@@ -60,7 +60,7 @@ class Engine:
 
     def autocast(self) -> torch.autocast:
         """The precision context for running parts of the stage outside :meth:`forward`."""
-        return torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return autocast(self.config, self.world)
 
     @staticmethod
     def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -197,6 +197,11 @@ class SharedStatistics:
             self._work.wait()
             self.flat.mul_(1 / self.ranks)
             self._work = None
+
+
+def autocast(config: Config, world: World) -> torch.autocast:
+    """The precision in which a run computes, as a context."""
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device))
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:

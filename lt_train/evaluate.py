@@ -1,7 +1,6 @@
 """``python -m lt_train evaluate RUN_DIR``: metrics of a run, finished or not, on the splits of its data set or of another."""
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -9,10 +8,11 @@ from rich.table import Table
 
 from lt_train import distributed
 from lt_train.data.loader import LoaderFactory, check_bad_samples
-from lt_train.data.manifest import read_dataset, write_atomically
+from lt_train.data.manifest import read_dataset
+from lt_train.engine import autocast
 from lt_train.errors import UserError
 from lt_train.progress import console, setup_logging
-from lt_train.runs import autocast, check_labeled, open_run
+from lt_train.runs import check_labeled, open_run, write_metrics
 
 
 def main(words: list[str]) -> int:
@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
         check_bad_samples(len(manifest) - metrics[split]["samples"], manifest, config.data.max_bad_share)
     if world.is_main:
         out = arguments.out or arguments.run / "evaluation.json"
-        _write(out, {"run": str(arguments.run), "data": config.data.root, "step": arguments.step, "headline": stage.headline, "metrics": metrics})
+        write_metrics(out, {"run": str(arguments.run), "data": config.data.root, "step": arguments.step, "headline": stage.headline, "metrics": metrics})
         console.print(metrics_table(metrics))
         console.print(f"by class, and confusion where there are up to 100 classes: {out}", highlight=False)
     distributed.stop()
@@ -54,13 +54,6 @@ def metrics_table(metrics: dict[str, dict]) -> Table:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
-
-
-def _write(path: Path, content: dict) -> None:
-    try:
-        write_atomically(path, (json.dumps(content) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -6,7 +6,6 @@ switch chooses on the test split, as some published numbers do.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from torch.nn import functional as F
 
 from lt_train import distributed
 from lt_train.data.loader import LoaderFactory
-from lt_train.data.manifest import write_atomically
 from lt_train.distributed import all_reduce_
+from lt_train.engine import autocast
 from lt_train.errors import UserError
-from lt_train.metrics import Accuracy
+from lt_train.metrics import Accuracy, collect_features
 from lt_train.progress import console, setup_logging
-from lt_train.runs import autocast, check_labeled, open_run
+from lt_train.runs import check_classifier, check_labeled, open_run, write_metrics
 
 OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=")
 TAUS = [round(0.1 * step, 1) for step in range(21)]
@@ -54,8 +53,7 @@ def main(words: list[str]) -> int:
     world = distributed.start()
     setup_logging(world.is_main)
     config, stage = open_run(arguments.run, arguments.overrides, world)
-    if not hasattr(stage, "classifier") or config.stage == "sourcing":
-        raise UserError(f"'{arguments.run}' is a run of the stage '{config.stage}', which has no classifier of the labels; name a classifier's run")
+    check_classifier(arguments.run, config)
     data = LoaderFactory(config, world)
     have = data.train_set.dataset.splits
     names = {name: split for name, split in (("val", config.data.val_split), ("test", config.data.test_split)) if split in have}
@@ -129,10 +127,7 @@ def measure(head: Head, split: Features, tau: float | None, class_counts: torch.
 
 def collect(backbone: nn.Module, loader: Iterable[dict], device: torch.device) -> Features:
     """The backbone's features of this rank's part of a split."""
-    pairs = [(backbone(batch["views"][0]).float(), batch["label"]) for batch in loader]
-    if not pairs:  # more ranks than samples
-        return Features(torch.zeros(0, backbone.out_features, device=device), torch.zeros(0, dtype=torch.int64, device=device))
-    return Features(*(torch.cat(column) for column in zip(*pairs)))
+    return Features(*collect_features(lambda images: backbone(images).float(), loader, backbone.out_features, device))
 
 
 def class_means(backbone: nn.Module, loader: Iterable[dict], classes: int, device: torch.device) -> torch.Tensor:
@@ -146,10 +141,7 @@ def class_means(backbone: nn.Module, loader: Iterable[dict], classes: int, devic
 
 
 def _report(path: Path, content: dict) -> None:
-    try:
-        write_atomically(path, (json.dumps(content) + "\n").encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
+    write_metrics(path, content)
     table = Table("head", "split", *SHOWN.values())
     for head in content["heads"]:
         name = head["name"] if head["parameter"] is None else f"{head['name']} ({head['parameter']})"

@@ -4,6 +4,8 @@ Many-, medium- and few-shot classes are those with more than 100, 20 to 100 and 
 2019); a group's accuracy is the mean over its classes' samples.
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 from lt_train.data.manifest import shot_groups
@@ -81,6 +83,17 @@ def knn_scores(
         similarity, nearest = (features @ bank.T).topk(min(k, len(bank)), dim=1)
     votes = similarity.new_zeros(len(features), num_classes)
     return votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
+
+
+def collect_features(
+    embed: Callable[[torch.Tensor], torch.Tensor], loader: Iterable[dict], width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (B, ``width``) and labels (B,) of all images of this rank's ``loader``; ``embed``: images -> features."""
+    pairs = [(embed(batch["views"][0]), batch["label"]) for batch in loader]
+    if not pairs:  # more ranks than samples
+        return torch.zeros(0, width, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    features, labels = zip(*pairs)
+    return torch.cat(features), torch.cat(labels)
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:

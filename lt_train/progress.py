@@ -13,6 +13,11 @@ PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 console = Console(stderr=True, soft_wrap=True)
 
 
+def say(line: str) -> None:
+    """Write a line as it is, on whatever rank."""
+    console.print(line, highlight=False, markup=False)
+
+
 class ConsoleHandler(logging.Handler):
     """Log lines beside the progress bar, never wrapped."""
 

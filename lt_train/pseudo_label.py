@@ -18,9 +18,10 @@ from lt_train import distributed
 from lt_train.data.loader import EvalPlan, make_loader
 from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Manifest, add_columns, file_sha256, read_dataset
 from lt_train.distributed import World, gather_objects
+from lt_train.engine import autocast
 from lt_train.errors import UserError
-from lt_train.progress import console, setup_logging
-from lt_train.runs import autocast, open_run
+from lt_train.progress import say, setup_logging
+from lt_train.runs import check_classifier, open_run
 from lt_train.schema import Config
 from lt_train.score import predict_labels
 from lt_train.stages import Stage
@@ -38,14 +39,13 @@ def main(words: list[str]) -> int:
     world = distributed.start()
     setup_logging(world.is_main)
     config, stage = open_run(arguments.run, arguments.overrides, world, arguments.step)
-    if not hasattr(stage, "classifier") or config.stage == "sourcing":
-        raise UserError(f"'{arguments.run}' is a run of the stage '{config.stage}', which has no classifier of the labels; name a classifier's run")
+    check_classifier(arguments.run, config)
     manifest = Manifest(arguments.data, arguments.split)
     if manifest.classes and manifest.classes != read_dataset(config.data.root).classes:  # a pool of any images has none
         raise UserError(f"'{arguments.data}' was made for other classes than {config.data.root}, on which {arguments.run} was trained")
     digest = f"weights {state_digest(stage)[:16]}"
     if not arguments.replace and _has_columns(manifest, arguments, digest):
-        _say(f"{arguments.data}/{arguments.split} has the column {arguments.column} of these very weights already")
+        say(f"{arguments.data}/{arguments.split} has the column {arguments.column} of these very weights already")
         return 0
 
     def score(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,7 +65,7 @@ def main(words: list[str]) -> int:
             remedy = "make room or permit it, and give the same command again"
             raise UserError(f"cannot write to '{arguments.data}': {error.strerror or error}; {remedy}") from error
         known = manifest.column("hidden_label") if "hidden_label" in manifest.columns else manifest.labels
-        _say(f"{len(labels):,} samples of {arguments.data}/{arguments.split} labeled in {seconds:.1f} s; columns {', '.join(columns)}{_judged(labels, known)}")
+        say(f"{len(labels):,} samples of {arguments.data}/{arguments.split} labeled in {seconds:.1f} s; columns {', '.join(columns)}{_judged(labels, known)}")
     world.barrier()
     distributed.stop()
     return 0
@@ -102,7 +102,7 @@ def _predict(config: Config, world: World, score: Callable, manifest: Manifest, 
         with torch.inference_mode(), autocast(config, world):
             parts.append(predict_labels(score, loader, len(part)))
         if world.is_main and stop - start > SAMPLES_AT_ONCE:
-            _say(f"{first + len(part) - start:,} of this rank's {stop - start:,} samples")
+            say(f"{first + len(part) - start:,} of this rank's {stop - start:,} samples")
     return tuple(np.concatenate(column) for column in zip(*parts))
 
 
@@ -110,10 +110,6 @@ def _judged(labels: np.ndarray, known: np.ndarray) -> str:
     """How many pseudo-labels are right, where that is known."""
     judged = (known != UNLABELED) & (labels != UNLABELED)
     return f"; {100 * (labels == known)[judged].mean():.1f} % of them are right" if judged.any() else ""
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

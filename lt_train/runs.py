@@ -9,9 +9,9 @@ import torch
 
 from lt_train.checkpoint import CheckpointStore
 from lt_train.config import load_config
-from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.manifest import Manifest, read_dataset, write_atomically
 from lt_train.distributed import World, is_lost_peer
-from lt_train.engine import Engine, uses_bf16
+from lt_train.engine import Engine
 from lt_train.errors import UserError
 from lt_train.schema import Config, UnlabeledConfig
 from lt_train.selection import BestWeights
@@ -42,6 +42,20 @@ def open_run(folder: Path, overrides: list[str], world: World, step: int | None 
     # the layout in which the engine has computed
     layout = torch.channels_last if config.engine.name == "ddp" else torch.preserve_format
     return config, stage.to(world.device, memory_format=layout).eval()
+
+
+def check_classifier(folder: Path, config: Config) -> None:
+    """Refuse a run whose stage has no classifier of the data set's classes."""
+    if config.stage in ("moco", "rotation", "sourcing"):
+        raise UserError(f"'{folder}' is a run of the stage '{config.stage}', which has no classifier of the labels; name a classifier's run")
+
+
+def write_metrics(path: Path, content: dict) -> None:
+    """Write what a command has measured as JSON, whole or not at all."""
+    try:
+        write_atomically(path, (json.dumps(content) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
 
 
 def check_labeled(manifest: Manifest) -> None:
@@ -88,8 +102,3 @@ def _load(folder: Path, config: Config, stage: Stage, world: World, step: int | 
         load_weights(stage.classifier, folder, CLASSIFIER_FILE)
     elif config.stage == "rotation":
         log.warning("%s has no checkpoint left: rotation_top1 is that of an untrained head", folder)
-
-
-def autocast(config: Config, world: World) -> torch.autocast:
-    """The precision in which the run computes."""
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device))

@@ -20,9 +20,9 @@ from lt_train.data.loader import EvalPlan, Loader, make_loader
 from lt_train.data.manifest import UNLABELED, Manifest, file_sha256, read_dataset
 from lt_train.data.scores import SPLIT, ScoreStore
 from lt_train.distributed import World
+from lt_train.engine import autocast
 from lt_train.errors import UserError, parse_task
-from lt_train.progress import console, setup_logging
-from lt_train.runs import autocast
+from lt_train.progress import say, setup_logging
 from lt_train.schema import Config
 from lt_train.stages.sourcing import Sourcing
 from lt_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
@@ -79,11 +79,11 @@ def score_pool(config: Config, world: World, stage: Sourcing, pool: Path, store:
         if time.monotonic() - last_line > PLAIN_EVERY:
             last_line = time.monotonic()
             rate, left = scored / (last_line - started), (last_line - started) / place * (len(waiting) - place)
-            _say(f"{prefix}shard {place}/{len(waiting)}, {rate:,.0f} images/s, {left:.0f} s left")
+            say(f"{prefix}shard {place}/{len(waiting)}, {rate:,.0f} images/s, {left:.0f} s left")
     seconds = time.monotonic() - started
     before = f"; {len(shards) - len(waiting)} shards were scored before" if len(waiting) < len(shards) else ""
     bad = f"; {unreadable} unreadable" if unreadable else ""
-    _say(f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f} images/s){before}{bad}: {store.folder}")
+    say(f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f} images/s){before}{bad}: {store.folder}")
 
 
 def _ahead(config: Config, world: World, pool: Path, store: ScoreStore, shards: list[int]) -> Iterator[tuple[int, int, Loader]]:
@@ -113,10 +113,6 @@ def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray,
         ids = ids.cpu().numpy()
         labels[ids], scores[ids] = batch_labels.cpu().numpy(), batch_scores.cpu().numpy()
     return labels, scores
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

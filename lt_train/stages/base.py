@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.metrics import Accuracy, gather_rows, knn_scores
+from lt_train.metrics import Accuracy, collect_features, gather_rows, knn_scores
 from lt_train.schema import Config, labeled_batch
 from lt_train.weights import BACKBONE_FILE
 
@@ -32,11 +32,12 @@ class Stage(nn.Module):
         self.config, self.class_counts = config, class_counts
         self.pseudo_counts = torch.zeros_like(class_counts) if pseudo_counts is None else pseudo_counts
         self.labeled_samples = int(class_counts.sum())
+        joined = int(self.pseudo_counts.sum()) if config.unlabeled.share is None else 0
+        self._samples_per_epoch = max(1, self.labeled_samples + joined)
 
     def epoch(self, step: int) -> float:
         """How many epochs lie before ``step``."""
-        joined = int(self.pseudo_counts.sum()) if self.config.unlabeled.share is None else 0
-        return step * labeled_batch(self.config) / max(1, self.labeled_samples + joined)
+        return step * labeled_batch(self.config) / self._samples_per_epoch
 
     def starting_weights(self) -> dict[str, nn.Module]:
         """What ``model.init_from`` fills: the file in a run's folder, and the network that it is for."""
@@ -62,21 +63,13 @@ class Stage(nn.Module):
 
     def evaluate_knn(self, loaders: Loaders, split: str) -> dict:
         """Metrics ``knn_*`` of classifying ``split`` by the backbone's features among those of the training split. Collective."""
-        bank, bank_labels = self._features(loaders(self.config.data.train_split))
-        bank, bank_labels = gather_rows(bank), gather_rows(bank_labels)
+        device, loader = next(self.parameters()).device, loaders(self.config.data.train_split)
+        bank, bank_labels = map(gather_rows, collect_features(self._embed, loader, self.backbone.out_features, device))
         accuracy = Accuracy(self.class_counts, bank.device, logits=False)
         knn, num_classes = self.config.knn, len(self.class_counts)
         for batch in loaders(split):
             accuracy.update(knn_scores(self._embed(batch["views"][0]), bank, bank_labels, num_classes, knn.k, knn.temperature), batch["label"])
         return {f"knn_{name}" if name != "samples" else name: value for name, value in accuracy.compute().items()}
-
-    def _features(self, loader: Iterable[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [(self._embed(batch["views"][0]), batch["label"]) for batch in loader]
-        if not pairs:  # more ranks than samples
-            device = next(self.parameters()).device
-            return torch.zeros(0, self.backbone.out_features, device=device), torch.zeros(0, dtype=torch.int64, device=device)
-        features, labels = zip(*pairs)
-        return torch.cat(features), torch.cat(labels)
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.backbone(images).float(), dim=1)

@@ -27,7 +27,7 @@ class Experts(Classifier):
 
     def forward(self, batch: dict, step: int) -> dict[str, torch.Tensor]:
         features, labels = self.backbone(batch["views"][0]), batch["label"]
-        logits = torch.stack([expert(features).float() for expert in self.classifier])  # (E, B, C)
+        logits = self.classifier.each(features)
         adjusted = [own + tau * self.rule.log_prior for own, tau in zip(logits, self.config.experts.taus)]
         loss = torch.stack([F.cross_entropy(own, labels) for own in adjusted]).sum()
         return {"loss": loss, "train_top1": (logits.detach().mean(0).argmax(1) == labels).float().mean() * 100}
@@ -37,4 +37,8 @@ class MeanOfExperts(nn.ModuleList):
     """Features (B, D) -> the mean of the experts' logits (B, C)."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.stack([expert(features).float() for expert in self]).mean(0)
+        return self.each(features).mean(0)
+
+    def each(self, features: torch.Tensor) -> torch.Tensor:
+        """Every expert's logits (E, B, C)."""
+        return torch.stack([expert(features).float() for expert in self])
