@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep import cifar, demo, folder, imagenet, listed, svhn, tinyimages, unlabeled
-from data_prep.check import Checker
-from data_prep.plan import Plan, Task
-from data_prep.source import Recipe
+from data_prep.reading.check import Checker
+from data_prep.reading.source import Recipe
+from data_prep.sets import cifar, demo, folder, imagenet, svhn, tinyimages, unlabeled
+from data_prep.sets import inat_places as listed
+from data_prep.writing.plan import Plan, Task
+from lt_train.console import console, setup_logging
 from lt_train.errors import UserError, parse_task, run_cli
-from lt_train.progress import console, setup_logging
 
 RECIPES: dict[str, Recipe] = {
     name: recipe
@@ -84,8 +85,8 @@ def _add_common_arguments(command: argparse.ArgumentParser, recipe: Recipe) -> N
 
 
 def _prepare(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from data_prep import shards
-    from data_prep.plan import is_complete, make_plan, tidy
+    from data_prep.writing import shards
+    from data_prep.writing.plan import is_complete, make_plan, tidy
 
     for name, (least, most) in LIMITS.items():
         value = getattr(arguments, name, None)
@@ -113,7 +114,7 @@ def _prepare(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
             summary = shards.write(plan, arguments.workers, arguments.max_rejected, _command(arguments, parser), bar.report, arguments.task)
         _say(_summary(plan, summary, arguments.task))
     if arguments.dali_index and is_complete(plan):
-        from data_prep.dali_index import write_dali_index
+        from data_prep.writing.dali_index import write_dali_index
 
         _say(f"{write_dali_index(plan.out)} index files for DALI written")
     return 0

@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep import shards
-from data_prep.check import Checker
-from data_prep.images import ImageFiles, Picked
-from data_prep.plan import Plan, ShardPlan
-from data_prep.source import Images
-from data_prep.workers import in_workers
+from data_prep.reading.check import Checker
+from data_prep.reading.images import ImageFiles, Picked
+from data_prep.reading.source import Images
+from data_prep.writing import shards
+from data_prep.writing.plan import Plan, ShardPlan
+from data_prep.writing.workers import in_workers
 from lt_train.errors import UserError
 
 SECONDS = 3.0  # so much of the source is taken, spread over it, that checking it takes about so long

@@ -9,8 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lt_train.data.manifest import FEW_SHOT, MANY_SHOT, Dataset, Manifest, class_index, file_sha256, read_dataset, shot_groups
+from lt_train.data.manifest import (
+    FEW_SHOT,
+    MANY_SHOT,
+    Dataset,
+    Manifest,
+    class_index,
+    read_dataset,
+    shot_groups,
+)
 from lt_train.errors import UserError
+from lt_train.files import file_sha256
 
 BAR = 40  # characters, the longest bar of the histogram
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lt_train.config import read_yaml
+from lt_train.config.load import read_yaml
 from lt_train.errors import UserError
 
 KEYS = {"name": str, "description": str, "parameters": dict, "reference": dict, "stages": dict}

@@ -87,7 +87,7 @@ def check(words: list[str]) -> int:
 
 def benchmark(words: list[str]) -> int:
     """``python -m lt_train.benchmark`` in this process."""
-    from lt_train.benchmark import main
+    from lt_train.benchmark.__main__ import main
 
     return main(words)
 

@@ -105,7 +105,7 @@ def _run_module(module: str, arguments: Sequence[str]) -> None:
 
 def _report(experiment: Experiment, seconds: float) -> None:
     if experiment.has_report:
-        _run_module("lt_train.report", experiment.report)
+        _run_module("lt_train", ["report", *experiment.report])
     _say(f"{experiment.name} done in {seconds:.0f} s")
 
 

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from launch.grid import Member, check_keys, fill, find_member, is_wanted, list_members
-from lt_train.config import CONFIG_DIR, find_config, list_configs, list_methods, load_config, to_yaml
+from lt_train.config.load import (
+    CONFIG_DIR,
+    find_config,
+    list_configs,
+    list_variants,
+    load_config,
+    to_yaml,
+)
 from lt_train.errors import UserError
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
 KINDS = {"config": "train", "prepare": "prepare", "score": "score", "run": "run"}  # the key that a stage has -> its kind
 STAGE_KEYS = {**dict.fromkeys(KINDS, str), "after": list, "set": dict, "when": dict, "dir": str, "tasks": int, "resources": dict}
-ON_RANKS = ("evaluate", "heads", "pseudo_label")  # commands of lt_train that a run stage can be
+ON_RANKS = ("evaluate", "posthoc", "pseudo_label")  # commands of lt_train that a run stage can be
 COMMANDS = {"prepare": "data_prep", "run": "lt_train"}  # kinds whose ``words`` are a command -> its module
 
 
@@ -65,7 +72,7 @@ class Experiment:
 
     @property
     def report(self) -> list[str]:
-        """The arguments of ``python -m lt_train.report``: the pipeline's runs, and those that it shares with others."""
+        """The arguments of ``python -m lt_train report``: the pipeline's runs, and those that it shares with others."""
         shared = [stage.run_dir for stage in self.stages if stage.kind == "train" and Path(self.root) not in Path(stage.run_dir).parents]
         return [self.root, *shared, "--out", self.root]
 
@@ -82,7 +89,7 @@ def listing() -> str:
         lines.append(f"  {member.name:44} {'-' if member.reference is None else f'{member.reference:.2f}':>6}  {member.description}")
     lines += ["", "configs:", *(f"  {name:44} {description}" for name, description in list_configs())]
     lines += ["", "methods, which go over any config and, as a word beside key=value, over every stage of a pipeline:"]
-    return "\n".join([*lines, *(f"  +{name:43} {description}" for name, description in list_methods()), ""])
+    return "\n".join([*lines, *(f"  +{name:43} {description}" for name, description in list_variants()), ""])
 
 
 def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experiment:

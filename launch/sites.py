@@ -10,8 +10,8 @@ from typing import Any, Optional
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lt_train.config import nearest, read_yaml
-from lt_train.errors import UserError
+from lt_train.config.load import read_yaml
+from lt_train.errors import UserError, nearest
 
 SITE_FILE = Path("~/.config/lt-train/site.yaml")
 NETWORK_DEFAULTS = {  # of jobs on several nodes; the site file's `environment` goes over them

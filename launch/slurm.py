@@ -15,8 +15,16 @@ from launch.cluster import require_slurm
 from launch.pipeline import COMMANDS, Experiment, StageJob, listing, load_experiment
 from launch.sites import SITE_FILE, Site, load_site
 from launch.snapshot import take_snapshot
-from launch.submission import Submitted, new_folder, next_folder, script, site_of, submit, submit_call
-from lt_train.config import load_config
+from launch.submission import (
+    Submitted,
+    new_folder,
+    next_folder,
+    script,
+    site_of,
+    submit,
+    submit_call,
+)
+from lt_train.config.load import load_config
 from lt_train.errors import UserError, run_cli
 
 OPTIONS = {  # of a job; the site file has the same names
@@ -68,7 +76,7 @@ def main() -> int:
     completed = follow(stages, console)
     for experiment in experiments if completed else []:
         if experiment.has_report:
-            subprocess.run([sys.executable, "-m", "lt_train.report", *experiment.report], check=False)
+            subprocess.run([sys.executable, "-m", "lt_train", "report", *experiment.report], check=False)
     return 0 if completed else 1
 
 

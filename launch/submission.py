@@ -24,7 +24,7 @@ from launch.cluster import is_live, job_states, require_slurm
 from launch.pipeline import COMMANDS, Experiment, StageJob
 from launch.sites import Site, apply, environment
 from launch.snapshot import take_snapshot
-from lt_train.config import load_config, to_yaml
+from lt_train.config.load import load_config, to_yaml
 from lt_train.errors import UserError
 
 SHARED = ("prepare", "train")  # kinds of stages whose folder may be another experiment's too

@@ -1,4 +1,4 @@
-"""Who this process is among all ranks, and the collectives that stages and metrics use.
+"""Who this process is among all ranks, and the collectives that methods and metrics use.
 
 One function reads the environment, in this order: torchrun (RANK, WORLD_SIZE, ...), SLURM (SLURM_PROCID, ...; one srun task a
 GPU), a single process. Collectives are no-ops for a single process.
@@ -57,6 +57,11 @@ def read_environment(environment: dict[str, str] = os.environ) -> dict[str, int]
     except (KeyError, ValueError) as error:
         raise UserError(f"the launcher's environment lacks {error}; start with torchrun, srun or launch/local.py") from error
     return dict(zip(("rank", "size", "local_rank", "local_size"), values))
+
+
+def rank_share(total: int, rank: int, size: int) -> range:
+    """The part of ``total`` things in a row that ``rank`` takes: parts differ by at most one."""
+    return range(total * rank // size, total * (rank + 1) // size)
 
 
 def start(join: bool = True) -> World:
@@ -135,6 +140,16 @@ def all_reduce_(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> 
     if _many():
         dist.all_reduce(tensor, op)
     return tensor
+
+
+def all_reduce_named(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sums over all ranks of tensors of any shapes on one device, in one collective.
+
+    Returned as float64 on the CPU.
+    """
+    flat = all_reduce_(torch.cat([value.double().flatten() for value in values.values()])).cpu()
+    parts = flat.split([value.numel() for value in values.values()])
+    return {name: part.view(values[name].shape) for name, part in zip(values, parts)}
 
 
 def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:

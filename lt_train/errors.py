@@ -1,6 +1,7 @@
 """What commands share: the one exception that a user, not a developer, is meant to read, exit statuses, and array tasks."""
 
 import argparse
+import difflib
 import os
 import signal
 import sys
@@ -49,6 +50,16 @@ def report_error(program: str, message: str) -> None:
     """Write the one line that every command gives for a user's mistake."""
     sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
     sys.stderr.flush()
+
+
+def nearest(word: str, choices: list[str]) -> str:
+    """``, did you mean '...'?`` with the choice most like ``word``, or nothing."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if not close:  # a right name in the wrong group: compare the last parts alone
+        last = {choice.rpartition(".")[2]: choice for choice in choices}
+        close = difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.6)
+        close = [last[match] for match in close]
+    return f", did you mean '{close[0]}'?" if close else ""
 
 
 def parse_task(text: str) -> tuple[int, int]:

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 from PIL import Image
-from pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 
-from data_prep import demo
-from data_prep.plan import make_plan
-from data_prep.shards import write
-from data_prep.source import Source, SourceSplit
+from data_prep.reading.source import Source, SourceSplit
+from data_prep.sets import demo
+from data_prep.writing.plan import make_plan
+from data_prep.writing.shards import write
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lt_train.data.order import mix
+from lt_train.config.schema import ViewConfig
 from lt_train.data.rand_augment import Operations, draw_operations
-from lt_train.schema import ViewConfig
+from lt_train.random_streams import Stream, mix, philox4x32
 
 CROP_ATTEMPTS = 10  # torchvision's, before it falls back to a centre crop
 GRAY = np.array([0.2989, 0.587, 0.114])  # luma weights of torchvision's rgb_to_grayscale
@@ -63,7 +63,7 @@ class Uniforms:
     """Uniform numbers in [0, 1) for each position, keyed on (seed, position, view); each call gives new columns."""
 
     def __init__(self, seed: int, positions: np.ndarray, view: int):
-        key = int(mix(seed, 3)[0])
+        key = int(mix(seed, Stream.AUGMENTATION)[0])
         self._key = (key & 0xFFFFFFFF, key >> 32)
         self._positions = positions.astype(np.uint64)
         self._view, self._block = view, 0
@@ -78,22 +78,6 @@ class Uniforms:
         counter[..., 3] = self._view
         self._block += blocks
         return philox4x32(counter, self._key).reshape(len(self._positions), -1)[:, :columns] * 2.0**-32
-
-
-def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-
-    ``counter`` (..., 4) uint64 holding 32-bit words -> (..., 4) uint64 holding 32-bit words.
-    """
-    low = np.uint64(0xFFFFFFFF)
-    shift = np.uint64(32)
-    c0, c1, c2, c3 = (counter[..., word] for word in range(4))
-    k0, k1 = key
-    for _ in range(10):
-        first, second = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (second >> shift) ^ c1 ^ np.uint64(k0), second & low, (first >> shift) ^ c3 ^ np.uint64(k1), first & low
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], -1)
 
 
 def _random_resized_crop(config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
@@ -179,3 +163,4 @@ def _hue_matrices(turns: np.ndarray) -> np.ndarray:
     rotation[:, 1, 1] = rotation[:, 2, 2] = np.cos(angle)
     rotation[:, 1, 2], rotation[:, 2, 1] = -np.sin(angle), np.sin(angle)
     return np.linalg.inv(TO_YIQ) @ rotation @ TO_YIQ
+

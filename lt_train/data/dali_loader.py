@@ -11,6 +11,7 @@ time of DALI's for the same pixels (0.13 against 1.27 ms for 270 x 370 -> 224 x 
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -19,8 +20,9 @@ from nvidia.dali import fn, pipeline_def, types
 from torch.nn import functional as F
 
 from lt_train.data.augment import View
-from lt_train.data.loader import Plan, finish, read_batch
-from lt_train.data.rand_augment import Operations
+from lt_train.data.batch import Batch
+from lt_train.data.batch_plan import BatchPlan, EncodedBatch, read_batch
+from lt_train.data.pixels import normalize
 
 CONTEXT = 2  # output pixels; how far beyond a box an antialiased resize looks, with one to spare
 
@@ -28,10 +30,10 @@ CONTEXT = 2  # output pixels; how far beyond a box an antialiased resize looks, 
 class DaliLoader:
     """Iterates the batches of ``plan`` once. DALI decodes two batches ahead in ``threads`` threads of its own."""
 
-    def __init__(self, plan: Plan, device: torch.device, threads: int):
+    def __init__(self, plan: BatchPlan, device: torch.device, threads: int):
         self.plan, self.device, self.threads = plan, device, threads
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         on_gpu = self.device.type == "cuda"
         source = _Source(self.plan, whole=on_gpu)
         resize = _resize_by_dali if on_gpu or not self.plan.replace_bad else _TorchResize(self.threads)
@@ -52,41 +54,60 @@ class DaliLoader:
                 outputs = pipeline.run(stream)
             except StopIteration:
                 return
-            sample_ids, views = source.drawn.popleft()
-            yield {
-                # `finish` copies to float, so DALI may reuse its memory for the next run
-                "views": [
-                    finish(torch.from_dlpack(output.as_tensor()), None if colour is None else self._upload(colour), operations)
-                    for output, (colour, operations) in zip(outputs, views)
-                ],
-                "label": self._upload(self.plan.manifest.labels[sample_ids].astype(np.int64)),
-                "sample_id": self._upload(sample_ids),
-            }
+            planned = source.planned.popleft()
+            sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
+            yield Batch(
+                # `normalize` copies to float, so DALI may reuse its memory for the next run
+                views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
+                label=self._upload(manifest.labels[sample_ids].astype(np.int64)),
+                sample_id=self._upload(sample_ids),
+                place=planned.encoded.places,
+                is_labeled=manifest.is_labeled(sample_ids),
+            )
+
+    def _normalized(self, output, view: View) -> torch.Tensor:
+        colour = None if view.colour is None else self._upload(view.colour)
+        return normalize(torch.from_dlpack(output.as_tensor()), colour, view.operations)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
 
-class _Source:
-    """Feeds the graph. DALI asks ahead, so what does not pass through the graph waits in ``drawn``, first in, first out."""
+@dataclass(frozen=True)
+class _Planned:
+    encoded: EncodedBatch
+    views: list[View]
 
-    def __init__(self, plan: Plan, whole: bool):
+
+class _Source:
+    """Feeds the graph.
+
+    DALI asks ahead, so what does not pass through the graph waits in ``planned``, first in,
+    first out.
+    """
+
+    def __init__(self, plan: BatchPlan, whole: bool):
         self.plan, self.whole = plan, whole
         self.indices = iter(plan.batches)
-        self.drawn: deque[tuple[np.ndarray, list[tuple[np.ndarray | None, Operations | None]]]] = deque()
+        self.planned: deque[_Planned] = deque()
 
     def __call__(self, _batch_info) -> list:
-        sample_ids, contents = np.empty(0, np.int64), []
-        while not len(sample_ids):  # evaluation may leave out a whole batch of damaged samples
+        index = next(self.indices)
+        encoded = read_batch(self.plan, index)
+        while not encoded.contents:  # evaluation may leave out a whole batch of damaged samples
             index = next(self.indices)
-            sample_ids, contents = read_batch(self.plan, index)
-        views = self.plan.views(range(index, index + 1), sample_ids)
-        self.drawn.append((sample_ids, [(view.colour, view.operations) for view in views]))
-        sizes = np.stack([self.plan.manifest.heights[sample_ids], self.plan.manifest.widths[sample_ids]], 1)
+            encoded = read_batch(self.plan, index)
+        views = self.plan.views(range(index, index + 1), encoded.sample_ids)
+        self.planned.append(_Planned(encoded, views))
+        manifest = self.plan.manifest
+        sides = manifest.heights[encoded.sample_ids], manifest.widths[encoded.sample_ids]
+        sizes = np.stack(sides, 1)
         start, stop = (np.zeros_like(sizes), sizes) if self.whole else _needed_part(views, sizes)
-        per_view = [array for view, blur in zip(views, self.plan.blurs) for array in _view_inputs(view, start, blur)]
-        return [contents, *per_view] if self.whole else [contents, start, stop - start, *per_view]
+        inputs = [encoded.contents] if self.whole else [encoded.contents, start, stop - start]
+        for view, blur in zip(views, self.plan.blurs):
+            inputs += _view_inputs(view, start, blur)
+        return inputs
 
 
 def _needed_part(views: list[View], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +127,7 @@ def _view_inputs(view: View, start: np.ndarray, blur: bool) -> list[np.ndarray]:
 
 
 @pipeline_def(enable_conditionals=True)
-def _pipeline(source: _Source, plan: Plan, resize: Callable, device: str):
+def _pipeline(source: _Source, plan: BatchPlan, resize: Callable, device: str):
     per_image, per_view = 1 if source.whole else 3, [3 if blur else 2 for blur in plan.blurs]
     inputs = fn.external_source(source, num_outputs=per_image + sum(per_view), batch=True, batch_info=True)
     settings = {"device": device, "output_type": types.RGB, "adjust_orientation": False}  # as torchvision: no EXIF rotation
@@ -115,7 +136,7 @@ def _pipeline(source: _Source, plan: Plan, resize: Callable, device: str):
     else:
         image = fn.decoders.image_slice(inputs[0], start=inputs[1], shape=inputs[2], axis_names="HW", **settings)
     outputs = []
-    for view in range(plan.num_views):
+    for view in range(len(plan.sizes)):
         first = per_image + sum(per_view[:view])
         output = resize(image, inputs[first], inputs[first + 1], plan.sizes[view])
         if plan.blurs[view]:  # a Python bool: decides the graph, not the sample
@@ -164,3 +185,4 @@ def _torch_resize(size: int, image: np.ndarray, first_corner: np.ndarray, last_c
     if right < left:
         output = output.flip(3)
     return output[0].permute(1, 2, 0).contiguous().numpy()
+

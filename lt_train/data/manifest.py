@@ -10,14 +10,12 @@ memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torc
 """
 
 import copy
-import hashlib
 import json
 import logging
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ import pyarrow as pa
 
 from lt_train.data.spool import Spool
 from lt_train.errors import UserError
+from lt_train.files import atomic_file, file_sha256, write_atomically
 
 FORMAT_VERSION = 1
 WRITE_AT_ONCE = 1 << 26  # bytes
@@ -173,41 +172,24 @@ def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
     return {"many_shot": many, "medium_shot": ~many & ~few, "few_shot": few}
 
 
-def file_sha256(path: Path) -> str:
-    """Hexadecimal digest of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is there whole at the end of the block or not at all, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either there whole or not at all."""
-    with atomic_file(path) as file:
-        file.write(content)
-
-
 class Manifest:
     """One split of a prepared data set: columns as NumPy arrays, images as bytes by sample_id.
 
-    Attributes: ``labels``, ``widths``, ``heights`` (N,) int32; ``class_counts`` (C,) int64; ``class_ids`` (N,) int64,
+    Attributes: ``labels``, ``widths``, ``heights`` (N,) int32; ``pseudo_labeled`` (N,) bool; ``class_counts`` (C,) int64; ``class_ids`` (N,) int64,
     sample ids grouped by class; ``class_offsets`` (C + 1,) int64 into it.
     """
 
-    _ROWS = ("labels", "widths", "heights", "_shard", "_offset", "_size", "_crc32")  # what there is of every sample
+    # what there is of every sample
+    _ROWS = ("labels", "widths", "heights", "pseudo_labeled", "_shard", "_offset", "_size", "_crc32")
+    _COLUMNS = {
+        "labels": "label",
+        "widths": "width",
+        "heights": "height",
+        "_shard": "shard",
+        "_offset": "offset",
+        "_size": "size",
+        "_crc32": "crc32",
+    }
 
     def __init__(self, root: str | Path, split: str):
         self.root, self.split = Path(root), split
@@ -218,8 +200,9 @@ class Manifest:
         self.paths = [self.root / shard.name for shard in self.shards]
         self.classes = self.dataset.classes
         self._table = self._open(f"{split}.arrow")
-        for attribute, name in zip(self._ROWS, ("label", "width", "height", "shard", "offset", "size", "crc32")):
+        for attribute, name in self._COLUMNS.items():
             setattr(self, attribute, self.column(name))
+        self.pseudo_labeled = np.broadcast_to(False, len(self.labels))  # takes no memory
         index = self._open(f"{split}.class_index.arrow")["sample_ids"].combine_chunks()
         self.class_ids, self.class_offsets = index.values.to_numpy(), index.offsets.to_numpy()
         self._start_reading()
@@ -242,6 +225,7 @@ class Manifest:
         """The same samples with other ``labels`` (N,) of ``classes``, such as pseudo-labels; UNLABELED for none."""
         other = copy.copy(self)
         other.labels, other.classes = labels.astype(np.int32), classes
+        other.pseudo_labeled = np.broadcast_to(True, len(labels))
         return other._indexed()
 
     def joined(self, other: "Manifest") -> "Manifest":
@@ -278,6 +262,10 @@ class Manifest:
 
     def key(self, sample_id: int) -> str:
         return self._table["key"][int(sample_id)].as_py()
+
+    def is_labeled(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Whether these samples (B,) have a label, and the set's own, not a pseudo-label: (B,) bool."""
+        return (self.labels[sample_ids] != UNLABELED) & ~self.pseudo_labeled[sample_ids]
 
     def places(self, sample_ids: np.ndarray) -> np.ndarray:
         """Where the encoded images lie: (M, 3) int64 of shard, offset and size."""
@@ -346,3 +334,4 @@ class Manifest:
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"cannot read {path}: {error}; python -m data_prep verify {self.root} tells more") from error
+

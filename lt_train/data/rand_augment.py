@@ -89,3 +89,4 @@ OPERATIONS: dict[str, tuple[Callable[[torch.Tensor, Callable[[float], float]], t
     "equalize": (lambda images, level: equalize(images), False),
 }
 SIGNED = np.array([signed for _, signed in OPERATIONS.values()])
+

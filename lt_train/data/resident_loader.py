@@ -7,6 +7,7 @@ row of a crop is a run of consecutive bytes, at any offset.
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lt_train.data.augment import View
-from lt_train.data.loader import Plan, finish
+from lt_train.data.batch import Batch
+from lt_train.data.batch_plan import BatchPlan
 from lt_train.data.manifest import Manifest
+from lt_train.data.pixels import normalize
 from lt_train.errors import UserError
 
 SAMPLES_AT_ONCE = 1024  # small batches are made several at a time, which spreads the cost of calls into NumPy and torch
@@ -57,7 +60,7 @@ def _decode(content: np.ndarray, side: int) -> np.ndarray:
 class ResidentLoader:
     """Iterates the batches of ``plan`` once, from ``images`` as :func:`load_resident` made them with ``padding``."""
 
-    def __init__(self, plan: Plan, images: torch.Tensor, padding: int):
+    def __init__(self, plan: BatchPlan, images: torch.Tensor, padding: int):
         self.plan, self.images, self.padding, self.device = plan, images, padding, images.device
         self.labels = torch.from_numpy(plan.manifest.labels.astype(np.int64)).to(self.device)
         # a damaged sample was found while decoding; its replacement is looked up once
@@ -65,22 +68,32 @@ class ResidentLoader:
             bad: plan.manifest.read_or_replace(bad)[0] for bad in plan.manifest.bad if plan.replace_bad
         }
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[Batch]:
         every = self.plan.batches
         together = max(1, SAMPLES_AT_ONCE // self.plan.max_batch)
         for start in range(every.start, every.stop, together):
             yield from self._make(range(start, min(start + together, every.stop)))
 
-    def _make(self, batches: range) -> Iterator[dict]:
+    def _make(self, batches: range) -> Iterator[Batch]:
         wanted, sizes = self.plan.sample_ids(batches), self.plan.batch_sizes(batches)
-        views = self.plan.views(batches, wanted)
-        sample_ids = torch.from_numpy(self._replaced(wanted)).to(self.device, non_blocking=True)
-        columns = [sample_ids, self.labels[sample_ids], *(self._view(view, sample_ids) for view in views)]
-        for sample_ids, labels, *pixels in zip(*(column.split(sizes) for column in columns)):
-            batch = {"views": pixels, "label": labels, "sample_id": sample_ids}
+        drawn = self.plan.views(batches, wanted)  # by the samples that were planned
+        used = self._replaced(wanted)
+        sample_ids = torch.from_numpy(used).to(self.device, non_blocking=True)
+        views = [self._view(view, sample_ids).split(sizes) for view in drawn]
+        together = Batch(
+            views=[],
+            label=self.labels[sample_ids],
+            sample_id=sample_ids,
+            place=self.plan.places(batches),
+            is_labeled=self.plan.manifest.is_labeled(used),
+        )
+        start = 0
+        for size, *pixels in zip(sizes, *views):
+            batch = replace(_rows(together, slice(start, start + size)), views=pixels)
+            start += size
             if self.plan.manifest.bad and not self.plan.replace_bad:
                 batch = _without(batch, self.plan.manifest.bad)
-            if len(batch["label"]):
+            if len(batch):
                 yield batch
 
     def _replaced(self, wanted: np.ndarray) -> np.ndarray:
@@ -95,7 +108,7 @@ class ResidentLoader:
             flip = torch.from_numpy(np.flatnonzero(view.flip)).to(self.device, non_blocking=True)
             pixels[flip] = pixels[flip].flip(2)
         colour = None if view.colour is None else torch.from_numpy(view.colour).to(self.device)
-        return finish(pixels, colour, view.operations)
+        return normalize(pixels, colour, view.operations)
 
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Whole-pixel crops: one gather of rows of ``size`` pixels, each a run of consecutive bytes."""
@@ -123,7 +136,18 @@ class ResidentLoader:
         return F.grid_sample(source, grid, align_corners=False).permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()
 
 
-def _without(batch: dict, bad: dict[int, str]) -> dict:
+def _rows(batch: Batch, rows: slice | np.ndarray) -> Batch:
+    """Some of a batch's samples."""
+    return Batch(
+        [view[rows] for view in batch.views],
+        batch.label[rows],
+        batch.sample_id[rows],
+        batch.place[rows],
+        batch.is_labeled[rows],
+    )
+
+
+def _without(batch: Batch, bad: dict[int, str]) -> Batch:
     """The batch without damaged samples."""
-    kept = torch.tensor([sample_id not in bad for sample_id in batch["sample_id"].tolist()], device=batch["label"].device)
-    return {"views": [view[kept] for view in batch["views"]], "label": batch["label"][kept], "sample_id": batch["sample_id"][kept]}
+    intact = [sample_id not in bad for sample_id in batch.sample_id.tolist()]
+    return _rows(batch, np.flatnonzero(intact))

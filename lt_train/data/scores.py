@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lt_train.data.manifest import Dataset, atomic_file, write_atomically
+from lt_train.data.manifest import Dataset
 from lt_train.errors import UserError
+from lt_train.files import atomic_file, write_atomically
 
 SPLIT = "train"  # the one split of a pool
 SCHEMA = pa.schema([("sourced_label", pa.int32()), ("score", pa.float32())])
@@ -81,3 +82,4 @@ class ScoreStore:
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{self.shards[shard].name.removesuffix('.tar')}.arrow"
+

@@ -70,3 +70,4 @@ class Spool:
             return pa.py_buffer(b"")
         self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         return pa.py_buffer(self._maps[-1])
+

@@ -1,16 +1,48 @@
 """Backbones: images (B, 3, H, W) -> features (B, out_features). Weights carry torchvision's names."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from lt_train.config.schema import BACKBONES, code_of
+
 
 def make_backbone(name: str) -> nn.Module:
     """The backbone ``name``; its ``out_features`` attribute is the width of what it returns."""
-    return BACKBONES[name]()
+    return code_of(BACKBONES, name)()
+
+
+def resnet10() -> nn.Module:
+    return _torchvision_resnet(BasicBlock, [1, 1, 1, 1])
+
+
+def resnet18() -> nn.Module:
+    return _torchvision_resnet(BasicBlock, [2, 2, 2, 2])
+
+
+def resnet50() -> nn.Module:
+    return _torchvision_resnet(Bottleneck, [3, 4, 6, 3])
+
+
+def resnet101() -> nn.Module:
+    return _torchvision_resnet(Bottleneck, [3, 4, 23, 3])
+
+
+def resnet152() -> nn.Module:
+    return _torchvision_resnet(Bottleneck, [3, 8, 36, 3])
+
+
+def resnext50_32x4d() -> nn.Module:
+    return _torchvision_resnet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4)
+
+
+def resnet32_cifar() -> nn.Module:
+    return CifarResNet(blocks_per_stage=5)
+
+
+def wrn_28_10() -> nn.Module:
+    return WideResNet(depth=28, widen=10)
 
 
 def _torchvision_resnet(block: type, layers: list[int], **options: int) -> nn.Module:
@@ -100,15 +132,3 @@ class _WideBlock(nn.Module):
         # where the width changes, the shortcut starts from the activation too, as in the authors' code
         shortcut = features if self.shortcut is None else self.shortcut(active)
         return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
-
-
-BACKBONES: dict[str, Callable[[], nn.Module]] = {
-    "resnet10": lambda: _torchvision_resnet(BasicBlock, [1, 1, 1, 1]),
-    "resnet18": lambda: _torchvision_resnet(BasicBlock, [2, 2, 2, 2]),
-    "resnet50": lambda: _torchvision_resnet(Bottleneck, [3, 4, 6, 3]),
-    "resnet101": lambda: _torchvision_resnet(Bottleneck, [3, 4, 23, 3]),
-    "resnet152": lambda: _torchvision_resnet(Bottleneck, [3, 8, 36, 3]),
-    "resnext50_32x4d": lambda: _torchvision_resnet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
-    "resnet32_cifar": lambda: CifarResNet(5),
-    "wrn_28_10": lambda: WideResNet(28, 10),
-}

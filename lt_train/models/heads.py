@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.schema import ClassifierConfig
+from lt_train.config.schema import ClassifierConfig
 
 
 def make_classifier(config: ClassifierConfig, features: int, classes: int) -> nn.Module:
@@ -54,3 +54,4 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.projector(self.backbone(images)).float(), dim=1)
+

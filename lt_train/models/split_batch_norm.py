@@ -26,3 +26,4 @@ def split_batch_norms(module: nn.Module, splits: int) -> None:
             child.__class__ = SplitBatchNorm2d
         if isinstance(child, SplitBatchNorm2d):
             child.splits = splits
+

@@ -1,6 +1,6 @@
 """Runs whose numbers must not change: every method, with both loaders, on one and two ranks.
 
-``python tests/golden/golden_runs.py`` records them anew into runs.json, for a change that means to change numbers.
+``python -m tests.golden.golden_runs`` records them anew into runs.json, for a change that means to change numbers.
 """
 
 import argparse
@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import platform
-import sys
 import tempfile
 from pathlib import Path
 
@@ -16,18 +15,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "stages"))
-from ranks import run_on_ranks
+from tests.helpers.ranks import run_on_ranks
 
-from data_prep.images import PngArray
-from data_prep.plan import make_plan
-from data_prep.shards import write
-from data_prep.source import Source, SourceSplit
-from lt_train.config import load_config
+from data_prep.reading.images import PngArray
+from data_prep.reading.source import Source, SourceSplit
+from data_prep.writing.plan import make_plan
+from data_prep.writing.shards import write
+from lt_train.config.load import load_config
 from lt_train.data.manifest import add_columns
 from lt_train.distributed import World
-from lt_train.train import Trainer
-from lt_train.weights import BACKBONE_FILE, read_tensors
+from lt_train.models.weights import BACKBONE_FILE, read_tensors
+from lt_train.training.trainer import Trainer
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "runs.json"
@@ -37,19 +35,19 @@ STEPS = 5  # losses kept: later ones are far from what another processor's round
 TWO_SETS = ["unlabeled.root={pool}"]
 PSEUDO_LABELED = [*TWO_SETS, "unlabeled.label_column=pseudo_label"]
 METHODS = {  # the classifier first: cRT and LWS start from it
-    "classifier": ["stage=classifier"],
-    "ldam_drw": ["stage=classifier", "+ldam_drw", "loss.weights_from_epoch=1", "sampler.name=class_balanced", "sampler.samples_per_class=2"],
-    "mixup": ["stage=classifier", "+mixup", "+cutmix", "+focal", "sampler.name=effective_number"],
-    "crt": ["stage=decoupled", "model.init_from={runs}/classifier", "sampler.name=class_balanced", "sampler.samples_per_class=1"],
-    "lws": ["stage=decoupled", "decoupled.method=lws", "model.init_from={runs}/classifier", "decoupled.freeze_bn_stats=false"],
-    "moco": ["stage=moco", "view.crop=random_resized", "view.scale=[0.3,1.0]"],
-    "rotation": ["stage=rotation"],
-    "experts": ["stage=experts", "sampler.name=square_root"],
-    "proco": ["stage=proco", "+balanced_softmax", "sampler.name=progressively_balanced"],
-    "semi": ["stage=semi", *PSEUDO_LABELED, "unlabeled.share=null", "semi.weight=0.5", "+cb_ce"],
-    "semi, a share": ["stage=semi", *PSEUDO_LABELED, "unlabeled.share=0.4", "unlabeled.min_confidence=0.2", "semi.weight=2"],
-    "fixmatch": ["stage=fixmatch", *TWO_SETS, "unlabeled.share=0.6", "second_view.randaugment_ops=2"],
-    "sourcing": ["stage=sourcing", *TWO_SETS, "unlabeled.max_samples=20"],
+    "classifier": ["method=classifier"],
+    "ldam_drw": ["method=classifier", "+ldam_drw", "loss.weights_from_epoch=1", "sampler.name=class_balanced", "sampler.samples_per_class=2"],
+    "mixup": ["method=classifier", "+mixup", "+cutmix", "+focal", "sampler.name=effective_number"],
+    "crt": ["method=crt", "model.init_from={runs}/classifier", "sampler.name=class_balanced", "sampler.samples_per_class=1"],
+    "lws": ["method=lws", "model.init_from={runs}/classifier", "decoupled.freeze_bn_stats=false"],
+    "moco": ["method=moco", "view.crop=random_resized", "view.scale=[0.3,1.0]"],
+    "rotation": ["method=rotation"],
+    "experts": ["method=experts", "sampler.name=square_root"],
+    "proco": ["method=proco", "+balanced_softmax", "sampler.name=progressively_balanced"],
+    "semi": ["method=semi", *PSEUDO_LABELED, "unlabeled.share=null", "semi.weight=0.5", "+cb_ce"],
+    "semi, a share": ["method=semi", *PSEUDO_LABELED, "unlabeled.share=0.4", "unlabeled.min_confidence=0.2", "semi.weight=2"],
+    "fixmatch": ["method=fixmatch", *TWO_SETS, "unlabeled.share=0.6", "second_view.randaugment_ops=2"],
+    "sourcing": ["method=sourcing", *TWO_SETS, "unlabeled.max_samples=20"],
 }
 LOADERS = {"resident": ["data.loader=resident", "view.crop=pad"], "dali": ["data.loader=dali", "view.blur_probability=0.5"]}
 ON_TWO_RANKS = {"resident": list(METHODS), "dali": ["classifier", "moco", "fixmatch"]}
@@ -94,7 +92,7 @@ def run_case(world: World, name: str, loader: str, sets: dict[str, str], runs: P
 
     def recorded(*arguments):
         for batch in train(*arguments):
-            ids.append(batch["sample_id"].tolist())
+            ids.append(batch.sample_id.tolist())
             yield batch
 
     trainer.data.train = recorded

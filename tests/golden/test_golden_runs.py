@@ -6,7 +6,7 @@ On the processor and torch that recorded it to the last bit, elsewhere within 1e
 import json
 
 import pytest
-from golden_runs import RECORD, machine, run_all
+from tests.golden.golden_runs import RECORD, machine, run_all
 
 pytestmark = pytest.mark.slow
 GOLDEN = json.loads(RECORD.read_text())

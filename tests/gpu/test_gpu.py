@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from lt_train.config import load_config
+from lt_train.config.load import load_config
 from lt_train.data.augment import Uniforms
-from lt_train.data.loader import PIXEL_MEAN, PIXEL_STD, LoaderFactory
+from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.rand_augment import OPERATIONS, apply_operations, draw_operations
+from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -45,7 +46,7 @@ def run(tmp_path: Path, root: Path, name: str, config_name: str, *overrides: str
 
 def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
     settings = config(demo_root)
-    factory = LoaderFactory(settings, World(device=torch.device("cuda", 0)))
+    factory = RunData(settings, World(device=torch.device("cuda", 0)))
     reference = transforms.Compose([transforms.Resize(settings.eval_view.resize), transforms.CenterCrop(settings.eval_view.size)])
     manifest, differences = factory.manifest("val"), []
     for batch in factory.evaluate("val"):
@@ -59,7 +60,7 @@ def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
 
 def test_training_views_do_not_depend_on_the_device(demo_root):
     settings = config(demo_root, "view.jitter=[0.4,0.4,0.4,0.1]")
-    batches = [next(iter(LoaderFactory(settings, World(device=torch.device(name))).train(2, 3, 4))) for name in ("cpu", "cuda:0")]
+    batches = [next(iter(RunData(settings, World(device=torch.device(name))).train(2, 3, 4))) for name in ("cpu", "cuda:0")]
     assert torch.equal(batches[0]["sample_id"], batches[1]["sample_id"].cpu())
     for on_cpu, on_gpu in zip(*(batch["views"] for batch in batches)):
         assert np.abs(pixels(on_cpu) - pixels(on_gpu)).mean() < 3
@@ -82,7 +83,7 @@ def test_views_of_two_sizes_and_kinds_on_the_gpu(demo_root):
     mixed = config(demo_root, *settings, *(f"second_view.{setting}" for setting in strong))
     same = [config(demo_root, *settings), config(demo_root, *(f"view.{setting}" for setting in strong))]
     first, *others = (
-        next(iter(LoaderFactory(one, World(device=torch.device("cuda", 0))).train(2, 0, 1)))["views"] for one in (mixed, *same)
+        next(iter(RunData(one, World(device=torch.device("cuda", 0))).train(2, 0, 1)))["views"] for one in (mixed, *same)
     )
     for index, views in enumerate(others):
         torch.testing.assert_close(first[index], views[index])
@@ -96,12 +97,12 @@ def test_bf16_training_over_nccl_learns(demo_root, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["stage=rotation"],
+        ["method=rotation"],
         ["+ldam_drw", "loss.weights_from_epoch=0", "sampler.name=progressively_balanced"],
         ["+mixup", "+cutmix", "+cb_ce", "view.randaugment_ops=2"],
-        ["stage=experts"],
-        ["stage=proco", "+balanced_softmax"],
-        ["stage=fixmatch", "unlabeled.root={root}", "second_view.randaugment_ops=2", "fixmatch.threshold=0.2"],
+        ["method=experts"],
+        ["method=proco", "+balanced_softmax"],
+        ["method=fixmatch", "unlabeled.root={root}", "second_view.randaugment_ops=2", "fixmatch.threshold=0.2"],
     ],
     ids=lambda settings: settings[0],
 )

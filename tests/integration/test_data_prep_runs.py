@@ -23,16 +23,17 @@ import pyarrow.dataset
 import pytest
 import webdataset
 from nvidia.dali import fn, pipeline_def, types
+from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 from PIL import Image
 
-from pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
-from data_prep.images import ppm
 from data_prep.inspect import problems
-from data_prep.plan import Plan, is_complete, make_plan
-from data_prep.shards import write
-from data_prep.source import Source, SourceSplit
-from lt_train.data.manifest import MANIFEST_SCHEMA, Manifest, file_sha256, read_dataset
+from data_prep.reading.images import ppm
+from data_prep.reading.source import Source, SourceSplit
+from data_prep.writing.plan import Plan, is_complete, make_plan
+from data_prep.writing.shards import write
+from lt_train.data.manifest import MANIFEST_SCHEMA, Manifest, read_dataset
 from lt_train.errors import UserError
+from lt_train.files import file_sha256
 
 LIMIT = 60  # seconds that any one command may take
 LONG = 150  # bytes of a name that does not fit into a tar header

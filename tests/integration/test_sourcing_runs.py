@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.near_duplicates import NearDuplicates
+from data_prep.reading.near_duplicates import NearDuplicates
 from lt_train.data.manifest import Manifest, read_dataset
 from lt_train.data.scores import ScoreStore
 
@@ -117,7 +117,7 @@ def test_the_selection_becomes_a_set_that_a_stage_can_train_on(folder, scores):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["classifier_cifar10_lt", "stage=fixmatch"], "sourcing stage"),
+        (["classifier_cifar10_lt", "method=fixmatch"], "sourcing method"),
         (["sourcing_cifar10", "--task", "3/2"], "I/N"),
         (["sourcing_cifar10", "run.dir=nowhere"], "not a finished run"),
         (["sourcing_cifar10", "--pool", "nowhere"], "nowhere"),

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from cluster import Cluster, wait_for
+from tests.slurm.cluster import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240.0  # seconds that anything on the cluster may take

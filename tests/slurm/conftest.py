@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench import LIMIT, Bench, processes_of, state_of
-from cluster import NEEDED, Cluster, wait_for
+from tests.slurm.bench import LIMIT, Bench, processes_of, state_of
+from tests.slurm.cluster import NEEDED, Cluster, wait_for
 
 
 def pytest_collection_modifyitems(items):

@@ -3,13 +3,12 @@
 import json
 import re
 import shutil
-
 import time
 from pathlib import Path
 
 import pytest
-from cluster import wait_for
-from bench import LIMIT, ROOT, processes_of
+from tests.slurm.bench import LIMIT, ROOT, processes_of
+from tests.slurm.cluster import wait_for
 
 
 def assert_same(state: dict, expected: dict) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bench import LIMIT, ROOT
+from tests.slurm.bench import LIMIT, ROOT
 from PIL import Image
 
 from lt_train.data.manifest import read_dataset

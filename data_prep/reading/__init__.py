@@ -1,0 +1,1 @@
+"""What data sets read their sources with: lists, pickles, images."""

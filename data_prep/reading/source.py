@@ -1,0 +1,57 @@
+"""What a data set file yields: classes, and per split a label, a key and the image bytes of every sample."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class Images(Protocol):
+    """Random access to a split's encoded images; picklable, so that worker processes can share the reading."""
+
+    def read(self, index: int) -> bytes:
+        """Image file number ``index`` in any format the decoder check accepts. OSError: it cannot be read."""
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """One split, in the source's order.
+
+    ``labels`` (N,) int, or None: unlabeled. ``keys``: unique, without dots (a webdataset key ends at the first dot), with
+    slices. ``columns``: more of the manifest, each (N,). ``deal_by`` (N,) int: what every shard should have its share of, if not
+    the labels; without either, shards are runs of the source's order.
+    """
+
+    labels: np.ndarray | None
+    keys: Sequence[str]
+    images: Images
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    deal_by: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that is not prepared yet.
+
+    ``files``: what must not change while it is being prepared. ``notes``: lines that the user should see.
+    """
+
+    name: str
+    classes: list[str]
+    splits: dict[str, SourceSplit]
+    files: Sequence[str | Path] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set of the command line: its options, and what makes a :class:`Source` of them (UserError: it cannot)."""
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    make_source: Callable[[argparse.Namespace], Source]
+    samples_per_shard: int = 1000
+

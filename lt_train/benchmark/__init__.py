@@ -1,0 +1,1 @@
+"""Throughput of training and loading: ``python -m lt_train.benchmark``."""

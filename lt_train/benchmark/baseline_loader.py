@@ -1,0 +1,68 @@
+"""What most projects load images with, for the benchmark to compare against: ImageFolder, PIL transforms, a DataLoader."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from lt_train.config.schema import ViewConfig
+from lt_train.data.manifest import Manifest
+from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
+
+WORKERS = 2
+MOST_IMAGES = 4096  # enough that caching images would not show, few enough to write out quickly
+
+
+def write_image_folder(manifest: Manifest, root: Path) -> None:
+    """Write evenly spaced images of a split, byte for byte, as class folders."""
+    for sample_id in np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), MOST_IMAGES)).astype(int)):
+        content = manifest.read(sample_id)
+        if content is not None:
+            folder = root / f"{manifest.labels[sample_id]:05d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            # ImageFolder goes by the suffix, PIL by the content
+            (folder / f"{sample_id:08d}.jpg").write_bytes(content)
+
+
+def baseline_batches(root: Path, views: list[ViewConfig], batch_size: int) -> Iterator[tuple]:
+    """Batches without end of images in each of ``views``, with the transforms that they ask for."""
+    transform_each = [make_transform(view) for view in views]
+    images = ImageFolder(str(root), lambda image: [transform(image) for transform in transform_each])
+    loader = DataLoader(
+        images,
+        batch_size=batch_size,
+        sampler=RandomSampler(images, replacement=True, num_samples=2**40),  # no pause between epochs
+        num_workers=WORKERS,
+        multiprocessing_context="fork",  # the transform is a closure
+    )
+    return iter(loader)
+
+
+def make_transform(view: ViewConfig) -> transforms.Compose:
+    """torchvision's own transforms for a training view."""
+    steps: list = []
+    if view.crop == "random_resized":
+        steps.append(transforms.RandomResizedCrop(view.size, view.scale, view.ratio))
+    elif view.crop == "pad":
+        steps.append(transforms.RandomCrop(view.size, view.padding))
+    else:
+        steps += [transforms.Resize(view.resize), transforms.CenterCrop(view.size)]
+    if any(view.jitter):
+        jitter = transforms.ColorJitter(*view.jitter)
+        steps.append(transforms.RandomApply([jitter], view.jitter_probability))
+    if view.grayscale_probability > 0:
+        steps.append(transforms.RandomGrayscale(view.grayscale_probability))
+    if view.blur_probability > 0:
+        radius = round(2 * view.blur_sigma[1]) * 2 + 1
+        steps.append(transforms.RandomApply([transforms.GaussianBlur(radius, view.blur_sigma)], view.blur_probability))
+    if view.flip_probability > 0:
+        steps.append(transforms.RandomHorizontalFlip(view.flip_probability))
+    if view.randaugment_ops > 0:
+        steps.append(transforms.RandAugment(view.randaugment_ops, view.randaugment_magnitude))
+    mean, std = (torch.tensor(values) / 255 for values in (PIXEL_MEAN, PIXEL_STD))
+    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+

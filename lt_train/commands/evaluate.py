@@ -1,0 +1,67 @@
+"""``python -m lt_train evaluate RUN_DIR``: metrics of a run, finished or not, on the splits of its data set or of another."""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from lt_train import distributed
+from lt_train.commands.open_run import check_labeled, open_run, write_metrics
+from lt_train.console import console, setup_logging
+from lt_train.data.manifest import read_dataset
+from lt_train.data.run_data import RunData
+from lt_train.errors import UserError
+from lt_train.training.engine import autocast
+from lt_train.training.evaluation import evaluate_split
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit status."""
+    arguments = _parse(words)
+    world = distributed.start()
+    setup_logging(world.is_main)
+    config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
+    data = RunData(config, world)
+    have = read_dataset(config.data.root).splits
+    splits = arguments.split or [split for split in dict.fromkeys((config.data.val_split, config.data.test_split)) if split in have]
+    if not splits:
+        raise UserError(f"{config.data.root} has neither a split '{config.data.val_split}' nor '{config.data.test_split}'; name one with --split")
+    for split in splits:
+        check_labeled(data.manifest(split))
+    metrics = {}
+    for split in splits:
+        metrics[split] = evaluate_split(method, data, split, autocast(config, world))
+    if world.is_main:
+        out = arguments.out or arguments.run / "evaluation.json"
+        write_metrics(out, {"run": str(arguments.run), "data": config.data.root, "step": arguments.step, "headline": method.headline, "metrics": metrics})
+        console.print(metrics_table(metrics))
+        console.print(f"by class, and confusion where there are up to 100 classes: {out}", highlight=False)
+    distributed.stop()
+    return 0
+
+
+def metrics_table(metrics: dict[str, dict]) -> Table:
+    """A column a split, a row each of the metrics that are numbers."""
+    names = dict.fromkeys(name for values in metrics.values() for name, value in values.items() if isinstance(value, (int, float)))
+    table = Table("metric", *metrics)
+    for name in names:
+        table.add_row(name, *(_shown(values.get(name)) for values in metrics.values()))
+    return table
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train evaluate",
+        description="Evaluate a run, finished or not; also under torchrun. Writes RUN_DIR/evaluation.json.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data.root=DIR to evaluate on another set of the same classes")
+    parser.add_argument("--split", action="append", metavar="NAME", help="again for more (default: the validation and the test split)")
+    parser.add_argument("--step", type=int, help="of the checkpoint (default: what the run ended with, or its newest)")
+    parser.add_argument("--out", type=Path, metavar="FILE")
+    return parser.parse_intermixed_args(words)
+

@@ -1,0 +1,87 @@
+"""``python -m lt_train export RUN_DIR``: a finished run's backbone and classifier in one file, as torchvision names them.
+
+``torchvision.models.resnet50(num_classes=C).load_state_dict(safetensors.torch.load_file(FILE))`` then gives the run's logits.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lt_train.console import console
+from lt_train.errors import UserError
+from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, read_tensors, write_tensors
+
+MODEL_FILE = "model.safetensors"
+CLASS_NAMES_LIMIT = 65_536  # characters; more do not belong into a file's header
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit status."""
+    arguments = _parse(words)
+    run = arguments.run
+    out = arguments.out or run / MODEL_FILE
+    if out.suffix != ".safetensors" or out.name in (BACKBONE_FILE, CLASSIFIER_FILE):
+        raise UserError(f"--out {out} must end in .safetensors, and must not be {BACKBONE_FILE} or {CLASSIFIER_FILE}, which are a run's own")
+    if out.exists() and not arguments.force:
+        raise UserError(f"{out} exists; name another file with --out, or overwrite it with --force")
+    tensors, about, note = read_model(run)
+    try:
+        write_tensors(tensors, out, about)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    console.print(f"{out}: {note}", highlight=False, markup=False)
+    return 0
+
+
+def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]:
+    """A finished run's state dict with torchvision's names, what the file's metadata say of it, and a line on what it holds."""
+    try:
+        classes = json.loads((run / "result.json").read_text())["classes"]
+        with safe_open(run / BACKBONE_FILE, "pt") as file:
+            about = file.metadata() or {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{run} is not a finished run ({error}); train it to its end first, or name another folder") from error
+    tensors = read_tensors(run / BACKBONE_FILE)
+    note = f"{about.get('backbone', 'backbone')} of {len(tensors)} tensors"
+    if not (run / CLASSIFIER_FILE).exists():
+        return tensors, about, f"{note}, without a classifier: the run has none"
+    head = read_tensors(run / CLASSIFIER_FILE)
+    linear = as_linear(head)
+    if linear is None:
+        return tensors, about, f"{note}, without the classifier: it is {_describe(head)}, which no linear layer (fc) can express"
+    names = json.dumps(classes)
+    if len(classes) == len(linear["weight"]) and len(names) <= CLASS_NAMES_LIMIT:
+        about = {**about, "classes": names}
+    tensors |= {f"fc.{name}": tensor for name, tensor in linear.items()}
+    return tensors, about, f"{note} and a classifier (fc) of {len(linear['weight'])} classes"
+
+
+def as_linear(head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """``weight`` (C, D) and ``bias`` (C,) of the linear layer that gives the head's logits; None where there is no such layer.
+
+    LWS (Kang et al. 2020) scales the logits of a linear layer by a number a class, scale * (W x + b), which goes into W and b.
+    """
+    if head.keys() == {"weight", "bias"}:
+        return head
+    if head.keys() == {"linear.weight", "linear.bias", "scale"}:
+        return {"weight": head["scale"][:, None] * head["linear.weight"], "bias": head["scale"] * head["linear.bias"]}
+    return None
+
+
+def _describe(head: dict[str, torch.Tensor]) -> str:
+    return "a cosine classifier" if head.keys() == {"weight"} else f"a classifier of {len(head)} tensors ({min(head)}, ...)"
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train export",
+        description="Write a finished run's backbone and classifier (fc) as one safetensors file that torchvision and timm models load.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"a .safetensors file (default: {MODEL_FILE} in the run's folder)")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    return parser.parse_args(words)
+

@@ -1,0 +1,147 @@
+"""Open a run that was trained before: its config, and its method with the weights that it has now."""
+
+import hashlib
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lt_train.config.load import load_config
+from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
+from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.distributed import World, is_lost_peer
+from lt_train.errors import UserError
+from lt_train.files import write_atomically
+from lt_train.methods.base import Counts, Method
+from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
+from lt_train.training.best_weights import BestWeights
+from lt_train.training.checkpoint import CheckpointStore
+from lt_train.training.engine import Engine
+
+log = logging.getLogger(__name__)
+
+
+def open_run(
+    folder: Path, overrides: list[str], world: World, step: int | None = None
+) -> tuple[Config, Method]:
+    """The run's config under ``overrides``, and its method, ready to evaluate. Collective.
+
+    Weights: those of checkpoint ``step``; else what the run was finished with, or its newest
+    checkpoint.
+    """
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UserError(
+            f"'{folder}' is not a run: it has no config.yaml; "
+            "name a folder that lt_train has trained in"
+        )
+    config = load_config(str(saved), overrides)
+    run = replace(config.run, dir=str(folder))
+    config = replace(config, run=run, unlabeled=UnlabeledConfig())  # which is for training only
+    classes, dataset = read_result(folder).get("classes"), read_dataset(config.data.root)
+    if classes not in (None, dataset.classes):
+        raise UserError(
+            f"{config.data.root} was made for other classes than {folder} was trained on; "
+            "set data.root to one of the same classes"
+        )
+    return config, open_method(config, world, step)
+
+
+def open_method(config: Config, world: World, step: int | None = None) -> Method:
+    """The method that was trained in ``config.run.dir``, on the device, ready to evaluate.
+
+    Weights as in :func:`open_run`. Collective.
+    """
+    folder = Path(config.run.dir)
+    result = read_result(folder)
+    counts = Counts.of(torch.tensor(_class_counts(folder, config, result)))
+    method = code_of(METHODS, config.method)(config, counts)
+    best = BestWeights(folder, result.get("selected_on", "last"))
+    try:
+        _load(folder, config, method, world, step, best)
+    except (RuntimeError, OSError, KeyError) as error:
+        if is_lost_peer(error):
+            raise
+        raise UserError(
+            f"the weights in {folder} do not fit {config.data.root}: {error}; "
+            "set data.root to the set it was trained on"
+        ) from error
+    # the layout in which the engine has computed
+    layout = torch.channels_last if config.engine.name == "ddp" else torch.preserve_format
+    return method.to(world.device, memory_format=layout).eval()
+
+
+def state_digest(method: Method) -> str:
+    """sha256 of all weights and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(method.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_classifier(folder: Path, config: Config) -> None:
+    """Refuse a run whose method has no classifier of the data set's classes."""
+    if not METHODS[config.method].has_classifier:
+        raise UserError(f"'{folder}' is a run of the method {config.method}, which has no classifier of the labels; name a classifier's run")
+
+
+def write_metrics(path: Path, content: dict) -> None:
+    """Write what a command has measured as JSON, whole or not at all."""
+    try:
+        write_atomically(path, (json.dumps(content) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
+
+
+def check_labeled(manifest: Manifest) -> None:
+    """Refuse a split with samples without labels, whose metrics mean nothing."""
+    if manifest.class_counts.sum() < max(1, len(manifest)):
+        raise UserError(f"the split '{manifest.split}' of {manifest.root} has no labels to compare with; name another")
+
+
+def read_result(folder: Path) -> dict:
+    """result.json of a finished run, else nothing."""
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
+    """Training samples of each class.
+
+    By the run's own word, if it is finished, so that another set may be evaluated on.
+    """
+    if "class_counts" in result:
+        return result["class_counts"]
+    splits = read_dataset(config.data.root).splits
+    if config.data.train_split not in splits:
+        raise UserError(
+            f"{config.data.root} has no split '{config.data.train_split}', on which {folder} "
+            "was trained; set data.root or data.train_split"
+        )
+    return splits[config.data.train_split].class_counts
+
+
+def _load(folder: Path, config: Config, method: Method, world: World, step: int | None, best: BestWeights) -> None:
+    if step is None and best.exists():
+        log.info("weights: %s", best.path)
+        best.restore(method)
+        return
+    checkpoint = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world).find(step)
+    if checkpoint is not None:
+        log.info("weights: %s", checkpoint.path)
+        method.load_state_dict(torch.load(checkpoint.path / Engine.STATE_FILE, map_location="cpu", weights_only=True, mmap=True)["method"])
+        return
+    if not (folder / BACKBONE_FILE).is_file():
+        raise UserError(f"'{folder}' has neither a checkpoint nor {BACKBONE_FILE}: train it first")
+    load_weights(method.backbone, folder)
+    if (folder / CLASSIFIER_FILE).is_file():
+        load_weights(method.classifier, folder, CLASSIFIER_FILE)
+    elif method.needs_whole_state:
+        metrics = ", ".join(method.needs_whole_state)
+        log.warning("%s has no checkpoint left: %s is that of an untrained head", folder, metrics)
+

@@ -1,0 +1,69 @@
+"""``python -m lt_train report DIR...``: turns the result.json files of runs into report.md, report.html and a table."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lt_train.errors import UserError
+from lt_train.files import write_atomically
+from lt_train.report.rows import SEED_SUFFIX, Row, make_rows, remarks, table
+from lt_train.report.runs import read_runs
+
+# the command
+
+
+def main(words: list[str] | None = None) -> int:
+    """The command with these arguments (default: the process's); returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train report",
+        description="Write report.md and report.html about runs, and print their table. Folders that differ only in a suffix -seedN are "
+        "shown as mean and standard deviation.",
+    )
+    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="a run, or a folder of runs as a pipeline makes it")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the report goes (default: the one DIR; of several, reports/)")
+    arguments = parser.parse_args(words)
+    out = arguments.out or (arguments.dirs[0] if len(arguments.dirs) == 1 else Path("reports"))
+    runs, unfinished = read_runs(arguments.dirs)
+    rows = make_rows(runs)
+    notes = remarks(rows, unfinished)
+    from lt_train.report.pages import to_html, to_markdown  # only now: matplotlib is slow to import
+
+    title = _title([folder.resolve().name for folder in arguments.dirs])
+    content = title, rows, *table(rows), notes
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "report.md", to_markdown(*content).encode())
+        write_atomically(out / "report.html", to_html(*content).encode())
+    except OSError as error:
+        raise UserError(f"cannot write the report to '{out}': {error.strerror}; choose another folder with --out") from error
+    _show(rows, notes)
+    Console(soft_wrap=True).print(f"{out / 'report.md'}\n{out / 'report.html'}", highlight=False, markup=False)
+    return 0
+
+
+def _title(names: list[str]) -> str:
+    names = names if len(names) == 1 else list(dict.fromkeys(SEED_SUFFIX.sub("", name) for name in names))
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _show(rows: list[Row], notes: list[tuple[str, str]]) -> None:
+    sys.stdout.reconfigure(errors="replace")  # where the encoding has no ±
+    console = Console()
+    if not console.is_terminal:  # a log has no width
+        console = Console(width=240)
+    header, body = table(rows)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in header:
+        is_text = column in ("run", "split")
+        shown.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for line in body:
+        shown.add_row(*map(Text, line))
+    console.print(shown)
+    for name, remark in notes:
+        console.print(f"{name}: {remark}", highlight=False, markup=False)
+

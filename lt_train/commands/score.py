@@ -1,0 +1,135 @@
+"""``python -m lt_train score CONFIG --pool DIR``: what a trained sourcing classifier thinks of every image of a pool.
+
+Ranks (torchrun, srun) and array tasks (``--task I/N``) each take a slice of the pool's shards and need nothing of each other. A shard's
+scores are written when it is done, so the same command again goes on there. Memory holds two shards, whatever the pool's size.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lt_train import distributed
+from lt_train.commands.open_run import open_method, read_result, state_digest
+from lt_train.config.load import load_config
+from lt_train.config.schema import METHODS, Config
+from lt_train.console import Every, say, setup_logging
+from lt_train.data.batch import Loader
+from lt_train.data.batch_plan import EvalPlan
+from lt_train.data.manifest import UNLABELED, Manifest, read_dataset
+from lt_train.data.run_data import make_loader
+from lt_train.data.scores import SPLIT, ScoreStore
+from lt_train.distributed import World
+from lt_train.errors import UserError, parse_task
+from lt_train.methods.base import Method
+from lt_train.training.engine import autocast
+
+Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # images (B, 3, H, W) -> labels (B,), scores (B,)
+
+
+def main(words: list[str]) -> int:
+    """The command; returns its exit status."""
+    arguments = _parse(words)
+    config = load_config(arguments.config, arguments.overrides)
+    world = distributed.start(join=False)
+    setup_logging(True)
+    pool = Path(arguments.pool or config.unlabeled.root)
+    method, classes = open_sourcing(config, World(device=world.device))
+    folder = arguments.out or Path(config.run.dir) / "scores"
+    store = ScoreStore(folder, read_dataset(pool))
+    try:
+        store.begin(classes, state_digest(method))
+        index, count = arguments.task
+        part, parts = index * world.size + world.rank, count * world.size
+        own = range(len(store.shards))[part::parts]
+        prefix = f"part {part} of {parts}: " if parts > 1 else ""
+        score_pool(config, world, method, pool, store, own, prefix)
+    except OSError as error:
+        raise UserError(
+            f"cannot write scores to '{folder}': {error.strerror or error}; "
+            "the same command again goes on from there"
+        ) from error
+    return 0
+
+
+def open_sourcing(config: Config, world: World) -> tuple[Method, list[str]]:
+    """The finished run's method, ready to score, and the names of its known classes."""
+    if not METHODS[config.method].scores_pools:
+        able = [name for name, traits in METHODS.items() if traits.scores_pools]
+        raise UserError(
+            f"scoring needs a config of the method {' or '.join(able)}, not of {config.method}"
+        )
+    result = read_result(Path(config.run.dir))
+    if "classes" not in result:
+        raise UserError(
+            f"{config.run.dir} is not a finished run: no readable result.json; "
+            "train it first, or set run.dir"
+        )
+    return open_method(config, world), result["classes"]
+
+
+def score_pool(config: Config, world: World, method: Method, pool: Path, store: ScoreStore, shards: range, prefix: str) -> None:
+    """Score the given shards, but for those that are done, and report images/s."""
+    waiting = [shard for shard in shards if not store.is_done(shard)]
+    started, plain = time.monotonic(), Every()
+    scored = unreadable = 0
+    for place, (shard, size, loader) in enumerate(_ahead(config, world, pool, store, waiting), 1):
+        with torch.inference_mode(), autocast(config, world):
+            labels, scores = predict_labels(method.score, loader, size)
+        store.write(shard, labels, scores)
+        scored, unreadable = scored + size, unreadable + int((labels == UNLABELED).sum())
+        if plain.due():
+            seconds = time.monotonic() - started
+            rate, left = scored / seconds, seconds / place * (len(waiting) - place)
+            say(f"{prefix}shard {place}/{len(waiting)}, {rate:,.0f} images/s, {left:.0f} s left")
+    seconds = time.monotonic() - started
+    before = f"; {len(shards) - len(waiting)} shards were scored before" if len(waiting) < len(shards) else ""
+    bad = f"; {unreadable} unreadable" if unreadable else ""
+    say(f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f} images/s){before}{bad}: {store.folder}")
+
+
+def _ahead(config: Config, world: World, pool: Path, store: ScoreStore, shards: list[int]) -> Iterator[tuple[int, int, Loader]]:
+    """(shard, its samples, a loader over them), each shard read while the one before is scored."""
+    starts = np.concatenate([[0], np.cumsum([shard.samples for shard in store.shards])]).tolist()
+
+    def load(shard: int) -> tuple[int, int, Loader]:
+        # opened anew, so that pages of shards that are done do not stay mapped
+        part = Manifest(pool, SPLIT).subset(slice(starts[shard], starts[shard + 1]))
+        plan = EvalPlan(part, config.eval_view, config.data.eval_batch_size, World(device=world.device))
+        return shard, len(part), make_loader(plan, config, world)
+
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(load, shards[0]) if shards else None
+        for shard in [*shards[1:], None]:
+            if following is None:
+                return
+            current, following = following, None if shard is None else reader.submit(load, shard)
+            yield current.result()
+
+
+def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels int32 and scores float32 (``size``,) of what ``loader`` yields, by sample_id; UNLABELED and 0 for what it leaves out."""
+    labels, scores = np.full(size, UNLABELED, np.int32), np.zeros(size, np.float32)
+    found = [(batch.sample_id, *score(batch.views[0])) for batch in loader]
+    for ids, batch_labels, batch_scores in found:  # only now does the host wait for the device
+        ids = ids.cpu().numpy()
+        labels[ids], scores[ids] = batch_labels.cpu().numpy(), batch_scores.cpu().numpy()
+    return labels, scores
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train score",
+        description="Score a pool of unlabeled images with a trained sourcing classifier. Also under torchrun or srun. The same command again goes on.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="the sourcing run's config; its run.dir holds the trained classifier")
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--pool", metavar="DIR", help="a pool that data_prep has sharded (default: the config's unlabeled.root)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the scores go (default: scores/ in the run's folder)")
+    parser.add_argument("--task", type=parse_task, default=(0, 1), metavar="I/N", help="do only part I (0 ... N-1) of N, as one of N array jobs")
+    return parser.parse_intermixed_args(words)
+

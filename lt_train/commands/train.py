@@ -1,0 +1,73 @@
+"""``python -m lt_train CONFIG``: train one method, or go on with it."""
+
+import argparse
+import gc
+import sys
+
+from lt_train.config.load import list_configs, list_variants, load_config, to_yaml
+from lt_train.errors import EXIT_PREEMPTED, UserError
+
+
+def main(words: list[str], commands: dict[str, str]) -> int:
+    """The command; returns its exit status. ``commands``: the others, for --help."""
+    arguments = _parse(words, commands)
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.print_config:
+        sys.stdout.write(to_yaml(config))
+        return 0
+    # torch and the rest are imported only now: --help and a misspelt key answer at once
+    from lt_train import distributed
+    from lt_train.console import setup_logging
+    from lt_train.training.trainer import Preempted, Trainer
+
+    world = distributed.start()
+    setup_logging(world.is_main)
+    try:
+        Trainer(config, world).run()
+        gc.collect()  # engines and their process groups' threads go now, not with the interpreter
+        distributed.stop()
+    except Preempted as reason:
+        if world.is_main:
+            sys.stderr.write(f"lt_train: {reason}\n")
+        return EXIT_PREEMPTED
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or config.run.dir}: {error.strerror or error}; "
+            "the last checkpoint is kept"
+        ) from error
+    return 0
+
+
+def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train",
+        description="Train one method, on one process or under torchrun. "
+        "The same command again resumes it.",
+        epilog=_epilog(commands),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file"
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="override config keys, e.g. optim.lr=0.05; +NAME: those of a variant",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved config and exit"
+    )
+    return parser.parse_args(words)
+
+
+def _epilog(commands: dict[str, str]) -> str:
+    groups = {
+        "other commands (python -m lt_train COMMAND --help)": commands.items(),
+        "configs": list_configs(),
+        "variants, over any config": [(f"+{name}", text) for name, text in list_variants()],
+    }
+    lines = []
+    for title, entries in groups.items():
+        lines += [f"{title}:", *(f"  {name:28} {text}" for name, text in entries), ""]
+    return "\n".join([*lines, "every key and its default: --print-config"])

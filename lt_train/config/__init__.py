@@ -1,0 +1,1 @@
+"""What decides a run: every key, its default, and where its value comes from. No torch."""

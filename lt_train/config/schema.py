@@ -1,0 +1,355 @@
+"""Every key of a config, with its type, default and meaning; and the tables of what a key can name.
+
+The tables know no torch: an entry says where its code is, which is imported when a run needs it.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = ""  # where everything of the run goes; empty: runs/<config name>
+    log_every: int = 20  # steps; the only times at which the host waits for the device
+    checkpoint_every: int = 500  # steps
+    keep_checkpoints: int = 2
+    evaluate_every: float = 10.0  # epochs, on the validation split where there is one; the end is always evaluated
+    # which weights a run ends with: the last, or those that were best on the validation split; "test" selects on the test split
+    # as the code of Yang and Xu 2020 does, for comparison with its numbers only
+    select: Literal["last", "val", "test"] = "last"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    root: str = ""  # a folder written by data_prep
+    train_split: str = "train"
+    val_split: str = "val"  # used for model selection; skipped when the data set has none
+    test_split: str = "test"  # evaluated once, after training
+    loader: Literal["dali", "resident"] = "dali"
+    decode_threads: int = 0  # DALI threads a rank; 0: the machine's cores shared by its ranks
+    eval_batch_size: int = 256  # samples a rank
+    max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
+    cache_dir: Optional[str] = None  # the node cache: copy the shards to this local folder first, verified
+
+
+@dataclass(frozen=True)
+class UnlabeledConfig:
+    root: str = ""  # a second folder written by data_prep, whose own labels are not used
+    split: str = "train"
+    share: Optional[float] = 0.5  # of the global batch; null: both sets are one, sampled alike (needs label_column)
+    label_column: Optional[str] = None  # take labels from this column of its manifest, such as pseudo_label or sourced_label
+    confidence_column: str = "confidence"
+    min_confidence: float = 0.0  # with label_column: leave out samples that are less sure
+    max_samples: Optional[int] = None  # use a draw of so many, by the seed; what the resident loader can hold of a large pool
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    name: str = "instance_balanced"  # one of SAMPLERS
+    samples_per_class: int = 4  # class_balanced: how many positions in a row a class gets
+    beta: float = 0.9999  # effective_number
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """One augmented view of an image. Probabilities of 0 switch a transform off."""
+
+    size: int = 224  # pixels, the side of the square output
+    crop: Literal["random_resized", "pad", "center"] = "random_resized"
+    scale: tuple[float, float] = (0.08, 1.0)  # random_resized: share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width / height
+    padding: int = 4  # pad: zero pixels round the image before a random crop
+    resize: int = 256  # center: the shorter side before the crop
+    flip_probability: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    jitter_probability: float = 1.0
+    grayscale_probability: float = 0.0
+    blur_probability: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    randaugment_ops: int = 0  # RandAugment's N: random operations in a row on each image
+    randaugment_magnitude: int = 10  # RandAugment's M, of 30
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    backbone: str = "resnet50"  # one of BACKBONES
+    init_from: Optional[str] = None  # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo, torchvision, timm
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = 0.1  # for a global batch of lr_batch_size
+    scale_lr: bool = True  # scale linearly with the global batch size
+    lr_batch_size: int = 256
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: float = 0.0
+    step_epochs: tuple[float, ...] = ()  # step: from these epochs on ...
+    step_factors: tuple[float, ...] = ()  # ... the learning rate is lr times this factor
+    clip_grad_norm: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    name: Literal["ddp", "deepspeed"] = "ddp"
+    zero_stage: int = 1  # deepspeed only: 0, 1 or 2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware computes in it
+    compile: bool = False  # torch.compile the backbones
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    enabled: bool = True
+    allow_changes: tuple[str, ...] = ()  # config keys that may differ from the interrupted run's
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The loss and the weights of classes in it; lt_train/methods/losses.py has formulas and papers."""
+
+    name: str = "cross_entropy"  # one of LOSSES
+    gamma: float = 1.0  # focal
+    max_margin: float = 0.5  # ldam: the rarest class's
+    tau: float = 1.0  # logit_adjustment
+    label_smoothing: float = 0.0
+    label_aware_smoothing: Optional[tuple[float, float]] = None  # smoothing of the most frequent and of the rarest class
+    class_weights: Literal["none", "inverse", "effective_number"] = "none"
+    beta: float = 0.9999  # effective_number
+    weights_from_epoch: float = 0.0  # class weights only from this epoch on: deferred re-weighting (DRW)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    head: Literal["linear", "cosine"] = "linear"
+    scale: float = 30.0  # cosine: logits are so many times the cosine
+    mixup_alpha: float = 0.0  # above 0: mixup with weights from Beta(alpha, alpha)
+    cutmix_alpha: float = 0.0  # the same for CutMix; with both, one or the other in turn at random
+
+
+@dataclass(frozen=True)
+class DecoupledConfig:
+    """cRT and LWS."""
+
+    freeze_bn_stats: bool = True
+
+
+@dataclass(frozen=True)
+class MocoConfig:
+    dim: int = 128
+    queue_size: int = 65536
+    temperature: float = 0.2
+    ema_momentum: float = 0.999
+    projector: Literal["mlp", "linear"] = "mlp"  # MoCo v2's or v1's
+    bn_splits: int = 0  # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
+
+
+@dataclass(frozen=True)
+class RotationConfig:
+    all_four: bool = False  # every image in all four rotations; false: in one, at random
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """The k-NN classifier that evaluates self-supervised methods."""
+
+    k: int = 200
+    temperature: float = 0.07
+
+
+@dataclass(frozen=True)
+class SemiConfig:
+    weight: float = 1.0  # omega: of a pseudo-labeled sample in the loss, against 1 of a labeled one
+
+
+@dataclass(frozen=True)
+class FixmatchConfig:
+    threshold: float = 0.95  # of the weak view's confidence
+    weight: float = 1.0  # of the unlabeled samples' loss
+
+
+@dataclass(frozen=True)
+class ProcoConfig:
+    dim: int = 128
+    temperature: float = 0.1
+    weight: float = 1.0  # of the contrastive loss beside the classifier's
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    taus: tuple[float, ...] = (0.0, 1.0, 2.0)  # an expert each, by how much its training logits are adjusted
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run; units are in the comments."""
+
+    description: str = ""
+    method: str = "classifier"  # one of METHODS
+    imports: tuple[str, ...] = ()  # modules of your own to import first, which add lines to the tables
+    seed: int = 0
+    epochs: float = 90.0
+    compress: float = 1.0  # divide every number of epochs (of training, warm-up, steps, re-weighting, evaluation) by this, for trials
+    max_steps: Optional[int] = None  # stop early, for trials; the schedule stays that of `epochs`
+    global_batch_size: int = 256  # over all ranks; what a rank gets follows from it
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    view: ViewConfig = field(default_factory=ViewConfig)
+    second_view: Optional[ViewConfig] = None  # of views after the first, where a method takes several; starts as a copy of view
+    eval_view: ViewConfig = field(default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    decoupled: DecoupledConfig = field(default_factory=DecoupledConfig)
+    moco: MocoConfig = field(default_factory=MocoConfig)
+    rotation: RotationConfig = field(default_factory=RotationConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    semi: SemiConfig = field(default_factory=SemiConfig)
+    fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
+    proco: ProcoConfig = field(default_factory=ProcoConfig)
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    reference_error: Optional[float] = None  # top-1 error in % that a paper reports for this; the report shows it beside ours
+
+
+@dataclass(frozen=True)
+class MethodTraits:
+    """What others must know of a method before its code is loaded.
+
+    ``code``: its class, as "module:name" or itself.
+    """
+
+    code: str | type
+    num_views: int = 1  # differently augmented views of each image in a training batch
+    headline: str = "top1"  # the metric that tells its runs apart
+    needs_labels: bool = True  # of data.root; false: any images will do
+    has_classifier: bool = True  # of the data set's own classes
+    second_set: Literal["none", "unlabeled", "pseudo_labeled"] = "none"  # what unlabeled.root must be
+    scores_pools: bool = False  # python -m lt_train score can use it
+    from_finished: bool = False  # needs a trained backbone in model.init_from
+    linear_head: bool = False  # has no use for another classifier.head
+    own_loss: bool = False  # takes no keys of loss
+    mixes_images: bool = False  # knows mixup and CutMix
+    views_together: bool = False  # sends all views through the network at once, which must be of one size
+
+
+METHODS: dict[str, MethodTraits] = {
+    "moco": MethodTraits(
+        "lt_train.methods.moco:Moco",
+        num_views=2,
+        headline="knn_top1",
+        needs_labels=False,
+        has_classifier=False,
+    ),
+    "rotation": MethodTraits(
+        "lt_train.methods.rotation:Rotation",
+        headline="knn_top1",
+        needs_labels=False,
+        has_classifier=False,
+    ),
+    "classifier": MethodTraits("lt_train.methods.classifier:Classifier", mixes_images=True),
+    "crt": MethodTraits("lt_train.methods.decoupled:Crt", from_finished=True, mixes_images=True),
+    "lws": MethodTraits(
+        "lt_train.methods.decoupled:Lws",
+        from_finished=True,
+        linear_head=True,
+        mixes_images=True,
+    ),
+    "experts": MethodTraits("lt_train.methods.experts:Experts", own_loss=True),
+    "proco": MethodTraits("lt_train.methods.proco:Proco", num_views=3, views_together=True),
+    "semi": MethodTraits(
+        "lt_train.methods.semi:Semi",
+        second_set="pseudo_labeled",
+        mixes_images=True,
+    ),
+    "fixmatch": MethodTraits(
+        "lt_train.methods.fixmatch:Fixmatch",
+        num_views=2,
+        second_set="unlabeled",
+        views_together=True,
+    ),
+    "sourcing": MethodTraits(
+        "lt_train.methods.sourcing:Sourcing",
+        has_classifier=False,
+        second_set="unlabeled",
+        scores_pools=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class LossTraits:
+    """``code``: a function like those in lt_train/methods/losses.py, as "module:name" or itself."""
+
+    code: str | Callable
+    cosine_head: bool = False  # is defined for cosines only
+    smooths_labels: bool = True  # is defined for smoothed labels too
+
+
+LOSSES: dict[str, LossTraits] = {
+    "cross_entropy": LossTraits("lt_train.methods.losses:cross_entropy"),
+    "focal": LossTraits("lt_train.methods.losses:focal", smooths_labels=False),
+    "ldam": LossTraits("lt_train.methods.losses:ldam", cosine_head=True),
+    "balanced_softmax": LossTraits("lt_train.methods.losses:balanced_softmax"),
+    "logit_adjustment": LossTraits("lt_train.methods.losses:logit_adjustment"),
+}
+
+SAMPLERS: dict[str, str | type] = {  # classes like those in lt_train/data/order.py
+    "instance_balanced": "lt_train.data.order:InstanceBalanced",
+    "class_balanced": "lt_train.data.order:ClassBalanced",
+    "square_root": "lt_train.data.order:SquareRoot",
+    "progressively_balanced": "lt_train.data.order:ProgressivelyBalanced",
+    "effective_number": "lt_train.data.order:EffectiveNumber",
+}
+
+BACKBONES: dict[str, str | Callable] = {  # functions like those in lt_train/models/backbones.py
+    "resnet10": "lt_train.models.backbones:resnet10",
+    "resnet18": "lt_train.models.backbones:resnet18",
+    "resnet50": "lt_train.models.backbones:resnet50",
+    "resnet101": "lt_train.models.backbones:resnet101",
+    "resnet152": "lt_train.models.backbones:resnet152",
+    "resnext50_32x4d": "lt_train.models.backbones:resnext50_32x4d",
+    "resnet32_cifar": "lt_train.models.backbones:resnet32_cifar",
+    "wrn_28_10": "lt_train.models.backbones:wrn_28_10",
+}
+
+
+def code_of(table: Mapping[str, Any], name: str) -> Any:
+    """The class or function that ``name`` stands for in one of the tables, imported only now."""
+    entry = table[name]
+    code = getattr(entry, "code", entry)
+    if not isinstance(code, str):
+        return code
+    module, _, attribute = code.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def training_views(config: Config) -> dict[str, ViewConfig]:
+    """The configs of training views by their keys."""
+    views = {"view": config.view, "second_view": config.second_view}
+    return {key: view for key, view in views.items() if view is not None}
+
+
+def views_in_order(config: Config) -> list[ViewConfig]:
+    """The configs of all views of an image in the training batches of the config's method."""
+    others = METHODS[config.method].num_views - 1
+    return [config.view, *[config.second_view or config.view] * others]
+
+
+def labeled_batch(config: Config) -> int:
+    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least one of each.
+
+    With ``unlabeled.share`` null, both sets are sampled as one, and this is the whole batch too.
+    """
+    share = config.unlabeled.share
+    if not config.unlabeled.root or share is None:
+        return config.global_batch_size
+    return min(max(1, round(config.global_batch_size * (1 - share))), max(1, config.global_batch_size - 1))
+

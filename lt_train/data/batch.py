@@ -1,0 +1,29 @@
+"""What a loader yields."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This rank's part of a batch, B samples.
+
+    ``views``, ``label`` and ``sample_id`` lie on the device. ``place`` and ``is_labeled`` are known
+    where batches are planned and stay on the host, so that a method can count or draw by them
+    without waiting for the device.
+    """
+
+    views: list[torch.Tensor]  # (B, 3, size, size) float32 in channels_last memory, one a view
+    label: torch.Tensor  # (B,) int64; UNLABELED (-1) where there is none
+    sample_id: torch.Tensor  # (B,) int64; of a second set, counted on from the first one's
+    place: np.ndarray  # (B,) int64: positions within the global batch; of a split, when evaluating
+    is_labeled: np.ndarray  # (B,) bool: the label is the set's own, no pseudo-label
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+Loader = Iterable[Batch]

@@ -1,0 +1,46 @@
+"""The node cache: a verified copy of a prepared data set on node-local disk."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from lt_train.data.manifest import read_dataset
+from lt_train.distributed import World
+from lt_train.errors import UserError
+from lt_train.files import atomic_file, file_sha256, write_atomically
+
+COPIED_AT_ONCE = 1 << 24  # bytes
+
+
+def cache_on_node(root: Path, target: Path, world: World) -> Path:
+    """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node copies, all wait."""
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]  # two sets may have folders of one name
+    local = target / f"{root.resolve().name}-{place}"
+    if world.local_rank == 0:
+        splits = read_dataset(root).splits
+        manifest_files = [path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()]
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+            for shard in (shard for split in splits.values() for shard in split.shards):
+                _copy_verified(root / shard.name, local / shard.name, shard.sha256)
+            for path in manifest_files:
+                write_atomically(local / path.name, path.read_bytes())  # another job may have it mapped
+        except OSError as error:
+            raise UserError(f"cannot stage {root} to {local}: {error.strerror}; free space there or unset data.cache_dir") from error
+    world.barrier()
+    return local
+
+
+def _copy_verified(source: Path, target: Path, sha256: str) -> None:
+    if target.is_file() and file_sha256(target) == sha256:
+        return
+    digest = hashlib.sha256()
+    with open(source, "rb") as shard, atomic_file(target) as copy:
+        while piece := shard.read(COPIED_AT_ONCE):
+            digest.update(piece)
+            copy.write(piece)
+        if digest.hexdigest() != sha256:
+            raise UserError(
+                f"{source} does not match its sha256 in dataset.json; "
+                f"python -m data_prep verify {source.parent}"
+            )

@@ -1,0 +1,248 @@
+"""All data of one run: its sets, and the loaders over them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lt_train.config.schema import (
+    Config,
+    SamplerConfig,
+    UnlabeledConfig,
+    labeled_batch,
+    training_views,
+)
+from lt_train.data.batch import Batch, Loader
+from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
+from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.node_cache import cache_on_node
+from lt_train.distributed import World, gather_objects
+from lt_train.errors import UserError
+from lt_train.random_streams import Stream, mix, permute
+
+
+class RunData:
+    """Makes the loaders of one run; the resident tensors of a split are read once and shared."""
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world = config, world
+        if not config.data.root:
+            raise UserError(
+                "data.root is not set: name a folder that python -m data_prep has written"
+            )
+        self._manifests: dict[str, Manifest] = {}
+        self._resident: dict[int, torch.Tensor] = {}
+        roots = [root for root in (config.data.root, config.unlabeled.root) if root]
+        self._roots = {root: self._cached(Path(root)) for root in roots}
+
+    def _cached(self, root: Path) -> Path:
+        cache = self.config.data.cache_dir
+        return cache_on_node(root, Path(cache), self.world) if cache else root
+
+    def manifest(self, split: str) -> Manifest:
+        if split not in self._manifests:
+            self._manifests[split] = Manifest(self._roots[self.config.data.root], split)
+        return self._manifests[split]
+
+    @property
+    def train_set(self) -> Manifest:
+        return self.manifest(self.config.data.train_split)
+
+    @cached_property
+    def unlabeled_set(self) -> Manifest | None:
+        """The second set, with its pseudo-labels if it is trained on them."""
+        config = self.config.unlabeled
+        if not config.root:
+            return None
+        pool = Manifest(self._roots[config.root], config.split)
+        pool = _pseudo_labeled(pool, config, self.train_set)
+        if config.max_samples is None or config.max_samples >= len(pool):
+            return pool
+        drawn = np.arange(config.max_samples)
+        return pool.subset(np.sort(permute(drawn, len(pool), mix(self.config.seed, Stream.SUBSET))))
+
+    @cached_property
+    def train_sets(self) -> list[Manifest]:
+        """What batches are drawn from, in the order in which sample ids count on."""
+        if self.unlabeled_set is None:
+            return [self.train_set]
+        if self.config.unlabeled.share is None:
+            return [self.train_set.joined(self.unlabeled_set)]
+        return [self.train_set, self.unlabeled_set]
+
+    @property
+    def positions_per_epoch(self) -> int:
+        """An epoch is one pass over the first set, whatever share of a batch the second one has."""
+        return len(self.train_sets[0])
+
+    def train(self, first_step: int, last_step: int) -> Loader:
+        """Training batches of this rank for steps [first_step, last_step)."""
+        plans = self._train_plans(first_step, last_step, self.world)
+        loaders = [self._make(plan) for plan in plans]
+        if len(loaders) == 1:
+            return loaders[0]
+        return JoinedBatches(loaders, len(self.train_set), labeled_batch(self.config))
+
+    def evaluate(self, split: str) -> Loader:
+        """This rank's share of ``split``, once, in sample_id order."""
+        config = self.config
+        view, batch_size = config.eval_view, config.data.eval_batch_size
+        return self._make(EvalPlan(self.manifest(split), view, batch_size, self.world))
+
+    def sample_ids(self, step: int) -> np.ndarray:
+        """Those of the global batch of ``step``."""
+        plans = self._train_plans(step, step + 1, World())
+        ids = [plan.sample_ids(plan.batches) for plan in plans]
+        return np.concatenate([ids[0], *(other + len(self.train_set) for other in ids[1:])])
+
+    def local_batch_size(self) -> int:
+        """This rank's samples in a global batch."""
+        return sum(len(plan.share) for plan in self._train_plans(0, 1, self.world))
+
+    def check_bad(self) -> None:
+        """Stop when too much of what is trained on is damaged. Collective."""
+        for part in self.train_sets:
+            distinct = set().union(*gather_objects(set(part.bad)))  # ranks may have met the same
+            check_bad_samples(len(distinct), part, self.config.data.max_bad_share)
+
+    def _train_plans(self, first_step: int, last_step: int, world: World) -> list[TrainPlan]:
+        config, steps = self.config, (first_step, last_step)
+        labeled = replace(config, global_batch_size=labeled_batch(config))
+        plans = [TrainPlan(labeled, self.train_sets[0], world, *steps)]
+        for pool in self.train_sets[1:]:
+            other = replace(  # its own augmentations and order
+                config,
+                global_batch_size=config.global_batch_size - labeled.global_batch_size,
+                sampler=SamplerConfig(),
+                seed=int(mix(config.seed, Stream.SECOND_SET)[0] >> 2),
+            )
+            # ranks from the other end, which evens out shares that do not divide
+            mirrored = replace(world, rank=world.size - 1 - world.rank)
+            plans.append(TrainPlan(other, pool, mirrored, *steps))
+        return plans
+
+    def _make(self, plan: BatchPlan) -> Loader:
+        if self.config.data.loader == "dali":
+            return make_loader(plan, self.config, self.world)
+        key = id(plan.manifest)
+        if key not in self._resident:
+            self._resident[key] = read_resident(plan.manifest, self.config, self.world)
+        return make_loader(plan, self.config, self.world, self._resident[key])
+
+
+class JoinedBatches:
+    """Batches made of one batch of each of two loaders, the first one's samples first.
+
+    The second one's sample ids go on after the ``first_size`` of the first set, its places after
+    the ``first_batch`` of the first one's global batch.
+    """
+
+    def __init__(self, loaders: list[Loader], first_size: int, first_batch: int):
+        self.loaders, self.first_size, self.first_batch = loaders, first_size, first_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first, second in zip(*self.loaders):
+            yield Batch(
+                views=[torch.cat(pair) for pair in zip(first.views, second.views)],
+                label=torch.cat([first.label, second.label]),
+                sample_id=torch.cat([first.sample_id, second.sample_id + self.first_size]),
+                place=np.concatenate([first.place, second.place + self.first_batch]),
+                is_labeled=np.concatenate([first.is_labeled, second.is_labeled]),
+            )
+
+
+def make_loader(
+    plan: BatchPlan, config: Config, world: World, resident: torch.Tensor | None = None
+) -> Loader:
+    """The loader that ``config.data.loader`` names, over ``plan``.
+
+    ``resident``: what :func:`read_resident` has read already.
+    """
+    # imported here, so that a machine without DALI can run the resident loader
+    if config.data.loader == "dali":
+        from lt_train.data.dali_loader import DaliLoader
+
+        return DaliLoader(plan, world.device, config.data.decode_threads or world.cpu_threads)
+    from lt_train.data.resident_loader import ResidentLoader
+
+    images = read_resident(plan.manifest, config, world) if resident is None else resident
+    return ResidentLoader(plan, images, _padding(config))
+
+
+def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Tensor:
+    """All images of a split on the device, padded as the config's crops need."""
+    from lt_train.data.resident_loader import load_resident
+
+    padding = _padding(config)
+    images = load_resident(manifest, world.device, world.cpu_threads, padding)
+    for key, view in training_views(config).items():
+        side = images.shape[1] + 2 * (view.padding - padding)
+        if view.crop == "pad" and view.size > side:
+            raise UserError(
+                f"{key}.size={view.size} is larger than the images with "
+                f"{key}.padding={view.padding} round them ({side} pixels)"
+            )
+    return images
+
+
+def check_bad_samples(bad: int, manifest: Manifest, max_share: float) -> None:
+    """Stop when more than ``max_share`` of a split is damaged.
+
+    ``bad`` counts distinct samples over all ranks.
+    """
+    if bad > max_share * len(manifest) and bad > 0:
+        # two roots, where two sets are sampled as one
+        roots = dict.fromkeys(str(path.parent) for path in manifest.paths)
+        raise UserError(
+            f"{bad} of {len(manifest)} samples of {' and '.join(roots)} ({manifest.split}) "
+            f"are damaged, more than data.max_bad_share={max_share}; "
+            f"python -m data_prep verify {' or '.join(roots)} lists them"
+        )
+
+
+def _padding(config: Config) -> int:
+    """Zero pixels round resident images: as many as any view's crops may reach into."""
+    padded = [view for view in training_views(config).values() if view.crop == "pad"]
+    return max((view.padding for view in padded), default=0)
+
+
+def _pseudo_labeled(pool: Manifest, config: UnlabeledConfig, train_set: Manifest) -> Manifest:
+    """``pool`` with labels from ``unlabeled.label_column``, or without any.
+
+    Of labeled ones, those that are sure enough.
+    """
+    classes = train_set.classes
+    if config.label_column is None:
+        return pool.relabeled(np.full(len(pool), UNLABELED), classes)
+    if pool.classes and pool.classes != classes:  # a pool of any images has none
+        raise UserError(
+            f"unlabeled.root {pool.root} was made for other classes than "
+            f"data.root {train_set.root}"
+        )
+    labels = pool.column(config.label_column)
+    known = {UNLABELED, *range(len(classes))}
+    if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= known:
+        raise UserError(
+            f"unlabeled.label_column={config.label_column} of {pool.root} does not hold labels "
+            f"of {len(classes)} classes; choose another"
+        )
+    kept = labels != UNLABELED
+    wanted = f"a {config.label_column}; python -m lt_train pseudo_label writes one"
+    if config.min_confidence > 0:
+        confidences = pool.column(config.confidence_column)
+        if confidences.dtype.kind != "f":
+            raise UserError(
+                f"unlabeled.confidence_column={config.confidence_column} of {pool.root} "
+                "does not hold fractions; choose another"
+            )
+        kept &= confidences >= config.min_confidence
+        wanted = (
+            f"a {config.label_column} of {config.confidence_column} {config.min_confidence} "
+            "or more; lower unlabeled.min_confidence"
+        )
+    if not kept.any():
+        raise UserError(f"{pool.root}/{pool.split} has no sample with {wanted}")
+    return pool.relabeled(labels, classes).subset(np.flatnonzero(kept))

@@ -1,0 +1,123 @@
+"""What the loop asks of a method."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lt_train.config.schema import METHODS, Config
+from lt_train.data.batch import Batch, Loader
+from lt_train.methods.metrics import Accuracy, collect_features, gather_rows, knn_scores
+from lt_train.models.weights import BACKBONE_FILE
+
+Loaders = Callable[[str], Loader]  # split -> this rank's share of it, once
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Training samples of each class, (C,) int64."""
+
+    labeled: torch.Tensor
+    pseudo_labeled: torch.Tensor
+
+    @classmethod
+    def of(cls, labeled: torch.Tensor, pseudo_labeled: torch.Tensor | None = None) -> "Counts":
+        none = torch.zeros_like(labeled)
+        return cls(labeled, none if pseudo_labeled is None else pseudo_labeled)
+
+    @property
+    def together(self) -> torch.Tensor:
+        return self.labeled + self.pseudo_labeled
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is: before global step ``step`` lie ``epoch`` epochs."""
+
+    step: int
+    epoch: float
+    starts_epoch: bool = False  # the first step of an epoch other than the first
+
+
+class Method(nn.Module):
+    """One method: networks, loss and evaluation. Subclasses read top to bottom next to their paper.
+
+    Attributes: ``backbone``, the network that later stages start from; ``classifier``, features ->
+    class scores, if the method has one. What others must know of it before it is loaded is in
+    METHODS (lt_train/config/schema.py).
+    """
+
+    backbone: nn.Module
+    classifier: nn.Module
+    needs_whole_state: tuple[str, ...] = ()  # metrics that backbone and classifier do not suffice for
+
+    def __init__(self, config: Config, counts: Counts):
+        super().__init__()
+        self.config, self.counts = config, counts
+
+    @property
+    def headline(self) -> str:
+        """The metric that tells runs apart."""
+        return METHODS[self.config.method].headline
+
+    @property
+    def class_counts(self) -> torch.Tensor:
+        """Labeled training samples of each class (C,), by which classes are many-, ... few-shot."""
+        return self.counts.labeled
+
+    def starting_weights(self) -> dict[str, nn.Module]:
+        """What ``model.init_from`` fills: the file in a run's folder, and the network it is for."""
+        return {BACKBONE_FILE: self.backbone}
+
+    def prepare(self) -> None:
+        """Called once, when starting weights are in and before anything is resumed."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
+        raise NotImplementedError
+
+    def evaluate(self, loaders: Loaders, split: str) -> dict:
+        """Metrics on ``split``, the same on every rank. Collective.
+
+        By default those of :meth:`predict`.
+        """
+        accuracy = Accuracy(self.class_counts, next(self.parameters()).device)
+        for batch in loaders(split):
+            accuracy.update(self.predict(batch.views[0]).float(), batch.label)
+        return accuracy.compute()
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores (B, C) of images (B, 3, H, W)."""
+        raise NotImplementedError
+
+    def evaluate_knn(self, loaders: Loaders, split: str) -> dict:
+        """Metrics ``knn_*`` of ``split`` by its neighbours in the training split. Collective.
+
+        Neighbours are those of the backbone's features on the unit sphere.
+        """
+        device, knn = next(self.parameters()).device, self.config.knn
+        train = loaders(self.config.data.train_split)
+        own = collect_features(self._embed, train, self.backbone.out_features, device)
+        bank, bank_labels = map(gather_rows, own)
+        accuracy, classes = Accuracy(self.class_counts, device, logits=False), len(self.class_counts)
+        for batch in loaders(split):
+            features = self._embed(batch.views[0])
+            scores = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)
+            accuracy.update(scores, batch.label)
+        metrics = accuracy.compute()
+        samples = metrics.pop("samples")
+        return {"samples": samples} | {f"knn_{name}": value for name, value in metrics.items()}
+
+    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.backbone(images).float(), dim=1)
+
+    def encoders(self) -> list[nn.Module]:
+        """The networks that torch.compile is worth its time for."""
+        return [self.backbone]
+
+
+def train_top1(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """How many of a training batch are right, in %: a scalar to log."""
+    return (logits.detach().argmax(1) == labels).float().mean() * 100

@@ -1,0 +1,1 @@
+"""A page about finished runs: tables, plots, Markdown and HTML."""

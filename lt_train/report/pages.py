@@ -1,0 +1,138 @@
+"""The report as text: Markdown, and one HTML file that needs nothing else, made of the same Markdown with plots between."""
+
+import html
+import re
+from statistics import mean
+
+from markdown_it import MarkdownIt
+
+from lt_train.data.manifest import FEW_SHOT, MANY_SHOT
+from lt_train.report.plots import make_plots
+from lt_train.report.rows import Row
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --ink: #1c2127; --muted: #5b6672; --line: #d8dde3; --paper: #ffffff; --soft: #f3f5f7; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e3e7eb; --muted: #9aa5b1; --line: #363d45; --paper: #14171b; --soft: #1e2328; }}
+}}
+body {{ max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }}
+h1 {{ font-size: 1.7rem; line-height: 1.25; }}
+h2 {{ font-size: 1.25rem; margin: 2.5rem 0 0.75rem; }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
+th {{ color: var(--muted); font-weight: 600; }}
+tbody tr:hover {{ background: var(--soft); }}
+code {{ background: var(--soft); padding: 0.1em 0.3em; border-radius: 3px; }}
+li {{ margin: 0.3rem 0; }}
+.plots {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
+figure {{ margin: 0; flex: 0 1 auto; min-width: 0; }}
+figure svg {{ display: block; max-width: 100%; height: auto; }}
+figure text {{ font-family: inherit !important; }}
+figcaption {{ color: var(--muted); font-size: 0.9rem; }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
+
+
+def to_markdown(title: str, rows: list[Row], header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> str:
+    """The report's text: ``header`` and ``body`` of the table as plain text, and ``notes`` about runs."""
+    return "\n".join([*_summary(title, rows, header, body, notes), *_runs(rows)]) + "\n"
+
+
+def to_html(title: str, rows: list[Row], header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> str:
+    """The same with plots, self-contained: no scripts and no address of anything, light or dark as the reader's system is."""
+    parts = [_render(_summary(title, rows, header, body, notes))]
+    section = None
+    for plot in make_plots(rows):
+        if plot.section != section:
+            parts.append(("" if section is None else "</div>\n") + f"<h2>{html.escape(plot.section)}</h2>\n<div class=\"plots\">\n")
+            section = plot.section
+        parts.append(f"<figure>\n{plot.svg}<figcaption>{html.escape(plot.caption)}</figcaption>\n</figure>\n")
+    parts += ["" if section is None else "</div>\n", _render(_runs(rows))]
+    return PAGE.format(title=html.escape(title), body="".join(parts))
+
+
+def _render(lines: list[str]) -> str:
+    # without links and raw HTML: names and descriptions are whatever somebody typed
+    unwanted = ["link", "image", "autolink", "html_inline", "html_block", "reference"]
+    parser = MarkdownIt("commonmark").enable("table").disable(unwanted)
+    return parser.render("\n".join(lines)).replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+
+
+def plain(text: str) -> str:
+    """``text`` on one line, with no character that Markdown would take for markup."""
+    return re.sub(r"([\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+
+
+def _summary(title: str, rows: list[Row], header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> list[str]:
+    lines = [
+        f"# {plain(title)}",
+        "",
+        f"Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / "
+        f"fewer than {FEW_SHOT} training images. ECE, the expected calibration error, and the top-1 error are in % as well."
+        + (" The reference's error is what its paper reports; diff. is ours minus it, in points." if "reference" in header else "")
+        + (" Of several seeds: mean ± sample standard deviation." if "seeds" in header else ""),
+        "",
+        _line(header),
+        _line(["---" if column in ("run", "split") else "---:" for column in header]),
+        *(_line(map(plain, line)) for line in body),
+        "",
+        *(f"- **{plain(name)}**: {plain(remark)}." for name, remark in notes),
+        "",
+    ]
+    return [*lines, *_comparison(rows)]
+
+
+def _comparison(rows: list[Row]) -> list[str]:
+    """Say what each later classifier gained or lost against the first on the same data: measured, whichever way it went."""
+    runs = [row for row in rows if row.split == "test" and not row.is_posthoc and row.values("top1")]
+    scored = [row for row in runs if row.runs[0].result["headline"] == "top1"]
+    scored = [row for row in scored if row.runs[0].result["class_counts"] == scored[0].runs[0].result["class_counts"]]
+    if len(scored) < 2:
+        return []
+    first, *others = scored
+    start = mean(first.values("top1"))
+    seeds = "with one seed each" if all(len(row.runs) == 1 for row in scored) else "means over seeds"
+    lines = [f"Against **{plain(first.name)}** ({start:.1f} % top-1 on test), {seeds}:", ""]
+    for row in others:
+        score = mean(row.values("top1"))
+        difference = score - start
+        verdict = "no different" if abs(difference) < 0.05 else f"{abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
+        lines.append(f"- **{plain(row.name)}** is {verdict} ({score:.1f} %).")
+    return [*lines, ""]
+
+
+def _runs(rows: list[Row]) -> list[str]:
+    """What each run was."""
+    lines = ["## Runs", ""]
+    for row in rows:
+        if row.is_posthoc:
+            continue
+        result = row.runs[0].result
+        seeds = [str(run.result["seed"]) for run in row.runs if run.result.get("seed") is not None]
+        device, precision, torch = (plain(str(value)) for value in (result.get("device"), result.get("precision"), result["versions"].get("torch")))
+        lines.append(
+            f"- **{plain(row.name)}**: {plain(result.get('description') or result['method'])}. {result['epochs']:g} epochs, "
+            f"{result['steps']} steps of {result['global_batch_size']} on {result['train_samples']:,} images; {result['ranks']} rank(s), "
+            f"{device}, {precision}; torch {torch}; "
+            + (f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}; " if seeds else "")
+            + f"finished {plain(max(run.result['finished'] for run in row.runs))}."
+        )
+    return [*lines, ""]
+
+
+def _line(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+

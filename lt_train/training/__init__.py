@@ -1,0 +1,1 @@
+"""How a method is trained: the loop, engines, checkpoints. Nothing here comes from a paper."""

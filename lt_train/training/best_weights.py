@@ -1,0 +1,48 @@
+"""The weights that were best on a split, kept beside the checkpoints where ``run.select`` asks for them."""
+
+from pathlib import Path
+
+import torch
+
+from lt_train.errors import UserError
+from lt_train.files import atomic_file
+from lt_train.methods.base import Method
+
+
+class BestWeights:
+    """``best.pt`` in a run's folder: the method's state, its step and its metric. With ``select`` "last", there is none.
+
+    Selecting on the test split is what the code of Yang and Xu 2020 does; its numbers are no fair estimate, and reports say so.
+    """
+
+    def __init__(self, folder: Path, select: str):
+        self.path, self.select = folder / "best.pt", select
+
+    def exists(self) -> bool:
+        return self.select != "last" and self.path.is_file()
+
+    def forget(self) -> None:
+        """Called by one rank of a run that starts anew."""
+        self.path.unlink(missing_ok=True)
+
+    def offer(self, step: int, metric: float, method: Method) -> None:
+        """Keep ``method`` if ``metric`` is higher than before. Called by one rank."""
+        before = self._read() if self.exists() else None
+        if before is not None and before["select"] == self.select and before["metric"] >= metric:
+            return
+        about = {"step": step, "metric": metric, "select": self.select}
+        with atomic_file(self.path) as file:
+            torch.save({"method": method.state_dict(), **about}, file)
+
+    def restore(self, method: Method) -> int:
+        """Give ``method`` the kept state; returns its step. Called by every rank."""
+        best = self._read()
+        method.load_state_dict(best["method"])
+        return best["step"]
+
+    def _read(self) -> dict:
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"cannot read {self.path}: {error}; remove it and train again from a checkpoint") from error
+

@@ -1,0 +1,215 @@
+"""One interface to two ways of training on many ranks: DDP (through accelerate) and DeepSpeed (ZeRO 0 to 2).
+
+Both wrap the same method, average gradients over ranks, and keep batch norm's running statistics equal on all ranks, so that any
+rank's state is the run's state.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lt_train.config.schema import Config
+from lt_train.data.batch import Batch
+from lt_train.distributed import World
+from lt_train.errors import UserError
+from lt_train.methods.base import Method, Progress
+from lt_train.training.optim import make_optimizer
+
+
+def make_engine(config: Config, method: Method, world: World) -> "Engine":
+    """The engine that ``config.engine.name`` names, with ``method`` on ``world.device`` in training mode."""
+    method.to(world.device).train()
+    if config.engine.compile:
+        for encoder in method.encoders():
+            encoder.compile()
+    return {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}[config.engine.name](config, method, world)
+
+
+class Engine:
+    """Forward, backward and step of one method; save and load of everything that a resumed run needs."""
+
+    STATE_FILE = "state.pt"  # in a checkpoint of either engine: a dict whose "method" is the method's state
+
+    def __init__(self, config: Config, method: Method, world: World):
+        self.config, self.method, self.world = config, method, world
+        self.dtype = torch.bfloat16 if uses_bf16(config.engine.precision, world.device) else torch.float32
+        self._statistics: SharedStatistics | None = None
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        """The method's outputs for this rank's part of the batch."""
+        outputs = self.wrapped(batch, progress)
+        self._statistics.start_sync()
+        return outputs
+
+    def backward(self, loss: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def step(self, lr: float) -> None:
+        """One optimizer step at learning rate ``lr``, and the gradients are gone."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> None:
+        """Write the state into ``folder``; called on every rank."""
+        raise NotImplementedError
+
+    def load(self, folder: Path) -> None:
+        """Continue from what :meth:`save` wrote; called on every rank."""
+        raise NotImplementedError
+
+    def autocast(self) -> torch.autocast:
+        """The precision context for running parts of the method outside :meth:`forward`."""
+        return autocast(self.config, self.world)
+
+    @staticmethod
+    def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+class DDPEngine(Engine):
+    """torch's DistributedDataParallel, set up by accelerate; a single process is not wrapped at all."""
+
+    def __init__(self, config: Config, method: Method, world: World):
+        super().__init__(config, method, world)
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+
+        self.accelerator = Accelerator(
+            cpu=world.device.type == "cpu",
+            mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        method.to(memory_format=torch.channels_last)
+        # Only the model: a prepared loader may repeat samples, a prepared schedule steps once a rank
+        self.optimizer = make_optimizer(config.optim, method)
+        self.wrapped = self.accelerator.prepare_model(method)
+        if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
+            raise RuntimeError("accelerate did not wrap the method for several ranks")
+        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._statistics = SharedStatistics(method, world)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, lr: float) -> None:
+        if self.config.optim.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained, self.config.optim.clip_grad_norm)
+        self._set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._statistics.finish_sync()
+
+    def save(self, folder: Path) -> None:
+        if self.world.is_main:
+            torch.save({"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / self.STATE_FILE)
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / self.STATE_FILE, map_location="cpu", weights_only=True)
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed, called directly: accelerate's own route falls back to DDP without a word on CPU ranks."""
+
+    TAG = "deepspeed"
+
+    def __init__(self, config: Config, method: Method, world: World):
+        super().__init__(config, method, world)
+        if world.size == 1 and not dist.is_initialized():
+            dist.init_process_group("gloo" if world.device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+        if world.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        # weights stay in torch's default layout, which DeepSpeed's flat buffers need; images arrive in channels_last all the same
+        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+            model=method,
+            optimizer=make_optimizer(config.optim, method),
+            dist_init_required=False,
+            config={
+                # DeepSpeed only derives logging from it; ranks may differ by one sample
+                "train_micro_batch_size_per_gpu": max(1, config.global_batch_size // world.size),
+                "zero_optimization": {"stage": config.engine.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                # parameters stay float32, as with DDP; its own "bf16" mode would round batch norm and MoCo's queue too
+                "torch_autocast": {"enabled": self.dtype == torch.bfloat16, "dtype": "bfloat16"},
+                "gradient_clipping": config.optim.clip_grad_norm or 0.0,
+                "steps_per_print": 10**9,
+            },
+        )
+        self._statistics = SharedStatistics(method, world)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.wrapped.backward(loss)
+
+    def step(self, lr: float) -> None:
+        self._set_lr(self.optimizer, lr)
+        self.wrapped.step()
+        self._statistics.finish_sync()
+
+    def save(self, folder: Path) -> None:
+        self.wrapped.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
+        if self.world.is_main:  # once more, in a form that loads without DeepSpeed and without trusting a pickle
+            torch.save({"method": self.method.state_dict()}, folder / self.STATE_FILE)
+
+    def load(self, folder: Path) -> None:
+        # ZeRO cuts the optimizer's state into one part a rank, which the next run must have as many of
+        parts = len(list((folder / self.TAG).glob("zero_pp_rank_*")))
+        if parts != (self.world.size if self.config.engine.zero_stage else 0):
+            raise UserError(
+                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO {'1 or 2' if parts else 'off'} and can only go on "
+                "so; start it the same way, or train with engine.name=ddp, which resumes on any number of ranks"
+            )
+        self.wrapped.load_checkpoint(str(folder), tag=self.TAG)
+
+
+class SharedStatistics:
+    """Keeps the running statistics of all training batch norms equal on all ranks: their mean, every step.
+
+    Neither engine does: DDP would copy rank 0's, DeepSpeed leaves each rank its own. The statistics become views of one flat
+    tensor, so that this is one small all_reduce without copies, hidden behind the backward pass.
+    """
+
+    def __init__(self, method: Method, world: World):
+        self.ranks, self._work = world.size, None
+        norms = [
+            module
+            for module in method.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.running_mean is not None
+        ]
+        sizes = [norm.num_features for norm in norms for _ in ("mean", "var")]
+        self.flat = torch.zeros(sum(sizes), device=world.device)
+        views = iter(self.flat.split(sizes))
+        for norm in norms:
+            for name in ("running_mean", "running_var"):
+                view = next(views)
+                view.copy_(getattr(norm, name))
+                setattr(norm, name, view)
+
+    def start_sync(self) -> None:
+        if self.ranks > 1 and len(self.flat):
+            self._work = dist.all_reduce(self.flat, async_op=True)
+
+    def finish_sync(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self.flat.mul_(1 / self.ranks)
+            self._work = None
+
+
+def autocast(config: Config, world: World) -> torch.autocast:
+    """The precision in which a run computes, as a context."""
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device))
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: as told, or for "auto" where the device has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
+

@@ -1,0 +1,111 @@
+"""THE loop, and what is looked at every so many steps. Nothing here comes from a paper."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from lt_train.data.batch import Batch
+from lt_train.distributed import World, all_reduce_named
+from lt_train.random_streams import Stream, mix
+from lt_train.training.engine import Engine
+from lt_train.training.optim import Schedule
+
+Outputs = dict[str, torch.Tensor]  # what a method's forward returns: "loss", and scalars to log
+
+
+def training_steps(
+    engine: Engine, batches: Iterable[Batch], schedule: Schedule, first_step: int
+) -> Iterator[tuple[int, Outputs]]:
+    """THE loop: one optimizer step per batch.
+
+    Yields (steps done, the method's outputs) without waiting for the device.
+    """
+    world, config = engine.world, engine.config
+    for step, batch in enumerate(batches, first_step):
+        # random numbers follow from the step alone, so a resumed run draws the same
+        torch.manual_seed(int(mix(config.seed, step, world.rank, Stream.STEP)[0] >> 1))
+        outputs = engine.forward(batch, schedule.progress(step))
+        # engines average over ranks; ranks whose share is larger by a sample count for more
+        engine.backward(outputs["loss"] * (len(batch) * world.size / config.global_batch_size))
+        engine.step(schedule.lr(step))
+        yield step + 1, {name: value.detach() for name, value in outputs.items()}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The steps of a window, as all ranks together see them."""
+
+    losses: list[float]  # of each step
+    means: dict[str, float]  # of everything else that the method puts out, over the steps
+    data_wait: float  # share of the time that the host waited for batches
+    images_per_s: float
+    bad_samples: bool  # some rank has met damaged ones
+    leave: bool  # some rank was asked to leave
+
+    @property
+    def loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+
+class Window:
+    """The steps since the last look: host, device and ranks meet only when it is closed."""
+
+    def __init__(self, world: World, global_batch_size: int, batch_share: float):
+        """``batch_share``: this rank's samples in a batch over the mean of all ranks."""
+        self.world, self.batch_share = world, batch_share
+        self.global_batch_size = global_batch_size
+        self.outputs: list[Outputs] = []
+        self.started = time.monotonic()
+        self.waited = 0.0  # seconds for batches, so far
+
+    def add(self, outputs: Outputs) -> None:
+        self.outputs.append(outputs)
+
+    def close(self, waited: float, bad_samples: int, leave: bool) -> Summary:
+        """Sum up over ranks, in one collective, and begin the next window.
+
+        ``waited``: seconds for batches since the start of training.
+        """
+        seconds = time.monotonic() - self.started
+        columns = {name: [step[name] for step in self.outputs] for name in self.outputs[0]}
+        stacked = {name: torch.stack(column).double() for name, column in columns.items()}
+        losses = stacked.pop("loss")
+        flags = {"waits": (waited - self.waited) / max(seconds, 1e-9), "bad": bad_samples}
+        sums = all_reduce_named(
+            {
+                "losses": losses * self.batch_share,
+                **{f"mean {name}": own.mean() * self.batch_share for name, own in stacked.items()},
+                **{name: losses.new_tensor(flag) for name, flag in flags.items()},
+                "leave": losses.new_tensor(leave),
+            }
+        )
+        ranks = self.world.size
+        summary = Summary(
+            losses=(sums["losses"] / ranks).tolist(),
+            means={name: float(sums[f"mean {name}"]) / ranks for name in stacked},
+            data_wait=float(sums["waits"]) / ranks,
+            images_per_s=self.global_batch_size * len(self.outputs) / seconds,
+            bad_samples=bool(sums["bad"]),
+            leave=bool(sums["leave"]),
+        )
+        self.outputs, self.started, self.waited = [], time.monotonic(), waited
+        return summary
+
+
+class Timed:
+    """Iterates batches and adds up the seconds that the host waited for them."""
+
+    def __init__(self, batches: Iterable[Batch]):
+        self.batches, self.waited = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        iterator = iter(self.batches)
+        while True:
+            started = time.monotonic()
+            batch = next(iterator, None)
+            self.waited += time.monotonic() - started
+            if batch is None:
+                return
+            yield batch

@@ -1,0 +1,86 @@
+"""What is recorded of a run: a progress bar, metrics.jsonl and TensorBoard events. Only rank 0 writes."""
+
+import json
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lt_train.console import Every, console, say
+
+
+class Monitor:
+    """Records of one run: ``record`` at log steps, ``evaluated`` after an evaluation. Use as a context manager."""
+
+    def __init__(self, folder: Path, first_step: int, last_step: int, enabled: bool):
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._file = folder / "metrics.jsonl"
+        self._drop_after(first_step)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._title = folder.name
+        self._plain = Every(at_once=True)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(self._title, total=last_step, completed=first_step, rate="", loss="")
+
+    def __enter__(self) -> "Monitor":
+        if self.enabled:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        if self.enabled:
+            self._bar.stop()
+            self._writer.close()
+
+    def record(self, step: int, values: dict[str, float]) -> None:
+        """Log training ``values`` at ``step``, images_per_s, loss and seconds_left among them."""
+        if not self.enabled:
+            return
+        self._append({"step": step, **values}, "train")
+        rate, loss = f"{values['images_per_s']:,.0f} images/s", f"loss {values['loss']:.3f}"
+        self._bar.update(self._task, completed=step, rate=rate, loss=loss)
+        if not console.is_terminal and self._plain.due():
+            total, left = self._bar.tasks[0].total, values["seconds_left"]
+            say(f"{self._title}: step {step}/{total}, {rate}, {loss}, {left:.0f} s left")
+
+    def evaluated(self, step: int, split: str, metrics: dict) -> None:
+        """Log an evaluation's scalars."""
+        if self.enabled:
+            scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+            self._append({"step": step, "split": split, **scalars}, split)
+
+    def _append(self, record: dict, prefix: str) -> None:
+        with open(self._file, "a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name != "step":
+                self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
+
+    def _drop_after(self, step: int) -> None:
+        """Forget records past the checkpoint that the run goes on from: it will write them again."""
+        if self._file.exists():
+            lines = self._file.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            self._file.write_text("".join(kept))
+

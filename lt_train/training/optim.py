@@ -1,0 +1,66 @@
+"""Optimizer and learning-rate schedule."""
+
+import bisect
+import math
+
+import torch
+from torch import nn
+
+from lt_train.config.schema import Config, OptimConfig, labeled_batch
+from lt_train.methods.base import Progress
+
+
+def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """SGD over the parameters that are trained; the loop sets the learning rate of every step."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(
+        trained,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+class Schedule:
+    """Learning rate as a function of the step: linear warm-up, then cosine, steps or constant.
+
+    The base rate is ``optim.lr`` times ``global_batch_size / optim.lr_batch_size`` unless ``optim.scale_lr`` is false
+    (Goyal et al. 2017). Cosine goes from the base rate, after the warm-up, to zero at ``epochs``.
+    """
+
+    def __init__(self, config: Config, positions_per_epoch: int):
+        """An epoch is one pass over the ``positions_per_epoch`` of the labeled set (or of both)."""
+        self.optim = config.optim
+        self.batch_size = labeled_batch(config)
+        self.positions_per_epoch = positions_per_epoch
+        self.steps_per_epoch = positions_per_epoch / self.batch_size
+        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
+        self.epochs = config.epochs
+        scale = config.global_batch_size / config.optim.lr_batch_size if config.optim.scale_lr else 1.0
+        self.base_lr = config.optim.lr * scale
+
+    def epoch(self, step: int) -> float:
+        """How many epochs lie before ``step``."""
+        return step * self.batch_size / self.positions_per_epoch
+
+    def progress(self, step: int) -> Progress:
+        """What a method is told at ``step``."""
+        epoch = self.epoch(step)
+        return Progress(step, epoch, step > 0 and int(epoch) > int(self.epoch(step - 1)))
+
+    def lr(self, step: int) -> float:
+        epoch, optim = self.epoch(step), self.optim
+        if epoch < optim.warmup_epochs:
+            # the first step is not wasted on a rate of zero
+            return self.base_lr * (step + 1) / (optim.warmup_epochs * self.steps_per_epoch + 1)
+        if optim.schedule == "cosine":
+            warmup = optim.warmup_epochs * self.steps_per_epoch
+            share = (step - warmup) / max(1.0, self.total_steps - warmup)
+            return self.base_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        if optim.schedule == "step":
+            passed = bisect.bisect_right(optim.step_epochs, epoch)
+            return self.base_lr * (optim.step_factors[passed - 1] if passed else 1.0)
+        return self.base_lr
+

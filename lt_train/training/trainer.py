@@ -1,0 +1,284 @@
+"""One run: build, resume, train, evaluate, finish. Nothing here comes from a paper."""
+
+import datetime
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from lt_train import __version__
+from lt_train.config.load import to_dict
+from lt_train.config.schema import METHODS, Config, code_of
+from lt_train.data.batch import Batch
+from lt_train.data.manifest import Manifest
+from lt_train.data.run_data import RunData
+from lt_train.distributed import World, is_lost_peer
+from lt_train.errors import UserError
+from lt_train.methods.base import Counts, Method
+from lt_train.models.weights import BACKBONE_FILE, load_weights
+from lt_train.training.best_weights import BestWeights
+from lt_train.training.checkpoint import CheckpointStore
+from lt_train.training.engine import make_engine
+from lt_train.training.evaluation import evaluate_split
+from lt_train.training.loop import Summary, Timed, Window, training_steps
+from lt_train.training.monitor import Monitor
+from lt_train.training.optim import Schedule
+from lt_train.training.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Preempted(Exception):
+    """The run was asked to leave (SIGTERM or SIGUSR2) and has saved a checkpoint."""
+
+
+class Trainer:
+    """One run, from whatever its folder holds to result.json."""
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world = config, world
+        self.folder = RunFolder(config, world)
+        self.data = RunData(config, world)
+        self.train_set = self.data.train_set
+        if not self.train_set.class_counts.any() and METHODS[config.method].needs_labels:
+            others = [name for name, traits in METHODS.items() if not traits.needs_labels]
+            raise UserError(
+                f"{config.data.root} is unlabeled: only {' and '.join(others)} can train on it; "
+                "set data.root to a labeled set"
+            )
+        self.schedule = Schedule(config, self.data.positions_per_epoch)
+        total = self.schedule.total_steps
+        self.last_step = min(total, config.max_steps or total)
+        self.store = CheckpointStore(self.folder.checkpoints, config.run.keep_checkpoints, world)
+        self.best = BestWeights(self.folder.path, config.run.select)
+        self.selected_step = self.last_step
+        if config.run.select != "last" and self._selection_split() not in self._splits():
+            raise UserError(
+                f"run.select={config.run.select}, but {config.data.root} has no split "
+                f"'{self._selection_split()}'; use run.select=last"
+            )
+        self.leave_requested = False
+
+    def run(self) -> dict:
+        """Train to the end, from the start or the last checkpoint.
+
+        Returns (and writes) the content of result.json.
+        """
+        self.folder.claim()
+        finished = self.folder.finished(self.last_step)
+        if finished is not None:
+            log.info(
+                "%s is already done; delete the folder or choose another run.dir to train again",
+                self.folder.path,
+            )
+            return finished
+        leaving = (signal.SIGTERM, signal.SIGUSR2)
+        handlers = {number: signal.signal(number, self._on_signal) for number in leaving}
+        try:
+            return self._run(time.monotonic())
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _run(self, started: float) -> dict:
+        self.build()
+        first_step, seconds_before = self._resume()
+        if self.world.is_main and not first_step:
+            self.best.forget()
+        self._seconds = lambda: seconds_before + time.monotonic() - started
+        path = self.folder.path
+        with Monitor(path, first_step, self.last_step, self.world.is_main) as self.monitor:
+            self.train(self.data.train(first_step, self.last_step), first_step)
+            if self.config.run.select != "last":
+                self._select(self.last_step)
+                self.selected_step = self.best.restore(self.engine.method)
+            metrics = {
+                split: self._evaluate(split, self.selected_step)
+                for split in self._evaluated_splits()
+            }
+        result = self._result(metrics)
+        self.folder.finish(self.engine.method, result)
+        return result
+
+    def build(self) -> None:
+        """Make the method, with its starting weights, and the engine."""
+        torch.manual_seed(self.config.seed)
+        pool = self.data.unlabeled_set
+        pseudo = None if pool is None else _class_counts(pool)
+        counts = Counts.of(_class_counts(self.train_set), pseudo)
+        method = code_of(METHODS, self.config.method)(self.config, counts)
+        if self.config.model.init_from:
+            self._load_start(method)
+        method.prepare()
+        self.engine = make_engine(self.config, method, self.world)
+
+    def train(self, batches: Iterable[Batch], first_step: int) -> float:
+        """Run THE loop over ``batches``, logging, saving and evaluating when their steps come.
+
+        Returns the share of the time that the host waited for batches.
+        """
+        config, started = self.config, time.monotonic()
+        batches = Timed(batches)
+        own = self.data.local_batch_size() * self.world.size / config.global_batch_size
+        window = Window(self.world, config.global_batch_size, own)
+        for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
+            window.add(outputs)
+            save = step % config.run.checkpoint_every == 0 or step == self.last_step
+            evaluate = self._epoch_mark(step) and step < self.last_step
+            if not (save or evaluate or step % config.run.log_every == 0):
+                continue
+            bad = sum(len(part.bad) for part in self.data.train_sets)
+            summary = window.close(batches.waited, bad, self.leave_requested)
+            self._look(step, summary)
+            if evaluate:
+                self._evaluate_between(step)
+            if save or summary.leave:
+                self._save(step)
+            if summary.leave and step < self.last_step:
+                raise Preempted(
+                    f"stopped at step {step} of {self.last_step} as asked; "
+                    "the same command goes on from there"
+                )
+        return batches.waited / (time.monotonic() - started)
+
+    def _look(self, step: int, summary: Summary) -> None:
+        """Record the steps up to ``step``, or stop where they cannot go on."""
+        for offset, loss in enumerate(summary.losses, -len(summary.losses)):
+            if not math.isfinite(loss):
+                ids = self.data.sample_ids(step + offset).tolist()
+                self.folder.stop_nonfinite(step + offset, loss, ids)
+        if summary.bad_samples:
+            self.data.check_bad()
+        remaining = self.last_step - step
+        left = remaining * self.config.global_batch_size / summary.images_per_s
+        record = {
+            "epoch": round(self.schedule.epoch(step), 4),
+            "lr": self.schedule.lr(step - 1),
+            "loss": summary.loss,
+            **summary.means,
+            "images_per_s": round(summary.images_per_s, 1),
+            "data_wait": round(summary.data_wait, 4),
+            "last_step": self.last_step,
+            "seconds_left": round(left, 1),
+        }
+        self.monitor.record(step, record)
+
+    def _evaluate_between(self, step: int) -> None:
+        if self.config.run.select != "last":
+            self._select(step)
+        elif self.config.data.val_split in self._splits():
+            self._evaluate(self.config.data.val_split, step)
+
+    def _evaluate(self, split: str, step: int) -> dict:
+        engine = self.engine
+        metrics = evaluate_split(engine.method, self.data, split, engine.autocast())
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
+        log.info("step %d, %s: %s", step, split, shown)
+        self.monitor.evaluated(step, split, metrics)
+        return metrics
+
+    def _select(self, step: int) -> None:
+        """Keep the weights if they are the best so far on the split that selects."""
+        metrics = self._evaluate(self._selection_split(), step)
+        if self.world.is_main:
+            method = self.engine.method
+            self.best.offer(step, metrics[method.headline], method)
+        self.world.barrier()
+
+    def _selection_split(self) -> str:
+        data = self.config.data
+        return {"val": data.val_split, "test": data.test_split}[self.config.run.select]
+
+    def _splits(self) -> Iterable[str]:
+        return self.train_set.dataset.splits
+
+    def _evaluated_splits(self) -> list[str]:
+        """The validation and test splits that the data set has, each once."""
+        wanted = dict.fromkeys((self.config.data.val_split, self.config.data.test_split))
+        return [split for split in wanted if split in self._splits()]
+
+    def _epoch_mark(self, step: int) -> bool:
+        every = self.config.run.evaluate_every
+        return int(self.schedule.epoch(step) / every) > int(self.schedule.epoch(step - 1) / every)
+
+    def _on_signal(self, number: int, _frame) -> None:
+        """Only remember: all ranks agree on it at the next look, at a step boundary."""
+        self.leave_requested = True
+
+    def _load_start(self, method: Method) -> None:
+        for file, module in method.starting_weights().items():
+            try:
+                load_weights(module, self.config.model.init_from, file)
+            except UserError as error:
+                if file == BACKBONE_FILE:
+                    raise
+                raise UserError(
+                    "model.init_from must be the run of a linear classifier, which this goes on "
+                    f"from, not a backbone alone: {error}"
+                ) from error
+
+    def _resume(self) -> tuple[int, float]:
+        """Step and seconds of the newest valid checkpoint, its state loaded; zeros for a new run."""
+        checkpoint = self.store.newest() if self.config.resume.enabled else None
+        if checkpoint is None:
+            return 0, 0.0
+        if checkpoint.step > self.last_step:
+            raise UserError(
+                f"{checkpoint.path} is past the {self.last_step} steps asked for; "
+                "raise max_steps or epochs, or choose another run.dir"
+            )
+        try:
+            self.engine.load(checkpoint.path)
+        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+            if is_lost_peer(error):
+                raise
+            raise UserError(
+                f"{checkpoint.path} does not fit this config ({error}); "
+                "undo the change or choose another run.dir"
+            ) from error
+        log.info(
+            "resumed from step %d of %d (%s)", checkpoint.step, self.last_step, checkpoint.path
+        )
+        return checkpoint.step, checkpoint.meta["seconds"]
+
+    def _save(self, step: int) -> None:
+        seconds = round(self._seconds(), 1)
+        about = {"seconds": seconds, "ranks": self.world.size, "config": to_dict(self.config)}
+        self.store.save(step, about, self.engine.save)
+
+    def _result(self, metrics: dict[str, dict]) -> dict:
+        config, device = self.config, self.world.device
+        now = datetime.datetime.now(datetime.UTC)
+        packages = {name: version(name) for name in ("torch", "torchvision", "numpy")}
+        return {
+            "method": config.method,
+            "description": config.description,
+            "headline": self.engine.method.headline,
+            "seed": config.seed,
+            "selected_on": config.run.select,
+            "selected_step": self.selected_step,
+            "reference_error": config.reference_error,
+            "metrics": metrics,
+            "steps": self.last_step,
+            "epochs": round(self.schedule.epoch(self.last_step), 4),
+            "train_samples": len(self.train_set),
+            "class_counts": self.train_set.class_counts.tolist(),
+            "classes": self.train_set.classes,
+            "seconds": round(self._seconds(), 1),
+            "ranks": self.world.size,
+            "global_batch_size": config.global_batch_size,
+            "precision": str(self.engine.dtype).removeprefix("torch."),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "finished": now.isoformat(timespec="seconds"),
+            "versions": {"lt-train": __version__, **packages},
+        }
+
+
+def _class_counts(part: Manifest) -> torch.Tensor:
+    return torch.from_numpy(part.class_counts.astype(np.int64))

@@ -1,0 +1,301 @@
+"""The on-disk format: what is written is read back, damage is found and named, and other tools can read it."""
+
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import webdataset
+from PIL import Image
+
+from lt_train.data.manifest import (
+    MANIFEST_SCHEMA,
+    UNLABELED,
+    Manifest,
+    read_dataset,
+    shot_groups,
+    write_manifest,
+)
+from lt_train.data.run_data import check_bad_samples
+from lt_train.errors import UserError
+
+SHARD = "train-000001.tar"  # the second of three
+
+
+@pytest.fixture
+def copy(small, damaged_copy) -> Path:
+    """The small data set, to be damaged by a test."""
+    return damaged_copy(small.root)
+
+
+def test_every_row_is_read_back(small):
+    manifest = Manifest(small.root, "train")
+    order = [int(manifest.key(sample_id)) for sample_id in range(len(manifest))]
+    assert sorted(order) == list(range(23))
+    np.testing.assert_array_equal(manifest.labels, small.labels[order])
+    assert set(manifest.widths) == set(manifest.heights) == {32}
+    pixels = [Image.open(io.BytesIO(manifest.read(sample_id))) for sample_id in range(23)]
+    np.testing.assert_array_equal(pixels, small.pixels[order])
+    assert manifest.bytes == sum(len(manifest.read(sample_id)) for sample_id in range(23))
+    assert not manifest.bad
+
+
+def test_class_index_groups_the_samples_by_class(small):
+    manifest = Manifest(small.root, "train")
+    assert manifest.class_counts.tolist() == [12, 6, 3, 2] == read_dataset(small.root).splits["train"].class_counts
+    for label in range(4):
+        members = manifest.class_ids[manifest.class_offsets[label] : manifest.class_offsets[label + 1]]
+        np.testing.assert_array_equal(members, np.flatnonzero(manifest.labels == label))
+
+
+def test_classes_without_samples_and_empty_splits_are_kept(prepare, photos):
+    root = prepare({"train": ([photos["square"]] * 2, [1, 1]), "val": ([], [])}, classes=3)
+    assert Manifest(root, "train").class_counts.tolist() == [0, 2, 0]
+    assert len(Manifest(root, "val")) == 0 and Manifest(root, "val").class_counts.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_webdataset_reads_the_same_samples(demo_root, split):
+    manifest = Manifest(demo_root, split)
+    urls = [str(demo_root / shard.name) for shard in manifest.shards]
+    assert len(urls) > 1
+    found = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["__key__"] for sample in found] == [manifest.key(sample_id) for sample_id in range(len(manifest))]
+    assert [int(sample["cls"]) for sample in found] == manifest.labels.tolist()
+    assert [sample["jpg"] for sample in found] == [manifest.read(sample_id).tobytes() for sample_id in range(len(manifest))]
+
+
+def test_a_damaged_image_is_found_and_named(small, damaged_copy, caplog):
+    manifest = Manifest(damaged_copy(small.root, [5]), "train")
+    with caplog.at_level(logging.WARNING):
+        readable = [sample_id for sample_id in range(23) if manifest.read(sample_id) is not None]
+        assert manifest.read(5) is None, "also the second time"
+    assert readable == [sample_id for sample_id in range(23) if sample_id != 5]
+    assert list(manifest.bad) == [5] and "crc32" in manifest.bad[5]
+    assert manifest.key(5) in caplog.text and ".tar" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_damaged_sample_is_replaced_by_the_next_of_its_class(small, damaged_copy):
+    members = np.flatnonzero(Manifest(small.root, "train").labels == 1).tolist()
+    bad = [members[1], members[2], members[-1]]
+    root = damaged_copy(small.root, bad)
+    expected = {members[1]: members[3], members[2]: members[3], members[-1]: members[0]}
+    for order in (bad, bad[::-1]):  # whatever was read before
+        manifest = Manifest(root, "train")
+        for sample_id in order:
+            replacement, content = manifest.read_or_replace(sample_id)
+            assert replacement == expected[sample_id]
+            assert content.tobytes() == manifest.read(replacement).tobytes()
+
+
+def test_an_intact_sample_is_not_replaced(small):
+    manifest = Manifest(small.root, "train")
+    assert all(manifest.read_or_replace(sample_id)[0] == sample_id for sample_id in range(len(manifest)))
+
+
+def test_a_class_with_nothing_intact_is_named(small, damaged_copy):
+    members = np.flatnonzero(Manifest(small.root, "train").labels == 3).tolist()
+    root = damaged_copy(small.root, members)
+    with pytest.raises(UserError, match="class_3.*damaged"):
+        Manifest(root, "train").read_or_replace(members[0])
+
+
+def test_too_many_damaged_samples_stop_the_run(small):
+    manifest = Manifest(small.root, "train")
+    for bad, share in ((0, 0.0), (2, 0.1), (23, 1.0)):
+        check_bad_samples(bad, manifest, share)
+    with pytest.raises(UserError, match="3 of 23 samples"):
+        check_bad_samples(3, manifest, 0.1)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_a_truncated_shard_loses_only_what_is_missing(copy, keep):
+    shard = (copy / SHARD).read_bytes()
+    (copy / SHARD).write_bytes(shard[: int(keep * len(shard))])
+    intact, manifest = Manifest(copy, "val"), Manifest(copy, "train")
+    assert all(intact.read(sample_id) is not None for sample_id in range(len(intact)))
+    lost = [sample_id for sample_id in range(len(manifest)) if manifest.read(sample_id) is None]
+    assert {manifest.bad[sample_id] for sample_id in lost} == {"the shard is truncated"}
+    shard_of = pa.ipc.open_file((copy / "train.arrow").read_bytes()).read_all()["shard"].to_numpy()
+    in_shard = np.flatnonzero(shard_of == 1).tolist()
+    assert lost == in_shard[-len(lost) :]
+    assert len(lost) == len(in_shard) if keep == 0 else 0 < len(lost) < len(in_shard)
+
+
+def test_a_missing_shard_is_a_user_error_that_names_it(copy):
+    (copy / SHARD).unlink()
+    manifest = Manifest(copy, "train")
+    with pytest.raises(UserError, match=SHARD):
+        for sample_id in range(len(manifest)):
+            manifest.read(sample_id)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: (root / "dataset.json").unlink(), "no dataset.json"),
+        (lambda root: shutil.rmtree(root), "no such folder"),
+        (lambda root: (root / "dataset.json").write_text('{"name": "s'), "dataset.json is damaged"),
+        (lambda root: (root / "dataset.json").write_text("[]"), "dataset.json is damaged"),
+        (lambda root: (root / "train.arrow").unlink(), "train.arrow"),
+        (lambda root: (root / "train.arrow").write_bytes(b"ARROW1"), "train.arrow"),
+        (lambda root: (root / "train.class_index.arrow").unlink(), "train.class_index.arrow"),
+    ],
+)
+def test_what_a_folder_lacks_is_a_user_error_that_names_it(copy, break_it, message):
+    break_it(copy)
+    with pytest.raises(UserError, match=message):
+        Manifest(copy, "train")
+
+
+def test_an_unknown_split_names_those_there_are(small):
+    with pytest.raises(UserError, match="no split 'valid'; it has train, val, test"):
+        Manifest(small.root, "valid")
+
+
+def test_a_newer_format_is_refused(copy):
+    content = json.loads((copy / "dataset.json").read_text())
+    (copy / "dataset.json").write_text(json.dumps({**content, "format_version": 2}))
+    with pytest.raises(UserError, match="newer version"):
+        read_dataset(copy)
+
+
+# --- writing a manifest table by table
+
+SCHEMA = pa.schema([*MANIFEST_SCHEMA, ("sourced_label", pa.int32()), ("score", pa.float32()), ("source", pa.string())])
+LETTERS = ["", "a", "ö", "写真", "🐈", "x" * 70_000]
+
+
+def tables(sizes: Sequence[int], labels: int = 5) -> Iterator[pa.Table]:
+    """Rows that differ in every column; some labels are UNLABELED, keys and sources have several alphabets, or nothing in them."""
+    generator = np.random.default_rng(0)
+    for number, size in enumerate(sizes):
+        columns = {
+            "key": [f"{number}/{row}{LETTERS[(number + row) % len(LETTERS)]}" for row in range(size)],
+            "label": generator.integers(UNLABELED, labels, size),
+            "score": generator.random(size),
+            "source": [LETTERS[(number * row) % len(LETTERS)] for row in range(size)],
+        }
+        columns |= {name: generator.integers(0, 2**31, size) for name in SCHEMA.names if name not in columns}
+        yield pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+
+
+@pytest.mark.parametrize("sizes", [[1, 0, 3, 17, 0, 0, 2], [0], [0, 0], [], [40], [1] * 30])
+def test_a_manifest_of_many_tables_is_one_batch_and_equal_to_all_of_them(tmp_path, sizes):
+    counts = write_manifest(tmp_path, "train", tables(sizes), SCHEMA, 5)
+    expected = pa.concat_tables([SCHEMA.empty_table(), *tables(sizes)])
+    with pa.ipc.open_file(tmp_path / "train.arrow") as file:
+        assert file.num_record_batches == 1
+        table = file.read_all()
+    table.validate(full=True)
+    assert table.equals(expected) and table.schema.equals(SCHEMA) and len(table) == sum(sizes)
+    labels = expected["label"].to_numpy()
+    assert counts == np.bincount(labels[labels >= 0], minlength=5).tolist()
+    with pa.ipc.open_file(tmp_path / "train.class_index.arrow") as file:
+        index = file.read_all()["sample_ids"]
+    assert index.to_pylist() == [np.flatnonzero(labels == label).tolist() for label in range(5)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.arrow", "train.class_index.arrow"]
+
+
+def test_a_manifest_without_a_class_has_an_empty_class_index(tmp_path):
+    assert write_manifest(tmp_path, "train", tables([3, 4], labels=0), SCHEMA, 0) == []
+    with pa.ipc.open_file(tmp_path / "train.class_index.arrow") as file:
+        assert file.read_all()["sample_ids"].to_pylist() == []
+
+
+def test_an_error_between_two_tables_leaves_no_file(tmp_path):
+    def broken() -> Iterator[pa.Table]:
+        yield from tables([3])
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_manifest(tmp_path, "train", broken(), SCHEMA, 5)
+    assert not list(tmp_path.iterdir())
+
+
+# --- samples without a label, and parts of a data set
+
+MIXED = [1, UNLABELED, 0, UNLABELED, UNLABELED, 0, 1, 0, UNLABELED, 0]
+
+
+@pytest.fixture(scope="module")
+def mixed(prepare, small) -> Path:
+    """Ten images in shards of three; four have no label."""
+    contents = [Manifest(small.root, "train").read(sample_id).tobytes() for sample_id in range(10)]
+    return prepare({"train": (contents, MIXED)}, classes=2, samples_per_shard=3)
+
+
+def sample_ids(manifest: Manifest, label: int) -> list[int]:
+    return np.flatnonzero(manifest.labels == label).tolist()
+
+
+def test_unlabeled_samples_are_in_no_class(mixed):
+    manifest = Manifest(mixed, "train")
+    assert sorted(manifest.labels.tolist()) == sorted(MIXED)
+    assert manifest.class_counts.tolist() == [4, 2] == read_dataset(mixed).splits["train"].class_counts
+    assert manifest.class_ids.tolist() == sample_ids(manifest, 0) + sample_ids(manifest, 1)
+    tars = [str(mixed / shard.name) for shard in manifest.shards]
+    found = {sample["__key__"]: int(sample.get("cls", UNLABELED)) for sample in webdataset.WebDataset(tars, shardshuffle=False)}
+    assert found == {f"{index:05d}": label for index, label in enumerate(MIXED)}, "and have no .cls member"
+
+
+@pytest.mark.parametrize("rows", [slice(2, 7), slice(0, 0), slice(5, None), np.array([8, 0, 3]), np.array([], np.int64)], ids=str)
+def test_a_subset_counts_its_samples_from_0(mixed, rows):
+    whole, part = Manifest(mixed, "train"), Manifest(mixed, "train").subset(rows)
+    chosen = np.arange(10)[rows].tolist()
+    assert len(part) == len(chosen) and list(map(part.key, range(len(part)))) == [whole.key(index) for index in chosen]
+    np.testing.assert_array_equal(part.labels, whole.labels[chosen])
+    np.testing.assert_array_equal(part.column("offset"), whole.column("offset")[chosen])
+    assert [part.read(index).tobytes() for index in range(len(part))] == [whole.read(index).tobytes() for index in chosen]
+    assert part.class_counts.tolist() == [len(sample_ids(part, label)) for label in range(2)]
+    assert part.class_ids.tolist() == sample_ids(part, 0) + sample_ids(part, 1)
+    assert part.bytes == sum(len(whole.read(index)) for index in chosen)
+    assert part.classes == whole.classes and len(whole) == 10
+
+
+def test_a_subset_replaces_by_its_own_samples(mixed, damaged_copy):
+    """Class 0 has four samples, of which the subset has the last three; the first of those is damaged."""
+    first, bad, second, third = sample_ids(Manifest(mixed, "train"), 0)
+    whole = Manifest(damaged_copy(mixed, [bad]), "train")
+    assert whole.read(bad) is None
+    part = whole.subset(np.array([third, bad, second]))
+    assert not part.bad, "what was found bad elsewhere has other sample ids"
+    assert part.read_or_replace(1)[0] == 2 and part.read_or_replace(0)[0] == 0
+    assert list(part.bad) == [1] and list(whole.bad) == [bad]
+
+
+@pytest.fixture(scope="module")
+def pool(prepare, small) -> Path:
+    """Ten images without labels in shards of three."""
+    contents = [Manifest(small.root, "train").read(sample_id).tobytes() for sample_id in range(10)]
+    return prepare({"train": (contents, [UNLABELED] * 10)}, classes=2, samples_per_shard=3)
+
+
+def test_a_damaged_sample_without_a_label_is_replaced_by_the_next_one(pool, damaged_copy):
+    manifest = Manifest(damaged_copy(pool, [0, 4, 5, 9]), "train")
+    for sample_id, expected in {4: 6, 5: 6, 9: 1, 0: 1, 3: 3}.items():
+        replacement, content = manifest.read_or_replace(sample_id)
+        assert replacement == expected and content.tobytes() == manifest.read(expected).tobytes()
+    assert sorted(manifest.bad) == [0, 4, 5, 9]
+
+
+def test_a_pool_with_nothing_intact_is_named(pool, damaged_copy):
+    manifest = Manifest(damaged_copy(pool, range(10)), "train")
+    with pytest.raises(UserError, match="every sample in .* is damaged"):
+        manifest.read_or_replace(7)
+
+
+def test_shot_groups_are_those_of_the_literature():
+    """More than 100 training images, 20 to 100, fewer than 20 (Liu et al. 2019)."""
+    groups = shot_groups(np.array([500, 101, 100, 20, 19, 0]))
+    assert {name: np.flatnonzero(members).tolist() for name, members in groups.items()} == {
+        "many_shot": [0, 1],
+        "medium_shot": [2, 3],
+        "few_shot": [4, 5],
+    }

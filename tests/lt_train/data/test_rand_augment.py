@@ -1,0 +1,117 @@
+"""RandAugment: pixels against torchvision's, operations equally likely, and samples that do not touch each other."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode, RandAugment
+from torchvision.transforms.autoaugment import _apply_op
+
+from lt_train.data.augment import Uniforms
+from lt_train.data.rand_augment import (
+    LARGEST_MAGNITUDE,
+    OPERATIONS,
+    SIGNED,
+    Operations,
+    apply_operations,
+    draw_operations,
+)
+
+NAMES = list(OPERATIONS)
+THEIR_NAMES = [  # in our order
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness",
+    "Color", "Contrast", "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+]  # fmt: skip
+
+
+def pictures(side: int) -> torch.Tensor:
+    """(8, side, side, 3) uint8: noise, smooth, dark, of one colour, black and white."""
+    generator = torch.Generator().manual_seed(side)
+    noise = torch.randint(0, 256, (2, 3, side, side), generator=generator).float()
+    smooth = interpolate(torch.randint(0, 256, (2, 3, 5, 5), generator=generator).float(), (side, side), mode="bilinear")
+    flat = torch.tensor([17.0, 0.0, 255.0])[:, None, None, None].expand(3, 3, side, side)
+    return torch.cat([noise, smooth, smooth[:1] / 4 + 20, flat]).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Tensor:
+    """The drawn operations one after the other on a single image (H, W, 3)."""
+    space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, tuple(image.shape[:2]))
+    image = image.permute(2, 0, 1).contiguous()
+    for operation, negative in zip(drawn.operation[row], drawn.negative[row]):
+        name = THEIR_NAMES[operation]
+        magnitude = float(space[name][0][drawn.magnitude]) if space[name][0].ndim else 0.0
+        image = _apply_op(image, name, -magnitude if negative else magnitude, InterpolationMode.NEAREST, None)
+    return image.permute(1, 2, 0)
+
+
+def test_operations_are_those_of_torchvision():
+    space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, (32, 32))
+    assert list(space) == THEIR_NAMES
+    assert [signed for _, signed in space.values()] == SIGNED.tolist()
+    assert [name.replace("_", "") for name in NAMES] == [name.lower() for name in THEIR_NAMES]
+
+
+@pytest.mark.parametrize("side", [32, 61])
+@pytest.mark.parametrize("operation", range(len(NAMES)), ids=NAMES)
+def test_every_operation_gives_torchvisions_pixels(operation, side):
+    """A batch of either sign, bit for bit, at every magnitude."""
+    pixels = pictures(side)
+    signs = np.arange(len(pixels))[:, None] % 2 == 1
+    for start in (pixels, pixels.flip(0)):
+        for magnitude in (0, 1, 2, 7, 10, 15, 23, 30):
+            drawn = Operations(np.full_like(signs, operation, np.int64), signs & SIGNED[operation], magnitude)
+            expected = torch.stack([by_torchvision(image, drawn, row) for row, image in enumerate(start)])
+            assert torch.equal(apply_operations(start, drawn), expected), magnitude
+
+
+def test_operations_of_a_mixed_batch_follow_one_another():
+    pixels = pictures(32).repeat(12, 1, 1, 1)
+    drawn = draw_operations(3, 9, Uniforms(0, np.arange(len(pixels)), 0))
+    before = pixels.clone()
+    expected = torch.stack([by_torchvision(image, drawn, row) for row, image in enumerate(pixels)])
+    assert torch.equal(apply_operations(pixels, drawn), expected)
+    assert torch.equal(pixels, before), "the loader's memory is left alone"
+
+
+def alone(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
+    rows = [slice(row, row + 1) for row in range(len(pixels))]
+    return torch.cat([apply_operations(pixels[row], Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude)) for row in rows])
+
+
+def test_a_sample_is_the_same_alone_as_in_a_batch():
+    pixels = pictures(45).repeat(6, 1, 1, 1)
+    drawn = draw_operations(2, 30, Uniforms(1, np.arange(len(pixels)), 1))
+    assert torch.equal(apply_operations(pixels, drawn), alone(pixels, drawn))
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_contrast_of_large_images_does_not_depend_on_the_batch(two_threads):
+    """Mean pixels are whole numbers, from which a sum of float32 is off by how threads share it, and pixels by 1 in turn."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randint(157, 256, (2, 80_000), generator=generator)
+    noise = torch.cat([noise, 2 * 206 - noise], 1)[:, torch.randperm(160_000, generator=generator)]
+    pixels = noise.to(torch.uint8).view(2, 400, 400, 1).expand(-1, -1, -1, 3)
+    contrast = np.full((len(pixels), 1), NAMES.index("contrast"))
+    drawn = Operations(contrast, np.zeros_like(contrast, bool), 10)
+    assert torch.equal(apply_operations(pixels, drawn), alone(pixels, drawn))
+
+
+def test_operations_and_signs_are_drawn_equally_often():
+    samples = 14_000
+    drawn = draw_operations(2, 10, Uniforms(0, np.arange(samples), 0))
+    assert drawn.operation.shape == drawn.negative.shape == (samples, 2)
+    for column in (0, 1):
+        counts = np.bincount(drawn.operation[:, column], minlength=len(NAMES))
+        assert len(counts) == 14 and np.abs(counts - samples / 14).max() < 4 * np.sqrt(samples / 14)
+    for operation, signed in enumerate(SIGNED):
+        negative = drawn.negative[drawn.operation == operation]
+        assert abs(negative.mean() - 0.5 * signed) < 4 * 0.5 / np.sqrt(len(negative)) * signed + 1e-9
+    pairs = np.bincount(drawn.operation @ [14, 1], minlength=196)
+    assert abs(((pairs - samples / 196) ** 2 / (samples / 196)).sum() - 195) < 4 * np.sqrt(2 * 195), "first and second independently"

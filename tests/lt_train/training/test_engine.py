@@ -1,0 +1,234 @@
+"""DDP and DeepSpeed train alike: the same losses, gradients, batch-norm statistics and resumption, on two CPU ranks."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
+from torch.nn import functional as F
+
+from lt_train.config.load import load_config
+from lt_train.config.schema import Config, EngineConfig, MocoConfig, ModelConfig, OptimConfig
+from lt_train.data.order import batch_slice
+from lt_train.distributed import World
+from lt_train.errors import UserError
+from lt_train.methods import METHODS
+from lt_train.methods.base import Method
+from lt_train.training.engine import Engine, make_engine
+from lt_train.training.loop import training_steps
+from lt_train.training.optim import Schedule
+
+pytestmark = pytest.mark.slow
+
+STEPS = 5
+RESUME_AT = 3
+CLASS_COUNTS = torch.tensor([30, 10, 5])
+ENGINES = {
+    "ddp": EngineConfig("ddp", precision="fp32"),
+    **{f"ZeRO {method}": EngineConfig("deepspeed", method, "fp32") for method in (0, 1, 2)},
+}
+# a rate at which five steps change the losses and rounding does not
+OPTIM = OptimConfig(lr=0.0001, scale_lr=False, schedule="constant", weight_decay=1e-3)
+CLIPPED = dataclasses.replace(OPTIM, lr=0.01, clip_grad_norm=0.1)
+PLAIN = OptimConfig(lr=1.0, scale_lr=False, schedule="constant", momentum=0.0, weight_decay=0.0)
+RUNS = {"classifier": ("classifier", OPTIM), "clipped": ("classifier", CLIPPED), "moco": ("moco", OPTIM)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one rank saw in STEPS steps."""
+
+    losses: list[float]
+    statistics: list[torch.Tensor]  # batch norm's running statistics after each step
+    alone: list[torch.Tensor]  # those that this rank would have had without the others
+    zero_stage: int | None  # of the DeepSpeedEngine; None when the model is not one
+    resumed: list[float]  # losses from RESUME_AT on, of a new engine that loaded what was saved there
+
+
+def make_config(method: str, engine: str, optim: OptimConfig, global_batch_size: int) -> Config:
+    return Config(
+        method=method,
+        global_batch_size=global_batch_size,
+        model=ModelConfig("resnet32_cifar", init_from="a finished run"),
+        optim=optim,
+        engine=ENGINES[engine],
+        moco=MocoConfig(dim=8, queue_size=20, ema_momentum=0.9),
+    )
+
+
+def make_method(config: Config, seed: int = 0) -> Method:
+    torch.manual_seed(seed)
+    method = METHODS[config.method](config, CLASS_COUNTS)
+    method.prepare()
+    return method.train()
+
+
+def global_batch(size: int, step: int) -> dict:
+    generator = torch.Generator().manual_seed(step)
+    views = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(2)]
+    return {"views": views, "label": torch.randint(0, 3, (size,), generator=generator)}
+
+
+def local_batch(config: Config, world: World, step: int) -> dict:
+    batch = global_batch(config.global_batch_size, step)
+    rows = batch_slice(0, config.global_batch_size, world.rank, world.size)
+    return {"views": [view[rows] for view in batch["views"]], "label": batch["label"][rows]}
+
+
+def statistics_of(method: Method) -> torch.Tensor:
+    return torch.cat([buffer for name, buffer in method.named_buffers() if "running" in name])
+
+
+def train(engine: Engine, steps: range):
+    batches = (local_batch(engine.config, engine.world, step) for step in steps)
+    return training_steps(engine, batches, Schedule(engine.config, 100), steps.start, seed=0)
+
+
+# on the ranks
+
+
+def train_everywhere(world: World, folder: Path) -> dict[tuple[str, str], Record]:
+    return {
+        (run, engine): record(make_config(method, engine, optim, 8), world, folder / f"{run} {engine}")
+        for run, (method, optim) in RUNS.items()
+        for engine in ENGINES
+    }
+
+
+def record(config: Config, world: World, folder: Path) -> Record:
+    folder.mkdir(exist_ok=True)
+    engine = make_engine(config, make_method(config), world)
+    losses, statistics, alone = [], [], []
+    for step in range(STEPS):
+        if step == RESUME_AT:
+            engine.save(folder)
+        lonely = make_method(config)
+        lonely.load_state_dict(engine.method.state_dict())
+        lonely(local_batch(config, world, step), step)
+        alone.append(statistics_of(lonely))
+        losses += [float(outputs["loss"]) for _, outputs in train(engine, range(step, step + 1))]
+        statistics.append(statistics_of(engine.method).clone())
+    world.barrier()
+    other = make_engine(config, make_method(config, seed=1), world)
+    other.load(folder)
+    resumed = [float(outputs["loss"]) for _, outputs in train(other, range(RESUME_AT, STEPS))]
+    return Record(losses, statistics, alone, zero_stage_of(engine), resumed)
+
+
+def zero_stage_of(engine: Engine) -> int | None:
+    import deepspeed
+
+    return engine.wrapped.zero_optimization_method() if isinstance(engine.wrapped, deepspeed.DeepSpeedEngine) else None
+
+
+def uneven_gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
+    """Gradients of the classifier on a frozen backbone, seen in one step of plain gradient descent at rate 1."""
+    gradients = {}
+    for name in ENGINES:
+        config = make_config("decoupled", name, PLAIN, 7)
+        engine = make_engine(config, make_method(config), world)
+        before = {key: value.detach().clone() for key, value in engine.method.classifier.named_parameters()}
+        for _ in train(engine, range(1)):
+            pass
+        gradients[name] = {key: before[key] - value.detach() for key, value in engine.method.classifier.named_parameters()}
+    return gradients
+
+
+def everything(world: World, folder: Path) -> tuple[dict, dict]:
+    return train_everywhere(world, folder), uneven_gradients(world)
+
+
+def load_on_one_rank(world: World, folder: Path) -> dict[str, str]:
+    """By engine, why it will not go on with what two ranks saved."""
+    refusals = {}
+    for name in ENGINES:
+        config = make_config("classifier", name, OPTIM, 8)
+        engine = make_engine(config, make_method(config), world)
+        try:
+            engine.load(folder / f"classifier {name}")
+        except UserError as error:
+            refusals[name] = str(error)
+    return refusals
+
+
+# here
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("engines")
+
+
+@pytest.fixture(scope="module")
+def on_ranks(folder) -> list[tuple[dict, dict]]:
+    return run_on_ranks(2, everything, folder)
+
+
+@pytest.fixture
+def records(on_ranks, run, engine) -> list[Record]:
+    return [recorded[run, engine] for recorded, _ in on_ranks]
+
+
+every_run = pytest.mark.parametrize("run", RUNS)
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+@every_run
+@every_engine
+def test_losses_are_those_of_ddp(on_ranks, records, run, engine):
+    for (recorded, _), record in zip(on_ranks, records):
+        assert record.losses == pytest.approx(recorded[run, "ddp"].losses, rel=1e-5)
+        assert len(set(record.losses)) == STEPS
+
+
+@every_run
+@every_engine
+def test_model_is_wrapped_by_the_engine_that_was_asked_for(records, engine):
+    zero_stage = None if engine == "ddp" else ENGINES[engine].zero_stage
+    assert [record.zero_stage for record in records] == [zero_stage] * 2
+
+
+@every_run
+@every_engine
+def test_statistics_are_the_mean_over_ranks_after_every_step(records):
+    first, second = records
+    for step in range(STEPS):
+        assert first.statistics[step].equal(second.statistics[step])
+        assert not first.alone[step].allclose(second.alone[step])
+        torch.testing.assert_close(first.statistics[step], (first.alone[step] + second.alone[step]) / 2)
+
+
+@every_run
+@every_engine
+def test_resumed_engine_repeats_the_losses(records):
+    for record in records:
+        assert record.resumed == record.losses[RESUME_AT:]
+
+
+@every_engine
+def test_uneven_batches_give_the_gradient_of_the_global_batch(on_ranks, engine):
+    """Seven samples on two ranks, three and four."""
+    method = make_method(make_config("decoupled", "ddp", PLAIN, 7))
+    batch = global_batch(7, 0)
+    with torch.no_grad():
+        features = method.backbone(batch["views"][0])
+    errors = torch.softmax(method.classifier(features), 1) - F.one_hot(batch["label"], 3)
+    expected = {"weight": errors.T @ features / 7, "bias": errors.mean(0)}
+    for _, gradients in on_ranks:
+        for name, gradient in gradients[engine].items():
+            torch.testing.assert_close(gradient, expected[name].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_deepspeed_refuses_another_number_of_ranks(on_ranks, folder):
+    """ZeRO 1 and 2 cut the optimizer's state into one part a rank; the others have it whole."""
+    (refusals,) = run_on_ranks(1, load_on_one_rank, folder)
+    assert set(refusals) == {"ZeRO 1", "ZeRO 2"}
+    for message in refusals.values():
+        assert "saved by 2 DeepSpeed ranks" in message and "engine.name=ddp" in message
+
+
+def test_zero_stage_3_is_refused():
+    with pytest.raises(UserError, match="zero_stage=3 is not supported"):
+        load_config("classifier_demo", ["engine.name=deepspeed", "engine.zero_stage=3"])
