@@ -1,4 +1,6 @@
-"""``--benchmark``: what a data set costs to prepare, against decode-checking alone and against ``tar cf``, on the user's own source."""
+"""``--benchmark``: what a data set costs to prepare, against decode-checking alone and against
+``tar cf``, on the user's own source.
+"""
 
 import os
 import shutil
@@ -20,21 +22,34 @@ from data_prep.writing.plan import Plan, ShardPlan
 from data_prep.writing.workers import in_workers
 from lt_train.errors import UserError
 
-SECONDS = 3.0  # so much of the source is taken, spread over it, that checking it takes about so long
+SECONDS = (
+    3.0  # so much of the source is taken, spread over it, that checking it takes about so long
+)
 TRIED = 200  # images by which that is estimated
 REPEATS = 3
 
 
 def run(plan: Plan, workers: int, console: Console) -> None:
-    """Measure each way in turns, and print medians and ratios within a turn. Page cache warm from the first, untimed turn."""
+    """Measure each way in turns, and print medians and ratios within a turn.
+
+    Page cache warm from the first, untimed turn.
+    """
     plan = _sample(plan, workers)
     total = sum(len(shard.indices) for shard in plan.shards)
     ways = {
-        "decode check alone": lambda out: list(in_workers(_check_shard, plan, plan.shards, workers)),
+        "decode check alone": lambda out: list(
+            in_workers(_check_shard, plan, plan.shards, workers)
+        ),
         "shards": lambda out: _write(plan, Checker(), out / "shards", workers),
-        "shards, no decode check": lambda out: _write(plan, Checker(decode=False), out / "trusted", workers),
+        "shards, no decode check": lambda out: _write(
+            plan, Checker(decode=False), out / "trusted", workers
+        ),
     }
-    files = [path for shard in plan.shards for path in _files(plan.source.splits[shard.split].images, shard.indices) or []]
+    files = [
+        path
+        for shard in plan.shards
+        for path in _files(plan.source.splits[shard.split].images, shard.indices) or []
+    ]
     if len(files) == total and shutil.which("tar"):
         ways["tar cf"] = lambda out: _tar(files, out)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -49,12 +64,16 @@ def run(plan: Plan, workers: int, console: Console) -> None:
                     if turn:
                         seconds[name].append(time.monotonic() - started)
     except OSError as error:
-        raise UserError(f"cannot write to '{beside}': {error.strerror or error}; --out says where to") from error
+        raise UserError(
+            f"cannot write to '{beside}': {error.strerror or error}; --out says where to"
+        ) from error
     _show(console, seconds, total, workers)
 
 
 def _sample(plan: Plan, workers: int) -> Plan:
-    """A smaller plan: every so many shards, a multiple of the workers, so that none of them idles at the end."""
+    """A smaller plan: every so many shards, a multiple of the workers, so that none of them idles
+    at the end.
+    """
     size = max(len(shard.indices) for shard in plan.shards)
     tried = replace(plan.shards[0], indices=plan.shards[0].indices[:TRIED])
     started = time.monotonic()
@@ -63,7 +82,10 @@ def _sample(plan: Plan, workers: int) -> Plan:
     wanted = max(workers, int(images) // size // workers * workers)
     chosen = plan.shards[:: max(1, len(plan.shards) // wanted)][:wanted]
     splits = {shard.split for shard in chosen}
-    source = replace(plan.source, splits={name: split for name, split in plan.source.splits.items() if name in splits})
+    source = replace(
+        plan.source,
+        splits={name: split for name, split in plan.source.splits.items() if name in splits},
+    )
     return replace(plan, source=source, shards=chosen)
 
 
@@ -78,12 +100,20 @@ def _check_shard(plan: Plan, shard: ShardPlan) -> None:
 
 
 def _write(plan: Plan, checker: Checker, out: Path, workers: int) -> None:
-    shards.write(replace(plan, out=out, checker=checker), workers, 1.0, "benchmark", lambda images, size: None)
+    shards.write(
+        replace(plan, out=out, checker=checker),
+        workers,
+        1.0,
+        "benchmark",
+        lambda images, size: None,
+    )
 
 
 def _tar(files: list[str], out: Path) -> None:
     command = ["tar", "cf", out / "files.tar", "--null", "-P", "-T", "-"]
-    done = subprocess.run(command, input=b"\0".join(map(os.fsencode, files)), stderr=subprocess.PIPE)
+    done = subprocess.run(
+        command, input=b"\0".join(map(os.fsencode, files)), stderr=subprocess.PIPE
+    )
     if done.returncode:
         raise UserError(f"tar cannot write the images: {os.fsdecode(done.stderr)}")
 
@@ -92,16 +122,27 @@ def _files(images: Images, indices) -> list[str] | None:
     """The paths of images that are files of their own."""
     if isinstance(images, Picked):
         return _files(images.images, images.indices[list(indices)])
-    return [os.path.join(images.root, images.names[int(index)]) for index in indices] if isinstance(images, ImageFiles) else None
+    return (
+        [os.path.join(images.root, images.names[int(index)]) for index in indices]
+        if isinstance(images, ImageFiles)
+        else None
+    )
 
 
 def _show(console: Console, seconds: dict[str, list[float]], total: int, workers: int) -> None:
-    table = Table("measured", "images/s", "seconds", title=f"{total:,} images, {workers} worker(s), medians of {REPEATS}, page cache warm")
+    table = Table(
+        "measured",
+        "images/s",
+        "seconds",
+        title=f"{total:,} images, {workers} worker(s), medians of {REPEATS}, page cache warm",
+    )
     for name, values in seconds.items():
         middle = statistics.median(values)
         table.add_row(name, f"{total / middle:,.0f}", f"{middle:.2f}")
     console.print(table)
     for name, base in (("shards", "decode check alone"), ("shards, no decode check", "tar cf")):
         if base in seconds:
-            ratio = statistics.median(there / here for here, there in zip(seconds[name], seconds[base]))
+            ratio = statistics.median(
+                there / here for here, there in zip(seconds[name], seconds[base])
+            )
             console.print(f"{name} over {base}: {ratio:.3f}", highlight=False)

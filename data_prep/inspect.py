@@ -1,4 +1,6 @@
-"""Looking at a prepared data set: ``verify`` reads every byte of it, ``info`` tells and draws what is in it."""
+"""Looking at a prepared data set: ``verify`` reads every byte of it, ``info`` tells and draws what
+is in it.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +27,9 @@ BAR = 40  # characters, the longest bar of the histogram
 
 
 def problems(root: Path) -> Iterator[str]:
-    """Everything that is wrong with the data set in ``root``, a line each; nothing if it is as data_prep left it."""
+    """Everything that is wrong with the data set in ``root``, a line each; nothing if it is as
+    data_prep left it.
+    """
     dataset = read_dataset(root)
     for name in dataset.splits:
         try:
@@ -48,7 +52,9 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
     if counts.tolist() != split.class_counts:
         yield f"{name}.arrow has other class counts than dataset.json"
     ids, offsets = class_index(manifest.labels, len(dataset.classes))
-    if not (np.array_equal(manifest.class_ids, ids) and np.array_equal(manifest.class_offsets, offsets)):
+    if not (
+        np.array_equal(manifest.class_ids, ids) and np.array_equal(manifest.class_offsets, offsets)
+    ):
         yield f"{name}.class_index.arrow does not agree with {name}.arrow"
     shards = np.repeat(np.arange(len(split.shards)), [shard.samples for shard in split.shards])
     in_place = np.array_equal(manifest.column("shard"), shards)
@@ -62,34 +68,65 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
             yield f"{shard.name} is missing"
             continue
         if file_sha256(path) != shard.sha256:
-            yield f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes} expected; sha256 differs)"
+            yield (
+                f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes}"
+                " expected; sha256 differs)"
+            )
         if not in_place:
             continue
         part = manifest.subset(rows)  # a shard at a time, so that no more than one stays mapped
         for sample_id in range(len(part)):
             part.read(sample_id)
         for sample_id, reason in part.bad.items():
-            yield f"sample {part.key(sample_id)} (sample_id {rows.start + sample_id}) of {name}: {reason}"
+            yield (
+                f"sample {part.key(sample_id)} (sample_id {rows.start + sample_id}) of {name}:"
+                f" {reason}"
+            )
 
 
 def show(root: Path, console: Console) -> None:
     """Print counts, shard sizes, shot groups and a histogram of the training classes."""
     dataset = read_dataset(root)
     about = f"{len(dataset.classes)} classes, made by: {dataset.made_by.get('command')}"
-    console.print(f"[bold]{escape(dataset.name)}[/bold]: {escape(about)}", highlight=False, soft_wrap=True)
-    table = Table("split", "samples", "largest", "smallest", "ratio", "shards", "MB", "MB/shard", "rejected", box=SIMPLE_HEAD, pad_edge=False)
+    console.print(
+        f"[bold]{escape(dataset.name)}[/bold]: {escape(about)}", highlight=False, soft_wrap=True
+    )
+    table = Table(
+        "split",
+        "samples",
+        "largest",
+        "smallest",
+        "ratio",
+        "shards",
+        "MB",
+        "MB/shard",
+        "rejected",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name, split in dataset.splits.items():
         counts = [count for count in _class_counts(root, dataset, name)[0] if count] or [0]
         size = sum(shard.bytes for shard in split.shards) / 1e6
         ratio = f"{max(counts) / max(min(counts), 1):.1f}"
         each = f"{size / max(len(split.shards), 1):.1f}"
         table.add_row(
-            name, f"{split.samples:,}", f"{max(counts):,}", f"{min(counts):,}", ratio, str(len(split.shards)), f"{size:,.1f}", each, str(split.rejected)
+            name,
+            f"{split.samples:,}",
+            f"{max(counts):,}",
+            f"{min(counts):,}",
+            ratio,
+            str(len(split.shards)),
+            f"{size:,.1f}",
+            each,
+            str(split.rejected),
         )
     console.print(table)
     if "train" in dataset.splits and dataset.classes:
         counts, what = _class_counts(root, dataset, "train")
-        groups = ", ".join(f"{name.replace('_', '-')} {int(members.sum())}" for name, members in shot_groups(counts).items())
+        groups = ", ".join(
+            f"{name.replace('_', '-')} {int(members.sum())}"
+            for name, members in shot_groups(counts).items()
+        )
         console.print(f"{what}: {groups}", highlight=False, soft_wrap=True)
         _histogram(counts, dataset.classes, console)
 
@@ -108,7 +145,12 @@ def plot(root: Path, file: Path) -> None:
     order = np.argsort(-counts.get("train", next(iter(counts.values()))), kind="stable")
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, values in counts.items():
-        axes.step(np.arange(len(order)), np.maximum(values[order], 0.5), where="mid", label=f"{name} ({dataset.splits[name].samples:,})")
+        axes.step(
+            np.arange(len(order)),
+            np.maximum(values[order], 0.5),
+            where="mid",
+            label=f"{name} ({dataset.splits[name].samples:,})",
+        )
     axes.set(yscale="log", xlabel="class, sorted by training images", ylabel="images")
     axes.set_title(dataset.name, parse_math=False)  # a $ in it is no formula
     for limit in (MANY_SHOT, FEW_SHOT):
@@ -117,19 +159,28 @@ def plot(root: Path, file: Path) -> None:
     try:
         figure.savefig(file, dpi=120, format="png")
     except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror or error}; name another with --plot FILE") from error
+        raise UserError(
+            f"cannot write {file}: {error.strerror or error}; name another with --plot FILE"
+        ) from error
     finally:
         pyplot.close(figure)
 
 
 def _class_counts(root: Path, dataset: Dataset, name: str) -> tuple[np.ndarray, str]:
-    """Samples a class, (C,), and what they count: an unlabeled set may know by which class its images were drawn, or their true one."""
+    """Samples a class, (C,), and what they count: an unlabeled set may know by which class its
+    images were drawn, or their true one.
+    """
     counts = np.array(dataset.splits[name].class_counts, np.int64)
     if not counts.any() and dataset.classes:
         manifest = Manifest(root, name)
-        for column in [name for name in ("sourced_label", "hidden_label") if name in manifest.columns]:
+        for column in [
+            name for name in ("sourced_label", "hidden_label") if name in manifest.columns
+        ]:
             known = manifest.column(column)
-            return np.bincount(known[known >= 0], minlength=len(dataset.classes)), f"classes by {column} (the set is unlabeled)"
+            return (
+                np.bincount(known[known >= 0], minlength=len(dataset.classes)),
+                f"classes by {column} (the set is unlabeled)",
+            )
     return counts, "training classes"
 
 
@@ -139,4 +190,6 @@ def _histogram(counts: np.ndarray, classes: list[str], console: Console) -> None
     for position in np.unique(np.linspace(0, len(order) - 1, min(len(order), 20)).astype(int)):
         label = order[position]
         bar = "█" * max(1, round(BAR * counts[label] / counts.max())) if counts[label] else ""
-        console.print(f"{classes[label][:24]:>24} {counts[label]:>7,} {bar}", highlight=False, markup=False)
+        console.print(
+            f"{classes[label][:24]:>24} {counts[label]:>7,} {bar}", highlight=False, markup=False
+        )

@@ -1,7 +1,9 @@
-"""A model of the step time on 1 to 1,024 GPUs: ``python -m lt_train.scaling [--gloo]`` writes the tables of docs/scaling.md.
+"""A model of the step time on 1 to 1,024 GPUs: ``python -m lt_train.scaling [--gloo]`` writes the
+tables of docs/scaling.md.
 
-Message sizes come from the modules themselves, rates from docs/benchmarks.md, the network is an assumption. ``--gloo`` measures
-this project's collectives with 2, 4 and 8 local ranks and compares them with latency and bandwidth fitted to 2 ranks.
+Message sizes come from the modules themselves, rates from docs/benchmarks.md, the network is an
+assumption. ``--gloo`` measures this project's collectives with 2, 4 and 8 local ranks and compares
+them with latency and bandwidth fitted to 2 ranks.
 """
 
 import argparse
@@ -15,7 +17,9 @@ from dataclasses import dataclass
 
 CORES = 14  # CPU cores a GPU (DGX H100: 112 for 8); the loader was measured with 16
 VIEW_BYTES = 3 * 224 * 224 * 2  # an image of ShuffleBN, bf16
-LAUNCH = 17.9e-3 / 93  # s a trained tensor: ResNet-32's step on the H100, bound by kernel launches, over its 93 tensors
+LAUNCH = (
+    17.9e-3 / 93
+)  # s a trained tensor: ResNet-32's step on the H100, bound by kernel launches, over its 93 tensors
 SHUFFLE = 15.5e-6  # s a rank: ShuffleBN's plan on one CPU core, measured for 8 to 1,024 ranks
 JITTER = 0.02  # assumed: standard deviation of a rank's step over its mean
 BUCKETS = 1 << 20, 25 << 20  # bytes: the first of DDP's gradient buckets, the others
@@ -39,23 +43,33 @@ class Fabric:
             return 0.0
         inside, nodes = min(ranks, self.gpus), -(-ranks // self.gpus)
         if kind == "all_to_all":  # what leaves the node does so by the GPU's own NIC
-            slower = max(size * (inside - 1) / ranks / self.nvlink, size * (ranks - inside) / ranks / self.nic)
+            slower = max(
+                size * (inside - 1) / ranks / self.nvlink,
+                size * (ranks - inside) / ranks / self.nic,
+            )
             return self.launch + (ranks - 1) * self.near + slower / self.reached
-        bandwidth = self.nvlink if nodes == 1 else min(self.nvlink, self.gpus * self.nic)  # rings use all NICs of a node
+        bandwidth = (
+            self.nvlink if nodes == 1 else min(self.nvlink, self.gpus * self.nic)
+        )  # rings use all NICs of a node
         hops = (ranks - nodes) * self.near + (nodes > 1) * nodes * self.far  # a ring
         if kind == "all_reduce":  # a tree, up and down
-            hops = 2 * (math.ceil(math.log2(inside)) * self.near + math.ceil(math.log2(nodes)) * self.far)
+            hops = 2 * (
+                math.ceil(math.log2(inside)) * self.near + math.ceil(math.log2(nodes)) * self.far
+            )
         return self.launch + hops + volume(kind, size, ranks) / (bandwidth * self.reached)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a stage costs one GPU: images/s of docs/benchmarks.md (H100, batch 256), bytes in float32."""
+    """What a stage costs one GPU: images/s of docs/benchmarks.md (H100, batch 256), bytes in
+    float32.
+    """
 
     name: str
     end_to_end: float  # training and decoding share the GPU
     loader: float  # alone
-    passes: float  # of the network, forward and backward counting 1 and 2; MoCo's key encoder adds one forward
+    # of the network, forward and backward counting 1 and 2; MoCo's key encoder adds one forward
+    passes: float
     gradients: int  # bytes
     tensors: int  # trained ones
     statistics: int  # bytes, batch norm's running means and variances
@@ -64,19 +78,28 @@ class Costs:
 
 
 def volume(kind: str, size: float, ranks: int) -> float:
-    """Bytes that each rank sends: ``size`` is the tensor (all_reduce), the result (all_gather) or a rank's input (all_to_all)."""
+    """Bytes that each rank sends: ``size`` is the tensor (all_reduce), the result (all_gather) or a
+    rank's input (all_to_all).
+    """
     return (2 if kind == "all_reduce" else 1) * size * (ranks - 1) / ranks
 
 
 def stage_costs(classes: int = 1000, dim: int = 128, queue: int = 65536) -> list[Costs]:
-    """Classifier and MoCo with ResNet-50; a checkpoint holds weights, momentum, statistics, and MoCo's key encoder and queue."""
+    """Classifier and MoCo with ResNet-50; a checkpoint holds weights, momentum, statistics, and
+    MoCo's key encoder and queue.
+    """
     plain, query = model_size("resnet50", classes=classes), model_size("resnet50", dim=dim)
     moco = (query[0], query[1], 2 * query[2], 3 * query[0] + 2 * query[2] + queue * dim * 4, dim)
-    return [Costs("classifier", 3472, 12021, 3, *plain, 2 * plain[0] + plain[2]), Costs("moco", 1323, 8996, 4, *moco)]
+    return [
+        Costs("classifier", 3472, 12021, 3, *plain, 2 * plain[0] + plain[2]),
+        Costs("moco", 1323, 8996, 4, *moco),
+    ]
 
 
 def model_size(backbone: str, classes: int = 0, dim: int = 0) -> tuple[int, int, int]:
-    """Bytes of gradients, their tensors, bytes of running statistics: the modules of a classifier, or of an encoder with projector."""
+    """Bytes of gradients, their tensors, bytes of running statistics: the modules of a classifier,
+    or of an encoder with projector.
+    """
     import torch
 
     from lt_train.models.backbones import make_backbone
@@ -84,58 +107,106 @@ def model_size(backbone: str, classes: int = 0, dim: int = 0) -> tuple[int, int,
 
     with torch.device("meta"):
         module = make_backbone(backbone)
-        head = torch.nn.Linear(module.out_features, classes) if classes else make_projector(module.out_features, dim)
+        head = (
+            torch.nn.Linear(module.out_features, classes)
+            if classes
+            else make_projector(module.out_features, dim)
+        )
     parameters = [*module.parameters(), *head.parameters()]
     norms = [norm for norm in module.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
-    return 4 * sum(part.numel() for part in parameters), len(parameters), 4 * sum(2 * norm.num_features for norm in norms)
+    return (
+        4 * sum(part.numel() for part in parameters),
+        len(parameters),
+        4 * sum(2 * norm.num_features for norm in norms),
+    )
 
 
 def step(costs: Costs, ranks: int, local: float, fabric: Fabric = Fabric()) -> dict[str, float]:
-    """Seconds of a step of ``local`` images a rank: ``busy`` (the longest of GPU, host and data), ``waiting``, ``exposed``, ``total``."""
+    """Seconds of a step of ``local`` images a rank: ``busy`` (the longest of GPU, host and data),
+    ``waiting``, ``exposed``, ``total``.
+    """
     gpu, data = local / costs.end_to_end, local / costs.loader * 16 / CORES
     host = LAUNCH * costs.tensors * costs.passes / 3 + SHUFFLE * ranks * (costs.dim > 0)
     busy = max(gpu, host, data)
     first, rest = BUCKETS
-    buckets = [first] + [rest] * ((costs.gradients - first) // rest)  # in the order of the backward pass
+    buckets = [first] + [rest] * (
+        (costs.gradients - first) // rest
+    )  # in the order of the backward pass
     buckets.append(costs.gradients - sum(buckets))
-    reduced = sum(fabric.seconds("all_reduce", size, ranks) for size in (*buckets, costs.statistics))
-    exposed = max(fabric.seconds("all_reduce", buckets[-1], ranks), reduced - max(gpu, host) * 2 / costs.passes)
+    reduced = sum(
+        fabric.seconds("all_reduce", size, ranks) for size in (*buckets, costs.statistics)
+    )
+    exposed = max(
+        fabric.seconds("all_reduce", buckets[-1], ranks),
+        reduced - max(gpu, host) * 2 / costs.passes,
+    )
     if costs.dim:  # nothing runs beside these two
         exposed += fabric.seconds("all_to_all", local * VIEW_BYTES, ranks)
         exposed += fabric.seconds("all_gather", ranks * local * costs.dim * 4, ranks)
-    waiting = busy * JITTER * math.sqrt(2 * math.log(ranks))  # bounds the expected largest of `ranks` normal draws
+    waiting = (
+        busy * JITTER * math.sqrt(2 * math.log(ranks))
+    )  # bounds the expected largest of `ranks` normal draws
     return {"busy": busy, "waiting": waiting, "exposed": exposed, "total": busy + waiting + exposed}
 
 
 def efficiency(costs: Costs, ranks: int, local: float, fabric: Fabric = Fabric()) -> float:
-    """Images/s a GPU over those of one GPU with the same global batch, or with 256 where that is less."""
+    """Images/s a GPU over those of one GPU with the same global batch, or with 256 where that is
+    less.
+    """
     alone = min(256, ranks * local)
-    return local / step(costs, ranks, local, fabric)["total"] / (alone / step(costs, 1, alone)["total"])
+    return (
+        local
+        / step(costs, ranks, local, fabric)["total"]
+        / (alone / step(costs, 1, alone)["total"])
+    )
 
 
 def tables() -> list[str]:
-    """Markdown: step times with local batch 256 on two networks, and with global batches of 8,192 and 128."""
+    """Markdown: step times with local batch 256 on two networks, and with global batches of 8,192
+    and 128.
+    """
     slow = Fabric(nic=12.5e9 / 8)
-    plans = [("256 a GPU", 0, Fabric()), ("global 8,192", 8192, Fabric()), ("global 128", 128, Fabric()), ("256 a GPU, 100 Gb/s a node", 0, slow)]
-    lines = ["| stage, batch | GPUs | a GPU | busy ms | waiting ms | exposed ms | step ms | images/s | efficiency |", "|---" * 9 + "|"]
+    plans = [
+        ("256 a GPU", 0, Fabric()),
+        ("global 8,192", 8192, Fabric()),
+        ("global 128", 128, Fabric()),
+        ("256 a GPU, 100 Gb/s a node", 0, slow),
+    ]
+    lines = [
+        (
+            "| stage, batch | GPUs | a GPU | busy ms | waiting ms | exposed ms | step ms | images/s"
+            " | efficiency |"
+        ),
+        "|---" * 9 + "|",
+    ]
     for costs in stage_costs():
         for label, batch, fabric in plans:
             for ranks in (1, 8, 64, 256, 1024):
                 local = batch / ranks or 256
-                if 1 <= local <= 1024 and (ranks > 1 or local <= 256):  # on one GPU, what was measured
+                if 1 <= local <= 1024 and (
+                    ranks > 1 or local <= 256
+                ):  # on one GPU, what was measured
                     times = step(costs, ranks, local, fabric)
                     row = " | ".join(f"{seconds * 1e3:.1f}" for seconds in times.values())
-                    row += f" | {ranks * local / times['total']:,.0f} | {efficiency(costs, ranks, local, fabric):.2f} |"
+                    row += (
+                        f" | {ranks * local / times['total']:,.0f} |"
+                        f" {efficiency(costs, ranks, local, fabric):.2f} |"
+                    )
                     lines.append(f"| {costs.name}, {label} | {ranks:,} | {local:g} | {row}")
     return lines
 
 
 def gloo_tables(repeats: int = 7) -> list[str]:
-    """Markdown: collectives of 2, 4, 8 gloo ranks, and the model fitted to 2, alone and with the cores shared by the ranks."""
+    """Markdown: collectives of 2, 4, 8 gloo ranks, and the model fitted to 2, alone and with the
+    cores shared by the ranks.
+    """
     import torch.multiprocessing
 
     small, large = model_size("resnet32_cifar", classes=10), model_size("resnet50", dim=128)
-    sizes = {"all_reduce": (2 * large[2], small[0], large[0]), "all_to_all": tuple(images * VIEW_BYTES for images in (2, 8, 32))}
+    sizes = {
+        "all_reduce": (2 * large[2], small[0], large[0]),
+        "all_to_all": tuple(images * VIEW_BYTES for images in (2, 8, 32)),
+    }
     sizes["all_gather"] = tuple(batch * 128 * 4 for batch in (128, 1024, 8192))
     points = [(kind, size) for kind, group in sizes.items() for size in group]
     measured: dict[tuple[str, int, int], float] = {}
@@ -144,25 +215,45 @@ def gloo_tables(repeats: int = 7) -> list[str]:
             torch.multiprocessing.spawn(_measure, (ranks, folder, points, repeats), ranks)
             with open(f"{folder}/seconds") as file:
                 measured |= {(*point, ranks): float(line) for point, line in zip(points, file)}
-    lines = ["| collective | bytes | ranks | measured ms | model ms | model, shared cores ms |", "|---" * 6 + "|"]
+    lines = [
+        "| collective | bytes | ranks | measured ms | model ms | model, shared cores ms |",
+        "|---" * 6 + "|",
+    ]
     for (kind, size), ranks in ((point, ranks) for point in points for ranks in (2, 4, 8)):
-        (low, fast), (high, slow) = ((volume(kind, end, 2), measured[kind, end, 2]) for end in (sizes[kind][0], sizes[kind][-1]))
+        (low, fast), (high, slow) = (
+            (volume(kind, end, 2), measured[kind, end, 2])
+            for end in (sizes[kind][0], sizes[kind][-1])
+        )
         slope = (slow - fast) / (high - low)
         model = max(0.0, fast - slope * low) + slope * volume(kind, size, ranks)
-        times = measured[kind, size, ranks], model, model * max(1, ranks / max(2, len(os.sched_getaffinity(0))))
-        lines.append(f"| {kind} | {size:,} | {ranks} | {' | '.join(f'{seconds * 1e3:.1f}' for seconds in times)} |")
+        times = (
+            measured[kind, size, ranks],
+            model,
+            model * max(1, ranks / max(2, len(os.sched_getaffinity(0)))),
+        )
+        lines.append(
+            f"| {kind} | {size:,} | {ranks} |"
+            f" {' | '.join(f'{seconds * 1e3:.1f}' for seconds in times)} |"
+        )
     return lines
 
 
-def _measure(rank: int, ranks: int, folder: str, points: list[tuple[str, int]], repeats: int) -> None:
-    """One gloo rank. Rank 0 writes the median over repeats of the slowest rank's seconds, a line a point."""
+def _measure(
+    rank: int, ranks: int, folder: str, points: list[tuple[str, int]], repeats: int
+) -> None:
+    """One gloo rank.
+
+    Rank 0 writes the median over repeats of the slowest rank's seconds, a line a point.
+    """
     import torch
     import torch.distributed as dist
 
     from lt_train.distributed import all_gather_rows, all_reduce_, all_to_all_rows
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/join", rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/join", rank=rank, world_size=ranks
+    )
     medians = []
     for kind, size in points:
         rows = size // 4 // ranks  # float32; the sizes divide by 8 ranks but for a few bytes
@@ -178,7 +269,9 @@ def _measure(rank: int, ranks: int, folder: str, points: list[tuple[str, int]], 
             dist.barrier()
             started = time.perf_counter()
             collective(tensor, *extra)
-            seconds.append(all_reduce_(torch.tensor(time.perf_counter() - started), dist.ReduceOp.MAX).item())
+            seconds.append(
+                all_reduce_(torch.tensor(time.perf_counter() - started), dist.ReduceOp.MAX).item()
+            )
         medians.append(statistics.median(seconds[1:]))
     if rank == 0:
         with open(f"{folder}/seconds", "w") as file:
@@ -187,6 +280,10 @@ def _measure(rank: int, ranks: int, folder: str, points: list[tuple[str, int]], 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m lt_train.scaling", description=__doc__.partition(":")[0])
-    parser.add_argument("--gloo", action="store_true", help="measure with 2, 4 and 8 local gloo ranks")
+    parser = argparse.ArgumentParser(
+        prog="python -m lt_train.scaling", description=__doc__.partition(":")[0]
+    )
+    parser.add_argument(
+        "--gloo", action="store_true", help="measure with 2, 4 and 8 local gloo ranks"
+    )
     sys.stdout.write("\n".join(gloo_tables() if parser.parse_args().gloo else tables()) + "\n")

@@ -1,7 +1,9 @@
-"""Is the cluster fit for a run: ``python launch/slurm.py --check --nodes N`` starts this on every rank, and prints a line a node.
+"""Is the cluster fit for a run: ``python launch/slurm.py --check --nodes N`` starts this on every
+rank, and prints a line a node.
 
-Each node tells its host name, ranks and devices, the bandwidth of an all_reduce, whether DALI decodes, whether a file that rank 0 wrote is
-seen, how far its clock is from rank 0's, and its versions.
+Each node tells its host name, ranks and devices, the bandwidth of an all_reduce, whether DALI
+decodes, whether a file that rank 0 wrote is seen, how far its clock is from rank 0's, and its
+versions.
 """
 
 import argparse
@@ -47,7 +49,10 @@ def main(words: list[str]) -> int:
 
 def _look(world: World, folder: Path) -> dict:
     """What one rank sees. Collective."""
-    marker = folder / f"seen-{os.environ.get('SLURM_JOB_ID', os.getpid())}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    marker = (
+        folder
+        / f"seen-{os.environ.get('SLURM_JOB_ID', os.getpid())}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
+    )
     marker = Path(broadcast_object(str(marker)))
     if world.is_main:
         marker.write_text("rank 0 was here\n")
@@ -62,12 +67,17 @@ def _look(world: World, folder: Path) -> dict:
     return {
         "host": socket.gethostname(),
         "rank": world.rank,
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU",
+        "device": (
+            torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
+        ),
         "bandwidth": bandwidth,
         "dali": _decode(world),
         "seen": seen,
         "skew": skew,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
     }
 
 
@@ -86,7 +96,9 @@ def _wait_for(path: Path) -> float | None:
 
 
 def _bandwidth(world: World) -> float:
-    """Bus bandwidth of an all_reduce in GB/s: bytes times 2 (n - 1) / n over time, as nccl-tests count it; 0 for a single rank."""
+    """Bus bandwidth of an all_reduce in GB/s: bytes times 2 (n - 1) / n over time, as nccl-tests
+    count it; 0 for a single rank.
+    """
     if world.size == 1:
         return 0.0
     tensor = torch.zeros(MEGABYTES << 18, device=world.device)  # float32
@@ -98,7 +110,9 @@ def _bandwidth(world: World) -> float:
         all_reduce_(tensor)
         _wait(world)
         seconds.append(time.monotonic() - started)
-    return tensor.numel() * 4 * 2 * (world.size - 1) / world.size / sorted(seconds)[REPEATS // 2] / 1e9
+    return (
+        tensor.numel() * 4 * 2 * (world.size - 1) / world.size / sorted(seconds)[REPEATS // 2] / 1e9
+    )
 
 
 def _wait(world: World) -> None:
@@ -149,18 +163,27 @@ def _report(found: list[dict]) -> list[str]:
         bad = next((rank["dali"] for rank in ranks if rank["dali"]), "")
         late = max((rank["seen"] if rank["seen"] is not None else float("inf")) for rank in ranks)
         skew = max((rank["skew"] for rank in ranks), key=abs)
-        other = {name: value for name, value in first["versions"].items() if value != found[0]["versions"][name]}
+        other = {
+            name: value
+            for name, value in first["versions"].items()
+            if value != found[0]["versions"][name]
+        }
         if bad:
             problems.append(f"{host}: {bad}")
         if late == float("inf"):
-            problems.append(f"{host} does not see a file that rank 0 wrote: is the run's folder on a shared file system?")
+            problems.append(
+                f"{host} does not see a file that rank 0 wrote: is the run's folder on a shared"
+                " file system?"
+            )
         if abs(skew) > MAX_SKEW:
             problems.append(f"{host}: its clock is {skew:+.1f} s off")
         if other:
             problems.append(f"{host} has other versions than rank 0: {other}")
         versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
         sys.stdout.write(
-            f"{host}: ranks {', '.join(str(rank['rank']) for rank in ranks)}, {first['device']}, all_reduce {min(rank['bandwidth'] for rank in ranks):.2f} GB/s, "
-            f"{'DALI decodes' if not bad else bad}, shared file seen after {late:.2f} s, clock {skew:+.3f} s, {versions}\n"
+            f"{host}: ranks {', '.join(str(rank['rank']) for rank in ranks)}, {first['device']},"
+            f" all_reduce {min(rank['bandwidth'] for rank in ranks):.2f} GB/s,"
+            f" {'DALI decodes' if not bad else bad}, shared file seen after {late:.2f} s, clock"
+            f" {skew:+.3f} s, {versions}\n"
         )
     return problems

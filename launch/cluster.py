@@ -7,7 +7,10 @@ from lt_train.errors import UserError
 
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "SIGNALING", "RESIZING"}
-NO_SLURM = "this host has no Slurm (sbatch is not there): run on this machine with python launch/local.py, or on a login node of the cluster"
+NO_SLURM = (
+    "this host has no Slurm (sbatch is not there): run on this machine with python launch/local.py,"
+    " or on a login node of the cluster"
+)
 
 
 def require_slurm() -> None:
@@ -24,12 +27,16 @@ def slurm(*command: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} does not answer; is slurmctld up?") from error
     if done.returncode:
-        raise UserError(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
+        raise UserError(
+            f"{command[0]}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}"
+        )
     return done.stdout
 
 
 def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
-    """Job id -> (state, restarts). The queue knows jobs that live or ended just now, accounting all; an array's tasks count as one.
+    """Job id -> (state, restarts).
+
+    The queue knows jobs that live or ended just now, accounting all; an array's tasks count as one.
 
     A job that was requeued has older records too: the newest one, or the queue's, is its state.
     """
@@ -37,7 +44,9 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
         return {}
     found: dict[str, list[tuple[str, int]]] = {}
     try:
-        for line in slurm("sacct", "-n", "-X", "-P", "-D", "-j", ",".join(jobs), "-o", "JobID,State").splitlines():
+        for line in slurm(
+            "sacct", "-n", "-X", "-P", "-D", "-j", ",".join(jobs), "-o", "JobID,State"
+        ).splitlines():
             job, state = line.split("|")[:2]
             found.setdefault(job, []).append((state.split()[0], 0))
     except UserError:  # no accounting: the queue alone must do
@@ -47,17 +56,26 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
         job, state, parent = line.split("|")
         recorded, restarts = tasks.get(job, ("", 0))
         # a job that has ended is in the queue until its nodes are clean
-        if (job in jobs or parent in jobs) and not (state == "COMPLETING" and recorded and not is_live(recorded)):
+        if (job in jobs or parent in jobs) and not (
+            state == "COMPLETING" and recorded and not is_live(recorded)
+        ):
             tasks[job] = state, restarts
-    return {job: _together([task for name, task in tasks.items() if name.split("_")[0] == job]) for job in jobs}
+    return {
+        job: _together([task for name, task in tasks.items() if name.split("_")[0] == job])
+        for job in jobs
+    }
 
 
 def _together(tasks: list[tuple[str, int]]) -> tuple[str, int]:
-    """One state for an array: of those that run, wait, fail or are done, the first that any task has."""
+    """One state for an array: of those that run, wait, fail or are done, the first that any task
+    has.
+    """
     if not tasks:
         return "UNKNOWN", 0
     states = [state for state, _ in tasks]
-    order = [state for state in states if state in RUNNING] + [state for state in states if state in WAITING]
+    order = [state for state in states if state in RUNNING] + [
+        state for state in states if state in WAITING
+    ]
     order += [state for state in states if state != "COMPLETED"] + states
     return order[0], max(restarts for _, restarts in tasks)
 

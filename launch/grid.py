@@ -1,4 +1,5 @@
-"""Pipelines with parameters: one YAML file stands for a pipeline for each combination of its parameters' values.
+"""Pipelines with parameters: one YAML file stands for a pipeline for each combination of its
+parameters' values.
 
     name: "{data}_{method}_{ratio}"                 # of each member
     description: "{method} on {data}, ratio {ratio}"
@@ -10,7 +11,8 @@
       cifar10_lt: {ce: {100: 29.64}}
     stages: ...
 
-In braces also stand ``sets``, the folder of data sets, ``here``, the pipeline's own, and in a stage those of the stages before it.
+In braces also stand ``sets``, the folder of data sets, ``here``, the pipeline's own, and in a stage
+those of the stages before it.
 """
 
 import itertools
@@ -31,8 +33,8 @@ TYPES = {str: "text", dict: "'key: value' lines", list: "a list", int: "a number
 class Member:
     """A pipeline: a file's only one, or one of those that it stands for.
 
-    ``values``: of the parameters, by name; ``choices``: all of them. ``words``: what stands in braces. ``reference``: top-1 error in %,
-    if one is published.
+    ``values``: of the parameters, by name; ``choices``: all of them. ``words``: what stands in
+    braces. ``reference``: top-1 error in %, if one is published.
     """
 
     name: str
@@ -51,22 +53,32 @@ def read_members(path: Path) -> list[Member]:
     check_keys(content, KEYS, where)
     if not content.get("stages"):
         raise UserError(f"{where} has no stages")
-    parameters = {name: _choices(name, values, where) for name, values in content.get("parameters", {}).items()}
+    parameters = {
+        name: _choices(name, values, where)
+        for name, values in content.get("parameters", {}).items()
+    }
     if parameters and "name" not in content:
-        raise UserError(f"{where} has parameters and needs a name with them in braces, such as \"{{{'}_{'.join(parameters)}}}\"")
+        raise UserError(
+            f"{where} has parameters and needs a name with them in braces, such as"
+            f' "{{{"}_{".join(parameters)}}}"'
+        )
     _check_reference(content.get("reference", {}), parameters, where)
     members = []
     for combination in itertools.product(*parameters.values()):
         values = dict(zip(parameters, combination))
         words = {"sets": _sets(), **values}
         for name, value in values.items():
-            words |= {key: fill(word, words, where) for key, word in parameters[name][value].items()}
+            words |= {
+                key: fill(word, words, where) for key, word in parameters[name][value].items()
+            }
         title = fill(content["name"], words, where) if parameters else path.stem
         words["here"] = f"runs/{title}"
         description = fill(content.get("description", ""), words, where)
         choices = {name: list(found) for name, found in parameters.items()}
         reference = _look_up(content.get("reference", {}), values)
-        members.append(Member(title, description, path, values, choices, words, reference, content["stages"]))
+        members.append(
+            Member(title, description, path, values, choices, words, reference, content["stages"])
+        )
     return members
 
 
@@ -76,7 +88,10 @@ def list_members(folder: Path) -> list[Member]:
     for path in sorted(folder.glob("*.yaml")):
         for member in read_members(path):
             if member.name in found:
-                raise UserError(f"pipelines {found[member.name].path.stem} and {path.stem} both have a member '{member.name}': names must differ")
+                raise UserError(
+                    f"pipelines {found[member.name].path.stem} and {path.stem} both have a member"
+                    f" '{member.name}': names must differ"
+                )
             found[member.name] = member
     return list(found.values())
 
@@ -87,7 +102,10 @@ def find_member(folder: Path, name: str) -> Member | None:
     members = read_members(path) if path.is_file() else list_members(folder)
     found = next((member for member in members if member.name == name), None)
     if found is None and path.is_file():
-        raise UserError(f"'{name}' stands for {len(members)} pipelines: name one, such as {members[0].name}; python launch/local.py --list shows all")
+        raise UserError(
+            f"'{name}' stands for {len(members)} pipelines: name one, such as {members[0].name};"
+            " python launch/local.py --list shows all"
+        )
     return found
 
 
@@ -96,14 +114,20 @@ def fill(text: str, words: dict[str, str], where: str) -> str:
     try:
         return text.format_map(words)
     except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{where}: cannot fill in '{text}': {{...}} must be a parameter or a stage before it, of {', '.join(words)}") from error
+        raise UserError(
+            f"{where}: cannot fill in '{text}': {{...}} must be a parameter or a stage before it,"
+            f" of {', '.join(words)}"
+        ) from error
 
 
 def is_wanted(condition: dict[str, Any], member: Member, where: str) -> bool:
     """Whether a stage's ``when``, parameter -> list of values, holds for this member."""
     for name, values in condition.items():
         if name not in member.values or not isinstance(values, list):
-            raise UserError(f"{where}: when must give lists of values by the names of parameters, not '{name}: {values}'")
+            raise UserError(
+                f"{where}: when must give lists of values by the names of parameters, not '{name}:"
+                f" {values}'"
+            )
         wrong = [value for value in values if str(value) not in member.choices[name]]
         if wrong:
             raise UserError(f"{where}: '{wrong[0]}' in its when is no value of {name}")
@@ -124,16 +148,29 @@ def check_keys(content: Any, known: dict[str, type], where: str) -> None:
 def _sets() -> str:
     folder = os.environ.get("LT_TRAIN_DATA", "data")
     if re.search(r"[\s'\"\\]", folder):
-        raise UserError(f"LT_TRAIN_DATA='{folder}' stands in commands, which spaces and quotes in it would cut up: name another path to it")
+        raise UserError(
+            f"LT_TRAIN_DATA='{folder}' stands in commands, which spaces and quotes in it would cut"
+            " up: name another path to it"
+        )
     return folder
 
 
 def _choices(name: str, values: Any, where: str) -> dict[str, dict[str, str]]:
     """Value -> the words that come with it."""
     found = {str(value): {} for value in values} if isinstance(values, list) else values
-    if not isinstance(found, dict) or not found or not all(isinstance(words, dict) for words in found.values()):
-        raise UserError(f"{where}: parameter {name} must be a list of values, or have 'word: text' lines for each of them")
-    return {str(value): {key: str(word) for key, word in words.items()} for value, words in found.items()}
+    if (
+        not isinstance(found, dict)
+        or not found
+        or not all(isinstance(words, dict) for words in found.values())
+    ):
+        raise UserError(
+            f"{where}: parameter {name} must be a list of values, or have 'word: text' lines for"
+            " each of them"
+        )
+    return {
+        str(value): {key: str(word) for key, word in words.items()}
+        for value, words in found.items()
+    }
 
 
 def _check_reference(reference: Any, parameters: dict[str, dict], where: str) -> None:
@@ -141,11 +178,20 @@ def _check_reference(reference: Any, parameters: dict[str, dict], where: str) ->
     if isinstance(reference, int | float):
         return
     name = next(iter(parameters), None)
-    wrong = [key for key in reference if str(key) not in parameters.get(name, {})] if isinstance(reference, dict) else [reference]
+    wrong = (
+        [key for key in reference if str(key) not in parameters.get(name, {})]
+        if isinstance(reference, dict)
+        else [reference]
+    )
     if wrong:
-        raise UserError(f"{where}: '{wrong[0]}' in its reference is {f'no value of {name}' if name else 'no number'}")
+        raise UserError(
+            f"{where}: '{wrong[0]}' in its reference is"
+            f" {f'no value of {name}' if name else 'no number'}"
+        )
     for below in reference.values():
-        _check_reference(below, {other: choices for other, choices in parameters.items() if other != name}, where)
+        _check_reference(
+            below, {other: choices for other, choices in parameters.items() if other != name}, where
+        )
 
 
 def _look_up(reference: Any, values: dict[str, str]) -> float | None:

@@ -1,8 +1,11 @@
-"""What runs on the nodes: a call per srun task, and what the batch script does before and after them.
+"""What runs on the nodes: a call per srun task, and what the batch script does before and after
+them.
 
-A stage is one process per rank, started by srun, so every rank hears signals itself. Ranks that are asked to leave save and exit with
-75. Whatever ends an attempt, the batch script then decides (``python -m launch.job end``): done, a mistake that only the user can mend,
-or once more. What is known of an attempt lies in files: ATTEMPTS/RESTART/rank-N holds the rank's node, and its exit status once it has one.
+A stage is one process per rank, started by srun, so every rank hears signals itself. Ranks that are
+asked to leave save and exit with 75. Whatever ends an attempt, the batch script then decides
+(``python -m launch.job end``): done, a mistake that only the user can mend, or once more. What is
+known of an attempt lies in files: ATTEMPTS/RESTART/rank-N holds the rank's node, and its exit
+status once it has one.
 """
 
 import argparse
@@ -19,7 +22,10 @@ from pathlib import Path
 
 from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, exit_status
 
-FIRST_PORT, PORTS = 20_000, 20_000  # MASTER_PORT follows from the job, so that jobs on one node do not meet
+FIRST_PORT, PORTS = (
+    20_000,
+    20_000,
+)  # MASTER_PORT follows from the job, so that jobs on one node do not meet
 EXCLUDE_AFTER = 2  # failures of a node
 LEAVE = (signal.SIGTERM, signal.SIGUSR2)  # preemption, and Slurm's --signal before the time limit
 
@@ -36,9 +42,14 @@ class RankJob:
     attempts: str
 
     def __call__(self) -> None:
-        for number in LEAVE:  # until training has its own handlers, and after it: there is nothing to save
+        for (
+            number
+        ) in LEAVE:  # until training has its own handlers, and after it: there is nothing to save
             signal.signal(number, lambda *_: sys.exit(EXIT_PREEMPTED))
-        node, mark = os.environ["SLURMD_NODENAME"], _attempt(Path(self.attempts)) / f"rank-{os.environ['SLURM_PROCID']}"
+        node, mark = (
+            os.environ["SLURMD_NODENAME"],
+            _attempt(Path(self.attempts)) / f"rank-{os.environ['SLURM_PROCID']}",
+        )
         status: int | str = "error"
         try:
             mark.write_text(node)
@@ -98,7 +109,11 @@ def _export_rendezvous() -> None:
 
     place = JobEnvironment()
     os.environ["MASTER_ADDR"] = place.hostnames[0]
-    number = int(os.environ["SLURM_JOB_ID"]) * 7 + int(os.environ.get("SLURM_STEP_ID", 0)) + 1009 * _restart()
+    number = (
+        int(os.environ["SLURM_JOB_ID"]) * 7
+        + int(os.environ.get("SLURM_STEP_ID", 0))
+        + 1009 * _restart()
+    )
     os.environ["MASTER_PORT"] = str(FIRST_PORT + number % PORTS)
 
 
@@ -120,8 +135,12 @@ def _attempt(attempts: Path) -> Path:
 
 
 def begin(attempts: Path, max_requeues: int) -> int:
-    """Before the ranks: forget results of earlier attempts, and move away from nodes that keep failing, while restarts are left."""
-    for stale in attempts.parent.parent.rglob(f"{_job_id()}_*_result.pkl"):  # submitit takes one for the end of the job
+    """Before the ranks: forget results of earlier attempts, and move away from nodes that keep
+    failing, while restarts are left.
+    """
+    for stale in attempts.parent.parent.rglob(
+        f"{_job_id()}_*_result.pkl"
+    ):  # submitit takes one for the end of the job
         stale.unlink()
     here = _attempt(attempts)
     here.mkdir(parents=True, exist_ok=True)
@@ -136,16 +155,25 @@ def begin(attempts: Path, max_requeues: int) -> int:
 
 
 def end(attempts: Path, status: int, max_requeues: int) -> int:
-    """After the ranks, which ended with ``status``: start again, if that can help; returns the script's exit status."""
+    """After the ranks, which ended with ``status``: start again, if that can help; returns the
+    script's exit status.
+    """
     if status == 0:
         return 0
     statuses = [words[1] for words in _marks(_attempt(attempts)).values() if len(words) > 1]
     if str(EXIT_MISTAKE) in statuses or status == EXIT_MISTAKE:
         _say("a rank stopped with a mistake that a restart would not mend; see its message above")
         return EXIT_MISTAKE
-    what = "asked to leave" if str(EXIT_PREEMPTED) in statuses or status == EXIT_PREEMPTED else f"ended with status {status}"
+    what = (
+        "asked to leave"
+        if str(EXIT_PREEMPTED) in statuses or status == EXIT_PREEMPTED
+        else f"ended with status {status}"
+    )
     if _restart() >= max_requeues:
-        _say(f"{what}, after {_restart()} restarts: giving up; submit again to go on from the last checkpoint")
+        _say(
+            f"{what}, after {_restart()} restarts: giving up; submit again to go on from the last"
+            " checkpoint"
+        )
         return status
     _say(f"{what}: restart {_restart() + 1} of at most {max_requeues}")
     _requeue(bad_nodes(attempts, _restart() + 1))
@@ -155,28 +183,44 @@ def end(attempts: Path, status: int, max_requeues: int) -> int:
 def bad_nodes(attempts: Path, before: int) -> set[str]:
     """Nodes that failed in at least two attempts with numbers below ``before``.
 
-    A node failed when a rank there left no exit status, although ranks elsewhere did: it was killed, or lost its machine.
+    A node failed when a rank there left no exit status, although ranks elsewhere did: it was
+    killed, or lost its machine.
     """
     failures: Counter[str] = Counter()
     for restart in range(before):
         marks = _marks(attempts / str(restart)).values()
-        failed, ended = {words[0] for words in marks if len(words) == 1}, {words[0] for words in marks if len(words) > 1}
+        failed, ended = (
+            {words[0] for words in marks if len(words) == 1},
+            {words[0] for words in marks if len(words) > 1},
+        )
         failures.update(failed if ended else ())
     return {node for node, count in failures.items() if count >= EXCLUDE_AFTER}
 
 
 def _marks(attempt: Path) -> dict[str, list[str]]:
     """Rank file -> node, and exit status if it has one."""
-    return {path.name: words for path in sorted(attempt.glob("rank-*")) if (words := path.read_text().split())}
+    return {
+        path.name: words
+        for path in sorted(attempt.glob("rank-*"))
+        if (words := path.read_text().split())
+    }
 
 
 def _nodes() -> list[str]:
-    found = subprocess.run(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return found.stdout.split()
 
 
 def _requeue(exclude: set[str]) -> None:
-    """Back into the queue. Slurm ends this script for it, so that nothing may be left to do afterwards."""
+    """Back into the queue.
+
+    Slurm ends this script for it, so that nothing may be left to do afterwards.
+    """
     for number in LEAVE:
         signal.signal(number, signal.SIG_IGN)
     job = _job_id()
@@ -186,7 +230,13 @@ def _requeue(exclude: set[str]) -> None:
     elif exclude:
         names = ",".join(sorted(exclude))
         for _ in range(20):  # only a job that waits can be told so
-            if subprocess.run(["scontrol", "update", f"JobId={job}", f"ExcNodeList={names}"], capture_output=True).returncode == 0:
+            if (
+                subprocess.run(
+                    ["scontrol", "update", f"JobId={job}", f"ExcNodeList={names}"],
+                    capture_output=True,
+                ).returncode
+                == 0
+            ):
                 _say(f"excluded: {names}")
                 break
             time.sleep(0.25)

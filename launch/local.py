@@ -1,4 +1,6 @@
-"""Run a config or a pipeline on this machine: ``python launch/local.py NAME [--ranks N] [key=value ...]``; ``--list`` shows the names."""
+"""Run a config or a pipeline on this machine: ``python launch/local.py NAME [--ranks N] [key=value
+...]``; ``--list`` shows the names.
+"""
 
 import argparse
 import logging
@@ -33,7 +35,9 @@ def main() -> int:
             _say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
             _run_module("data_prep", stage.words)
             continue
-        _say(f"{what} ({stage.config or shlex.join(stage.words)}), {ranks} rank(s), {stage.run_dir}")
+        _say(
+            f"{what} ({stage.config or shlex.join(stage.words)}), {ranks} rank(s), {stage.run_dir}"
+        )
         status = _run_ranks(stage, ranks)
         if status:
             return status
@@ -44,12 +48,33 @@ def main() -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python launch/local.py",
-        description="Run a config or a whole pipeline on this machine. The same command again goes on where it stopped.",
+        description=(
+            "Run a config or a whole pipeline on this machine. The same command again goes on where"
+            " it stopped."
+        ),
     )
-    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE", nargs="?", help="one that --list shows, or a path to a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline")
-    parser.add_argument("--list", action="store_true", help="show all pipelines with their published errors, configs and methods, and exit")
-    parser.add_argument("--ranks", type=int, help="processes (default: one per GPU; without a GPU 2, or 1 on a single core)")
+    parser.add_argument(
+        "experiment",
+        metavar="CONFIG_OR_PIPELINE",
+        nargs="?",
+        help="one that --list shows, or a path to a YAML file",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="show all pipelines with their published errors, configs and methods, and exit",
+    )
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        help="processes (default: one per GPU; without a GPU 2, or 1 on a single core)",
+    )
     return parser.parse_intermixed_args()
 
 
@@ -61,17 +86,23 @@ def _ranks(wanted: int | None) -> int:
     if ranks < 1:
         raise UserError(f"--ranks must be at least 1, not {ranks}")
     if gpus and ranks > gpus:
-        raise UserError(f"--ranks {ranks}, but this machine has {gpus} GPU(s) and each rank needs its own")
+        raise UserError(
+            f"--ranks {ranks}, but this machine has {gpus} GPU(s) and each rank needs its own"
+        )
     return ranks
 
 
 def _run_ranks(stage: StageJob, ranks: int) -> int:
-    """torchrun's own launcher, called as a library: it picks a free port, watches the ranks and ends them all if one fails."""
+    """torchrun's own launcher, called as a library: it picks a free port, watches the ranks and
+    ends them all if one fails.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failing rank says what is wrong, in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # the failing rank says what is wrong, in one line
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     config = LaunchConfig(
         min_nodes=1,
@@ -87,12 +118,21 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
         elastic_launch(config, sys.executable)("-m", "lt_train", *stage.command)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        if status not in (EXIT_MISTAKE, EXIT_PREEMPTED):  # of those, the rank has said all there is to say
+        if status not in (
+            EXIT_MISTAKE,
+            EXIT_PREEMPTED,
+        ):  # of those, the rank has said all there is to say
             name = f"signal {-status}" if status < 0 else f"exit status {status}"
-            _say(f"stage {stage.name} failed ({name}); the same command goes on from its last checkpoint")
+            _say(
+                f"stage {stage.name} failed ({name}); the same command goes on from its last"
+                " checkpoint"
+            )
         return abs(status)
     except SignalException as error:
-        _say(f"stage {stage.name} stopped by {error.sigval.name}; the same command goes on from its last checkpoint")
+        _say(
+            f"stage {stage.name} stopped by {error.sigval.name}; the same command goes on from its"
+            " last checkpoint"
+        )
         return EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
     return 0
 
@@ -100,7 +140,9 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
 def _run_module(module: str, arguments: Sequence[str]) -> None:
     status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
     if status:
-        raise UserError(f"python -m {module} {shlex.join(arguments)} failed with exit status {status}")
+        raise UserError(
+            f"python -m {module} {shlex.join(arguments)} failed with exit status {status}"
+        )
 
 
 def _report(experiment: Experiment, seconds: float) -> None:

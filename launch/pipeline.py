@@ -19,19 +19,36 @@ from lt_train.config.load import (
 from lt_train.errors import UserError
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
-KINDS = {"config": "train", "prepare": "prepare", "score": "score", "run": "run"}  # the key that a stage has -> its kind
-STAGE_KEYS = {**dict.fromkeys(KINDS, str), "after": list, "set": dict, "when": dict, "dir": str, "tasks": int, "resources": dict}
+KINDS = {
+    "config": "train",
+    "prepare": "prepare",
+    "score": "score",
+    "run": "run",
+}  # the key that a stage has -> its kind
+STAGE_KEYS = {
+    **dict.fromkeys(KINDS, str),
+    "after": list,
+    "set": dict,
+    "when": dict,
+    "dir": str,
+    "tasks": int,
+    "resources": dict,
+}
 ON_RANKS = ("evaluate", "posthoc", "pseudo_label")  # commands of lt_train that a run stage can be
-COMMANDS = {"prepare": "data_prep", "run": "lt_train"}  # kinds whose ``words`` are a command -> its module
+COMMANDS = {
+    "prepare": "data_prep",
+    "run": "lt_train",
+}  # kinds whose ``words`` are a command -> its module
 
 
 @dataclass(frozen=True)
 class StageJob:
     """One stage of an experiment.
 
-    ``kind``: train (``config``, with ``overrides``), score (the same, its pool in array tasks), prepare (``words`` of data_prep) or run
-    (``words`` of another command of lt_train).
-    ``tasks``: array jobs that share a prepare or score stage on a cluster. ``resources``: what differs from the site's.
+    ``kind``: train (``config``, with ``overrides``), score (the same, its pool in array tasks),
+    prepare (``words`` of data_prep) or run (``words`` of another command of lt_train). ``tasks``:
+    array jobs that share a prepare or score stage on a cluster. ``resources``: what differs from
+    the site's.
     """
 
     name: str
@@ -46,11 +63,19 @@ class StageJob:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The arguments of ``python -m lt_train`` (or, of a prepare stage, of ``python -m data_prep``)."""
-        return self.words if self.kind in COMMANDS else (*(("score",) if self.kind == "score" else ()), self.config, *self.overrides)
+        """The arguments of ``python -m lt_train`` (or, of a prepare stage, of ``python -m
+        data_prep``).
+        """
+        return (
+            self.words
+            if self.kind in COMMANDS
+            else (*(("score",) if self.kind == "score" else ()), self.config, *self.overrides)
+        )
 
     def is_finished(self) -> bool:
-        """Whether it has left its last file, and a training run the very config: else its own command decides what is left to do."""
+        """Whether it has left its last file, and a training run the very config: else its own
+        command decides what is left to do.
+        """
         if self.kind == "prepare":
             return Path(self.run_dir, "dataset.json").is_file()
         if self.kind != "train":
@@ -72,8 +97,14 @@ class Experiment:
 
     @property
     def report(self) -> list[str]:
-        """The arguments of ``python -m lt_train report``: the pipeline's runs, and those that it shares with others."""
-        shared = [stage.run_dir for stage in self.stages if stage.kind == "train" and Path(self.root) not in Path(stage.run_dir).parents]
+        """The arguments of ``python -m lt_train report``: the pipeline's runs, and those that it
+        shares with others.
+        """
+        shared = [
+            stage.run_dir
+            for stage in self.stages
+            if stage.kind == "train" and Path(self.root) not in Path(stage.run_dir).parents
+        ]
         return [self.root, *shared, "--out", self.root]
 
 
@@ -86,22 +117,45 @@ def listing() -> str:
     """Every pipeline with its reference error, every config and every method, a line each."""
     lines = ["pipelines, with the top-1 error in % that is published for them:"]
     for member in list_members(PIPELINE_DIR):
-        lines.append(f"  {member.name:44} {'-' if member.reference is None else f'{member.reference:.2f}':>6}  {member.description}")
-    lines += ["", "configs:", *(f"  {name:44} {description}" for name, description in list_configs())]
-    lines += ["", "methods, which go over any config and, as a word beside key=value, over every stage of a pipeline:"]
-    return "\n".join([*lines, *(f"  +{name:43} {description}" for name, description in list_variants()), ""])
+        lines.append(
+            f"  {member.name:44}"
+            f" {'-' if member.reference is None else f'{member.reference:.2f}':>6} "
+            f" {member.description}"
+        )
+    lines += [
+        "",
+        "configs:",
+        *(f"  {name:44} {description}" for name, description in list_configs()),
+    ]
+    lines += [
+        "",
+        (
+            "methods, which go over any config and, as a word beside key=value, over every stage of"
+            " a pipeline:"
+        ),
+    ]
+    return "\n".join(
+        [*lines, *(f"  +{name:43} {description}" for name, description in list_variants()), ""]
+    )
 
 
 def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experiment:
     """The pipeline or config ``name``, checked whole before anything runs.
 
-    Overrides are ``key=value`` for every stage, or ``STAGE:key=value`` for one. ``suffix`` sets this one's folder apart from others'.
+    Overrides are ``key=value`` for every stage, or ``STAGE:key=value`` for one. ``suffix`` sets
+    this one's folder apart from others'.
     """
     member = find_member(PIPELINE_DIR, name)
     if member is None:
         find_config(name, [pipeline for pipeline, _ in list_pipelines()])
         run_dir = load_config(name, overrides).run.dir + suffix
-        stage = StageJob(Path(name).stem, "train", run_dir, config=name, overrides=(*overrides, f"run.dir={run_dir}"))
+        stage = StageJob(
+            Path(name).stem,
+            "train",
+            run_dir,
+            config=name,
+            overrides=(*overrides, f"run.dir={run_dir}"),
+        )
         return Experiment(Path(name).stem + suffix, run_dir, (stage,), False)
     return make_experiment(member, overrides, suffix)
 
@@ -110,26 +164,53 @@ def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> E
     """A pipeline's experiment; see :func:`load_experiment`."""
     name = member.name
     root = f"runs/{name}{suffix}"
-    wanted = {stage: about for stage, about in member.stages.items() if _check_stage(stage, about, member)}
-    last = next((stage for stage in reversed(wanted) if "config" in wanted[stage]), None)  # what a pipeline with parameters is for
+    wanted = {
+        stage: about for stage, about in member.stages.items() if _check_stage(stage, about, member)
+    }
+    last = next(
+        (stage for stage in reversed(wanted) if "config" in wanted[stage]), None
+    )  # what a pipeline with parameters is for
     stages: dict[str, StageJob] = {}
     for stage, about in wanted.items():
         where = f"pipeline {name}, stage {stage}"
         unknown = [other for other in about.get("after", []) if other not in stages]
         if unknown:
             raise UserError(f"{where} comes after '{unknown[0]}', which is not a stage before it")
-        words = {**member.words, "here": root, **{other: job.run_dir for other, job in stages.items()}}
+        words = {
+            **member.words,
+            "here": root,
+            **{other: job.run_dir for other, job in stages.items()},
+        }
         run_dir = fill(about["dir"], words, where) + suffix if "dir" in about else f"{root}/{stage}"
-        own = [item.removeprefix(f"{stage}:") for item in overrides if ":" not in item.split("=")[0] or item.startswith(f"{stage}:")]
+        own = [
+            item.removeprefix(f"{stage}:")
+            for item in overrides
+            if ":" not in item.split("=")[0] or item.startswith(f"{stage}:")
+        ]
         if any(item.startswith("run.dir=") for item in own):
-            raise UserError(f"the stages of a pipeline live in {root}, where later ones look for them; run.dir cannot be changed")
-        stages[stage] = _make_stage(stage, about, where, run_dir, words, [*(_what_it_is(member, own) if stage == last else []), *own])
+            raise UserError(
+                f"the stages of a pipeline live in {root}, where later ones look for them; run.dir"
+                " cannot be changed"
+            )
+        stages[stage] = _make_stage(
+            stage,
+            about,
+            where,
+            run_dir,
+            words,
+            [*(_what_it_is(member, own) if stage == last else []), *own],
+        )
     for item in overrides:
         target, colon, _ = item.split("=")[0].partition(":")
         if colon and target not in stages:
-            raise UserError(f"'{item}': pipeline {name} has no stage '{target}'; it has {', '.join(stages)}")
+            raise UserError(
+                f"'{item}': pipeline {name} has no stage '{target}'; it has {', '.join(stages)}"
+            )
         if colon and stages[target].kind in COMMANDS:
-            raise UserError(f"'{item}': stage {target} is a command of {COMMANDS[stages[target].kind]}, which has no config keys")
+            raise UserError(
+                f"'{item}': stage {target} is a command of {COMMANDS[stages[target].kind]}, which"
+                " has no config keys"
+            )
     return Experiment(name + suffix, root, tuple(stages.values()), True)
 
 
@@ -139,26 +220,44 @@ def _check_stage(stage: Any, about: Any, member: Member) -> bool:
     if not isinstance(stage, str) or not re.fullmatch(r"[\w-]+", stage):
         raise UserError(f"{where}: the name of a stage is made of letters, digits, - and _")
     if stage in member.words:
-        raise UserError(f"{where}: {{{stage}}} is a parameter or a word already; give the stage another name")
+        raise UserError(
+            f"{where}: {{{stage}}} is a parameter or a word already; give the stage another name"
+        )
     check_keys(about, STAGE_KEYS, where)
     return is_wanted(about.get("when", {}), member, where)
 
 
 def _what_it_is(member: Member, overrides: list[str]) -> list[str]:
-    """Keys by which a run tells more than its config's own description does; another method has not the published error."""
+    """Keys by which a run tells more than its config's own description does; another method has not
+    the published error.
+    """
     other = any(item.startswith("+") for item in overrides)
     reference = [] if member.reference is None or other else [f"reference_error={member.reference}"]
     return [f"description={json.dumps(member.description)}", *reference] if member.values else []
 
 
-def _make_stage(name: str, about: dict[str, Any], where: str, run_dir: str, words: dict[str, str], overrides: list[str]) -> StageJob:
+def _make_stage(
+    name: str,
+    about: dict[str, Any],
+    where: str,
+    run_dir: str,
+    words: dict[str, str],
+    overrides: list[str],
+) -> StageJob:
     kinds = [key for key in KINDS if key in about]
     if len(kinds) != 1:
         raise UserError(f"{where} must have one of {', '.join(KINDS)}")
     (key,) = kinds
-    common = {"after": tuple(about.get("after", [])), "tasks": about.get("tasks", 1), "resources": about.get("resources", {})}
+    common = {
+        "after": tuple(about.get("after", [])),
+        "tasks": about.get("tasks", 1),
+        "resources": about.get("resources", {}),
+    }
     if common["tasks"] < 1 or common["tasks"] > 1 and key not in ("prepare", "score"):
-        raise UserError(f"{where}: tasks must be at least 1, and only prepare and score can share their work among more")
+        raise UserError(
+            f"{where}: tasks must be at least 1, and only prepare and score can share their work"
+            " among more"
+        )
     if "dir" in about and key != "config":
         raise UserError(f"{where}: only a stage with a config has a dir")
     if KINDS[key] in COMMANDS:
@@ -166,21 +265,39 @@ def _make_stage(name: str, about: dict[str, Any], where: str, run_dir: str, word
             raise UserError(f"{where}: 'set' is for configs; a command takes options in its words")
         return _command_stage(name, key, fill(about[key], words, where), where, run_dir, common)
     config, *methods = fill(about[key], words, where).split() or [""]
-    settings = [*methods, *(f"{option}={fill(str(value), words, where)}" for option, value in about.get("set", {}).items())]
+    settings = [
+        *methods,
+        *(
+            f"{option}={fill(str(value), words, where)}"
+            for option, value in about.get("set", {}).items()
+        ),
+    ]
     if key == "config":
         settings.insert(0, f"run.dir={run_dir}")
     resolved = load_config(config, [*settings, *overrides])
-    return StageJob(name, KINDS[key], resolved.run.dir, config=config, overrides=(*settings, *overrides), **common)
+    return StageJob(
+        name,
+        KINDS[key],
+        resolved.run.dir,
+        config=config,
+        overrides=(*settings, *overrides),
+        **common,
+    )
 
 
-def _command_stage(name: str, key: str, text: str, where: str, run_dir: str, common: dict[str, Any]) -> StageJob:
+def _command_stage(
+    name: str, key: str, text: str, where: str, run_dir: str, common: dict[str, Any]
+) -> StageJob:
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise UserError(f"{where}: cannot read '{text}': {error}") from error
     if key == "run":
         if not words or words[0] not in ON_RANKS:
-            raise UserError(f"{where}: run must be one of {', '.join(ON_RANKS)} with its arguments, such as 'evaluate {{train}}'")
+            raise UserError(
+                f"{where}: run must be one of {', '.join(ON_RANKS)} with its arguments, such as"
+                " 'evaluate {train}'"
+            )
         return StageJob(name, "run", run_dir, words=tuple(words), **common)
     if "--out" not in words[:-1]:
         raise UserError(f"{where}: its data_prep command has no --out")

@@ -11,13 +11,22 @@ MEASURED = ("synthetic", "loader", "end_to_end")
 
 
 def show_scaling(files: dict[int, Path], markdown: Path, console: Console) -> None:
-    """Print and write the measurements that are there; efficiency is images/s a node over that of the fewest nodes."""
-    results = {nodes: json.loads(path.read_text()) for nodes, path in files.items() if path.is_file()}
+    """Print and write the measurements that are there; efficiency is images/s a node over that of
+    the fewest nodes.
+    """
+    results = {
+        nodes: json.loads(path.read_text()) for nodes, path in files.items() if path.is_file()
+    }
     if not results:
         return
     fewest = min(results)
     base = results[fewest]["end_to_end"]["images_per_s"] / fewest
-    header = ["nodes", "ranks", *(f"{name.replace('_', ' ')}, images/s" for name in MEASURED), "efficiency"]
+    header = [
+        "nodes",
+        "ranks",
+        *(f"{name.replace('_', ' ')}, images/s" for name in MEASURED),
+        "efficiency",
+    ]
     rows = [
         [
             str(nodes),

@@ -1,4 +1,6 @@
-"""What a cluster wants of every job: a small YAML that the user keeps, and command-line options over it."""
+"""What a cluster wants of every job: a small YAML that the user keeps, and command-line options
+over it.
+"""
 
 import dataclasses
 import os
@@ -16,14 +18,19 @@ from lt_train.errors import UserError, nearest
 SITE_FILE = Path("~/.config/lt-train/site.yaml")
 NETWORK_DEFAULTS = {  # of jobs on several nodes; the site file's `environment` goes over them
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
-    "TORCH_FR_BUFFER_SIZE": "2000",  # the flight recorder: what every rank was doing when a collective hung
+    "TORCH_FR_BUFFER_SIZE": (
+        "2000"
+    ),  # the flight recorder: what every rank was doing when a collective hung
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
 
 
 @dataclass(frozen=True)
 class Site:
-    """Defaults for all jobs. The same names are keys of the site file and, with dashes, options of launch/slurm.py."""
+    """Defaults for all jobs.
+
+    The same names are keys of the site file and, with dashes, options of launch/slurm.py.
+    """
 
     nodes: int = 1
     gpus_per_node: int = 8
@@ -38,8 +45,12 @@ class Site:
     max_requeues: int = 20  # restarts after time limits, preemptions and crashes
     signal_before_end: int = 180  # seconds before the time limit at which ranks save and leave
     setup: tuple[str, ...] = ()  # shell lines before anything runs, such as `module load cuda`
-    environment: dict[str, str] = field(default_factory=dict)  # of all ranks, such as NCCL_SOCKET_IFNAME
-    sbatch: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch; true: one without a value
+    environment: dict[str, str] = field(
+        default_factory=dict
+    )  # of all ranks, such as NCCL_SOCKET_IFNAME
+    sbatch: dict[str, Any] = field(
+        default_factory=dict
+    )  # any other option of sbatch; true: one without a value
     python: Optional[str] = None  # how to start Python on the nodes; default: this interpreter
 
     @property
@@ -52,7 +63,9 @@ class Site:
 
 
 def load_site(file: Path | None, options: dict[str, Any]) -> Site:
-    """The site file (``file``, or ~/.config/lt-train/site.yaml if there is one) with ``options`` over it, checked."""
+    """The site file (``file``, or ~/.config/lt-train/site.yaml if there is one) with ``options``
+    over it, checked.
+    """
     path = file if file is not None else SITE_FILE.expanduser()
     content = read_yaml(path) if file is not None or path.is_file() else {}
     return apply(Site(), content, f"{path}: ", options)
@@ -63,7 +76,9 @@ def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, A
     known = [item.name for item in dataclasses.fields(Site)]
     for key in content:
         if key not in known:
-            raise UserError(f"{origin}unknown key '{key}'{nearest(str(key), known)}; known: {', '.join(known)}")
+            raise UserError(
+                f"{origin}unknown key '{key}'{nearest(str(key), known)}; known: {', '.join(known)}"
+            )
     merged = OmegaConf.structured(site)
     OmegaConf.set_readonly(merged, False)
     given = {key: value for key, value in options.items() if value is not None}
@@ -73,32 +88,50 @@ def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, A
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"{origin}{f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{origin}{f'{key}: ' if key else ''}{str(error).splitlines()[0]}"
+        ) from error
     made = dataclasses.replace(made, setup=tuple(made.setup))
-    _check(made, {key: f"--{key.replace('_', '-')}" if key in given else f"{origin}{key}" for key in known})
+    _check(
+        made,
+        {key: f"--{key.replace('_', '-')}" if key in given else f"{origin}{key}" for key in known},
+    )
     return made
 
 
 def _check(site: Site, names: dict[str, str]) -> None:
     """What types cannot say; ``names`` are the keys as the user gave them."""
-    for least, keys in {1: ("nodes", "cpus_per_gpu", "signal_before_end"), 0: ("max_requeues", "cpu_ranks_per_node", "gpus_per_node")}.items():
+    for least, keys in {
+        1: ("nodes", "cpus_per_gpu", "signal_before_end"),
+        0: ("max_requeues", "cpu_ranks_per_node", "gpus_per_node"),
+    }.items():
         for key in keys:
             if getattr(site, key) < least:
                 raise UserError(f"{names[key]} must be at least {least}, not {getattr(site, key)}")
     if not site.ranks_per_node:
-        raise UserError(f"{names['gpus_per_node']} is 0: give cpu_ranks_per_node for jobs without GPUs")
+        raise UserError(
+            f"{names['gpus_per_node']} is 0: give cpu_ranks_per_node for jobs without GPUs"
+        )
     if site.mem_per_gpu is not None and not re.fullmatch(r"\d+[KMGT]?", site.mem_per_gpu):
-        raise UserError(f"{names['mem_per_gpu']} must be a number with K, M, G or T, not '{site.mem_per_gpu}'")
+        raise UserError(
+            f"{names['mem_per_gpu']} must be a number with K, M, G or T, not '{site.mem_per_gpu}'"
+        )
     parse_time(site.time, names["time"])
 
 
 def parse_time(text: str, name: str = "time") -> int:
-    """Minutes, rounded up, of Slurm's ``[[days-]hours:]minutes:seconds``, ``days-hours[:minutes]`` or plain ``minutes``."""
-    match = re.fullmatch(r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))", text)
+    """Minutes, rounded up, of Slurm's ``[[days-]hours:]minutes:seconds``, ``days-hours[:minutes]``
+    or plain ``minutes``.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))", text
+    )
     if not match:
         raise UserError(f"{name} must be HH:MM:SS, D-HH:MM:SS or minutes, not '{text}'")
     days, *parts = (int(part or 0) for part in match.groups())
-    hours, minutes, seconds = (after_days + alone for after_days, alone in zip(parts[:3], parts[3:6]))
+    hours, minutes, seconds = (
+        after_days + alone for after_days, alone in zip(parts[:3], parts[3:6])
+    )
     total = (days * 24 + hours) * 60 + minutes + parts[6] + -(-seconds // 60)
     if total < 1:
         raise UserError(f"{name} must be at least a minute, not '{text}'")
@@ -108,4 +141,8 @@ def parse_time(text: str, name: str = "time") -> int:
 def environment(site: Site) -> dict[str, str]:
     """What the jobs' shells export."""
     ranks_cores = {"OMP_NUM_THREADS": str(site.cpus_per_gpu)}
-    return {**ranks_cores, **(NETWORK_DEFAULTS if site.nodes > 1 else {}), **{key: os.path.expandvars(value) for key, value in site.environment.items()}}
+    return {
+        **ranks_cores,
+        **(NETWORK_DEFAULTS if site.nodes > 1 else {}),
+        **{key: os.path.expandvars(value) for key, value in site.environment.items()},
+    }

@@ -1,4 +1,6 @@
-"""Submit a config or a pipeline to Slurm: ``python launch/slurm.py NAME --nodes N [key=value ...]``; ``status RUN_DIR``, ``cancel RUN_DIR``."""
+"""Submit a config or a pipeline to Slurm: ``python launch/slurm.py NAME --nodes N [key=value
+...]``; ``status RUN_DIR``, ``cancel RUN_DIR``.
+"""
 
 import argparse
 import dataclasses
@@ -53,14 +55,20 @@ def main() -> int:
     options = {name: getattr(arguments, name) for name in OPTIONS}
     site = load_site(arguments.site, options)
     if arguments.dry_run and (arguments.check or arguments.benchmark):
-        raise UserError("--dry-run prints the scripts of an experiment; it does not go with --check or --benchmark")
+        raise UserError(
+            "--dry-run prints the scripts of an experiment; it does not go with --check or"
+            " --benchmark"
+        )
     if arguments.check:
         return _check(site)
     if arguments.experiment is None:
         raise UserError("name a config or a pipeline, or give --check or --list")
     if arguments.benchmark:
         return _benchmark(arguments.experiment, arguments.overrides, arguments.seconds, site)
-    experiments = [load_experiment(arguments.experiment, [*arguments.overrides, *more], suffix) for more, suffix in _seeds(arguments.array_seeds)]
+    experiments = [
+        load_experiment(arguments.experiment, [*arguments.overrides, *more], suffix)
+        for more, suffix in _seeds(arguments.array_seeds)
+    ]
     if arguments.dry_run:
         for experiment in experiments:
             _dry_run(experiment, site, options, arguments.after)
@@ -76,29 +84,76 @@ def main() -> int:
     completed = follow(stages, console)
     for experiment in experiments if completed else []:
         if experiment.has_report:
-            subprocess.run([sys.executable, "-m", "lt_train", "report", *experiment.report], check=False)
+            subprocess.run(
+                [sys.executable, "-m", "lt_train", "report", *experiment.report], check=False
+            )
     return 0 if completed else 1
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python launch/slurm.py",
-        description="Submit a config, or a pipeline as a chain of jobs, to Slurm. The same command again goes on with what is not finished. "
-        "Also: status RUN_DIR, cancel RUN_DIR.",
+        description=(
+            "Submit a config, or a pipeline as a chain of jobs, to Slurm. The same command again"
+            " goes on with what is not finished. Also: status RUN_DIR, cancel RUN_DIR."
+        ),
     )
-    parser.add_argument("experiment", metavar="CONFIG_OR_PIPELINE", nargs="?", help="one that --list shows, or a path to a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline")
-    parser.add_argument("--list", action="store_true", help="show all pipelines with their published errors, configs and methods, and exit")
+    parser.add_argument(
+        "experiment",
+        metavar="CONFIG_OR_PIPELINE",
+        nargs="?",
+        help="one that --list shows, or a path to a YAML file",
+    )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="show all pipelines with their published errors, configs and methods, and exit",
+    )
     for name, (kind, text) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    parser.add_argument("--site", type=Path, metavar="FILE", help=f"defaults of this cluster (default: {SITE_FILE}, if there is one)")
-    parser.add_argument("--array-seeds", metavar="A-B", help="once for each seed from A to B, each in a folder of its own")
+    parser.add_argument(
+        "--site",
+        type=Path,
+        metavar="FILE",
+        help=f"defaults of this cluster (default: {SITE_FILE}, if there is one)",
+    )
+    parser.add_argument(
+        "--array-seeds",
+        metavar="A-B",
+        help="once for each seed from A to B, each in a folder of its own",
+    )
     parser.add_argument("--after", metavar="JOBID", help="start when this job has completed")
-    parser.add_argument("--dry-run", action="store_true", help="print the batch scripts and submit nothing")
-    parser.add_argument("--follow", action="store_true", help="stay, and show progress until all jobs have ended")
-    parser.add_argument("--check", action="store_true", help="no experiment: test network, file system, DALI, clocks and versions of --nodes machines")
-    parser.add_argument("--benchmark", action="store_true", help="measure the config on 1, 2, 4, ... --nodes machines: a table with scaling efficiency")
-    parser.add_argument("--seconds", type=float, default=3.0, help="with --benchmark: about how long each measurement takes (default: 3)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the batch scripts and submit nothing"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="stay, and show progress until all jobs have ended"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help=(
+            "no experiment: test network, file system, DALI, clocks and versions of --nodes"
+            " machines"
+        ),
+    )
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="measure the config on 1, 2, 4, ... --nodes machines: a table with scaling efficiency",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="with --benchmark: about how long each measurement takes (default: 3)",
+    )
     return parser.parse_intermixed_args()
 
 
@@ -113,13 +168,22 @@ def _seeds(text: str | None) -> list[tuple[list[str], str]]:
     return [([f"seed={seed}"], f"-seed{seed}") for seed in range(first, last + 1)]
 
 
-def _submit(experiment: Experiment, site: Site, options: dict[str, Any], after: str | None, others: list[Submitted]) -> list[Submitted]:
+def _submit(
+    experiment: Experiment,
+    site: Site,
+    options: dict[str, Any],
+    after: str | None,
+    others: list[Submitted],
+) -> list[Submitted]:
     stages = submit(experiment, site, options, after, others)
     for stage, job in zip(experiment.stages, stages):
         if not job.job:
             _say(f"{stage.name}: finished, skipped ({job.run_dir})")
             continue
-        _say(f"{stage.name}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)}; {job.run_dir}")
+        _say(
+            f"{stage.name}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)};"
+            f" {job.run_dir}"
+        )
         _say(f"  log: tail -F {job.logs}")
     _say(f"status: python launch/slurm.py status {experiment.root}")
     return stages
@@ -133,7 +197,9 @@ def _ranks(stage: StageJob, ranks: int) -> str:
     return f"{ranks} rank(s), global batch {size}, {local} a rank"
 
 
-def _dry_run(experiment: Experiment, site: Site, options: dict[str, Any], after: str | None) -> None:
+def _dry_run(
+    experiment: Experiment, site: Site, options: dict[str, Any], after: str | None
+) -> None:
     folder = next_folder(Path(experiment.root).resolve())
     for key, value in dataclasses.asdict(site).items():
         _say(f"# site {key}: {value}")
@@ -141,7 +207,10 @@ def _dry_run(experiment: Experiment, site: Site, options: dict[str, Any], after:
     for stage in experiment.stages:
         mine = site_of(stage, experiment, site, options)
         waits = f", after {', '.join(stage.after)}" if stage.after else ""
-        _say(f"\n# stage {stage.name}{waits}: {folder / stage.name if stage.name in unfinished else 'finished, would be skipped'}")
+        _say(
+            f"\n# stage {stage.name}{waits}:"
+            f" {folder / stage.name if stage.name in unfinished else 'finished, would be skipped'}"
+        )
         _say(f"# python -m {COMMANDS.get(stage.kind, 'lt_train')} {shlex.join(stage.command)}")
         jobs = [f"<job of {name}>" for name in stage.after if name in unfinished]
         _say(script(stage, mine, folder, jobs or ([after] if after else [])))
@@ -155,9 +224,16 @@ def _check(site: Site) -> int:
     folder = new_folder(Path("runs/check").resolve())
     take_snapshot(folder / "code")
     submitted = submit_call("check", job.check, [str(folder)], site, folder, [])
-    _say(f"check: job {submitted.job}, {submitted.nodes} node(s), {submitted.ranks} rank(s), log {submitted.logs}")
+    _say(
+        f"check: job {submitted.job}, {submitted.nodes} node(s), {submitted.ranks} rank(s), log"
+        f" {submitted.logs}"
+    )
     state = wait([submitted.job])[submitted.job]
-    lines = Path(submitted.logs).read_text(errors="replace").splitlines() if Path(submitted.logs).exists() else []
+    lines = (
+        Path(submitted.logs).read_text(errors="replace").splitlines()
+        if Path(submitted.logs).exists()
+        else []
+    )
     for line in lines:
         if not line.startswith(("submitit ", "srun: ", "slurmstepd: ", "launch: ")):
             _say(line)
@@ -175,17 +251,44 @@ def _benchmark(config: str, overrides: list[str], seconds: float, site: Site) ->
     load_config(config, overrides)  # a mistake is told before anything waits in a queue
     folder = new_folder(Path(f"runs/benchmark-{Path(config).stem}").resolve())
     take_snapshot(folder / "code")
-    counts = sorted({*(2**power for power in range(site.nodes.bit_length()) if 2**power <= site.nodes), site.nodes})
+    counts = sorted(
+        {
+            *(2**power for power in range(site.nodes.bit_length()) if 2**power <= site.nodes),
+            site.nodes,
+        }
+    )
     submitted: list[Submitted] = []
     for count in counts:
-        words = [config, *overrides, "--seconds", str(seconds), "--json", str(folder / f"{count}.json")]
+        words = [
+            config,
+            *overrides,
+            "--seconds",
+            str(seconds),
+            "--json",
+            str(folder / f"{count}.json"),
+        ]
         mine = dataclasses.replace(site, nodes=count)
         # one after the other: they would share the network
-        submitted.append(submit_call(f"benchmark-{count}", job.benchmark, words, mine, folder, [done.job for done in submitted[-1:]]))
+        submitted.append(
+            submit_call(
+                f"benchmark-{count}",
+                job.benchmark,
+                words,
+                mine,
+                folder,
+                [done.job for done in submitted[-1:]],
+            )
+        )
         _say(f"{count} node(s): job {submitted[-1].job}, log {submitted[-1].logs}")
     states = wait([done.job for done in submitted])
-    failed = [f"{done.name} ({states[done.job]}, {done.logs})" for done in submitted if states[done.job] != "COMPLETED"]
-    show_scaling({count: folder / f"{count}.json" for count in counts}, folder / "scaling.md", console)
+    failed = [
+        f"{done.name} ({states[done.job]}, {done.logs})"
+        for done in submitted
+        if states[done.job] != "COMPLETED"
+    ]
+    show_scaling(
+        {count: folder / f"{count}.json" for count in counts}, folder / "scaling.md", console
+    )
     if failed:
         raise UserError(f"did not complete: {', '.join(failed)}")
     return 0
@@ -195,7 +298,9 @@ def _manage(action: str, words: list[str]) -> int:
     from launch.status import cancel, show
 
     parser = argparse.ArgumentParser(prog=f"python launch/slurm.py {action}")
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of the experiment")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="the folder of the experiment"
+    )
     root = parser.parse_args(words).run_dir
     if action == "status":
         show(root, console)

@@ -32,7 +32,9 @@ def read_progress(run_dir: str) -> Progress | None:
     """How far a run is; None before its first logged step."""
     try:
         lines = (Path(run_dir) / "metrics.jsonl").read_bytes().splitlines()
-        last = next(record for record in map(json.loads, reversed(lines)) if "images_per_s" in record)
+        last = next(
+            record for record in map(json.loads, reversed(lines)) if "images_per_s" in record
+        )
         return Progress(last["step"], last["last_step"], last["images_per_s"], last["seconds_left"])
     except (OSError, ValueError, KeyError, StopIteration):
         return None
@@ -42,20 +44,51 @@ def show(root: Path, console: Console) -> None:
     """Print a line a stage: job, state, restarts, progress."""
     stages = _stages(root)
     states = job_states([stage.job for stage in stages if stage.job])
-    table = Table("stage", "job", "state", "restarts", "step", "images/s", "left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        "stage",
+        "job",
+        "state",
+        "restarts",
+        "step",
+        "images/s",
+        "left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for stage in stages:
         state, restarts = states.get(stage.job, ("finished before", 0))
         progress = read_progress(stage.run_dir) if stage.kind == "train" else None
-        step, rate, left = (f"{progress.step:,}/{progress.last_step:,}", f"{progress.images_per_s:,.0f}", duration(progress.seconds_left)) if progress else ("", "", "")
-        table.add_row(stage.name, stage.job or "-", state, str(restarts), step, rate, left if is_live(state) else "")
+        step, rate, left = (
+            (
+                f"{progress.step:,}/{progress.last_step:,}",
+                f"{progress.images_per_s:,.0f}",
+                duration(progress.seconds_left),
+            )
+            if progress
+            else ("", "", "")
+        )
+        table.add_row(
+            stage.name,
+            stage.job or "-",
+            state,
+            str(restarts),
+            step,
+            rate,
+            left if is_live(state) else "",
+        )
     console.print(table)
     for stage in stages:
         if stage.logs:
-            console.print(f"{stage.name}: {stage.run_dir}, log {stage.logs}", highlight=False, markup=False)
+            console.print(
+                f"{stage.name}: {stage.run_dir}, log {stage.logs}", highlight=False, markup=False
+            )
 
 
 def cancel(root: Path) -> list[str]:
-    """Cancel the jobs of the newest submission that live; returns their ids. Those of another experiment that this one waits for go on."""
+    """Cancel the jobs of the newest submission that live; returns their ids.
+
+    Those of another experiment that this one waits for go on.
+    """
     jobs = own_jobs(root, _stages(root))
     live = [job for job, (state, _) in job_states(jobs).items() if is_live(state)]
     if live:
@@ -65,7 +98,9 @@ def cancel(root: Path) -> list[str]:
 
 def follow(stages: list[Submitted], console: Console) -> bool:
     """Print states and progress as they change until all jobs have ended; whether all completed."""
-    by_job = {stage.job: stage for stage in stages if stage.job}  # seeds share jobs that prepare data
+    by_job = {
+        stage.job: stage for stage in stages if stage.job
+    }  # seeds share jobs that prepare data
     shown: dict[str, str] = {}
     ended_at = None
     while True:
@@ -88,10 +123,17 @@ def follow(stages: list[Submitted], console: Console) -> bool:
 
 
 def _line(stage: Submitted, state: str, restarts: int) -> str:
-    line = f"{stage.name} (job {stage.job}): {state}" + (f", restart {restarts}" if restarts else "")
-    progress = read_progress(stage.run_dir) if stage.kind == "train" and state == "RUNNING" else None
+    line = f"{stage.name} (job {stage.job}): {state}" + (
+        f", restart {restarts}" if restarts else ""
+    )
+    progress = (
+        read_progress(stage.run_dir) if stage.kind == "train" and state == "RUNNING" else None
+    )
     if progress:
-        line += f", step {progress.step}/{progress.last_step}, {progress.images_per_s:,.0f} images/s, {duration(progress.seconds_left)} left"
+        line += (
+            f", step {progress.step}/{progress.last_step}, {progress.images_per_s:,.0f} images/s,"
+            f" {duration(progress.seconds_left)} left"
+        )
     return line
 
 
@@ -113,5 +155,8 @@ def duration(seconds: float) -> str:
 def _stages(root: Path) -> list[Submitted]:
     stages = read_submission(root)
     if not stages:
-        raise UserError(f"'{root}' has no submitted jobs; name the folder that python launch/slurm.py has printed")
+        raise UserError(
+            f"'{root}' has no submitted jobs; name the folder that python launch/slurm.py has"
+            " printed"
+        )
     return stages

@@ -43,4 +43,3 @@ def setup_logging(is_main: bool) -> None:
     logging.getLogger("lt_train").setLevel(logging.INFO if is_main else logging.WARNING)
     # accelerate 1.15 passes the only name that torch 2.11 knows; torch 2.14 prefers another
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-

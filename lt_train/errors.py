@@ -1,4 +1,6 @@
-"""What commands share: the one exception that a user, not a developer, is meant to read, exit statuses, and array tasks."""
+"""What commands share: the one exception that a user, not a developer, is meant to read, exit
+statuses, and array tasks.
+"""
 
 import argparse
 import difflib
@@ -71,7 +73,10 @@ def parse_task(text: str) -> tuple[int, int]:
 
 
 def _let_rank_zero_speak_first() -> None:
-    """All ranks tend to see the same mistake. Rank 0 reports it and its launcher ends the others while they wait here."""
+    """All ranks tend to see the same mistake.
+
+    Rank 0 reports it and its launcher ends the others while they wait here.
+    """
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)

@@ -28,7 +28,9 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is there whole at the end of the block or not at all, also after a power cut."""
+    """A file to write that is there whole at the end of the block or not at all, also after a power
+    cut.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -45,4 +47,3 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either there whole or not at all."""
     with atomic_file(path) as file:
         file.write(content)
-

@@ -28,13 +28,20 @@ class Stream(IntEnum):
 
 
 def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.ndarray:
-    """Image of ``index`` under a pseudo-random permutation of [0, size) chosen by ``key``; all (B,) or scalars.
+    """Image of ``index`` under a pseudo-random permutation of [0, size) chosen by ``key``; all (B,)
+    or scalars.
 
-    A balanced Feistel network permutes [0, 4^h) >= [0, size); walking its cycle until the value is below ``size`` again
-    makes it a permutation of [0, size). Fewer than 4 steps are expected, since 4^h < 4 * size.
+    A balanced Feistel network permutes [0, 4^h) >= [0, size); walking its cycle until the value is
+    below ``size`` again makes it a permutation of [0, size). Fewer than 4 steps are expected, since
+    4^h < 4 * size.
     """
-    index, size, key = np.broadcast_arrays(np.asarray(index), np.asarray(size), np.asarray(key, np.uint64))
-    half = np.maximum((np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64) + np.uint64(1)) // np.uint64(2), np.uint64(1))
+    index, size, key = np.broadcast_arrays(
+        np.asarray(index), np.asarray(size), np.asarray(key, np.uint64)
+    )
+    half = np.maximum(
+        (np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64) + np.uint64(1)) // np.uint64(2),
+        np.uint64(1),
+    )
     value = _feistel(index.astype(np.uint64), half, key)
     outside = np.flatnonzero(value >= size.astype(np.uint64))
     while len(outside):
@@ -44,10 +51,14 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.nd
 
 
 def mix(*words: np.ndarray | int) -> np.ndarray:
-    """Hash integers (scalars or (B,) arrays) into one uint64 key each, with SplitMix64's finaliser between words."""
+    """Hash integers (scalars or (B,) arrays) into one uint64 key each, with SplitMix64's finaliser
+    between words.
+    """
     state = np.zeros(1, np.uint64)
     for word in words:
-        state = _finalise(state + np.asarray(word).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+        state = _finalise(
+            state + np.asarray(word).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        )
     return state
 
 
@@ -55,7 +66,10 @@ def _feistel(value: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
     for round_ in range(FEISTEL_ROUNDS):
-        left, right = right, left ^ (_finalise(right + key + np.uint64(round_ * 0x632BE59BD9B4E019 % 2**64)) & mask)
+        left, right = (
+            right,
+            left ^ (_finalise(right + key + np.uint64(round_ * 0x632BE59BD9B4E019 % 2**64)) & mask),
+        )
     return (left << half) | right
 
 
@@ -77,7 +91,11 @@ def philox4x32(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     k0, k1 = key
     for _ in range(10):
         first, second = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (second >> shift) ^ c1 ^ np.uint64(k0), second & low, (first >> shift) ^ c3 ^ np.uint64(k1), first & low
+        c0, c1, c2, c3 = (
+            (second >> shift) ^ c1 ^ np.uint64(k0),
+            second & low,
+            (first >> shift) ^ c3 ^ np.uint64(k1),
+            first & low,
+        )
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], -1)
-

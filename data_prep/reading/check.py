@@ -1,11 +1,21 @@
-"""Is this an image that can be trained on, and how large is it: the one place where data preparation decodes."""
+"""Is this an image that can be trained on, and how large is it: the one place where data
+preparation decodes.
+"""
 
 import io
 from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "WEBP": "webp", "TIFF": "tif", "PPM": "ppm", "MPO": "jpg"}  # MPO: a JPEG with more pictures behind it
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "PNG": "png",
+    "BMP": "bmp",
+    "WEBP": "webp",
+    "TIFF": "tif",
+    "PPM": "ppm",
+    "MPO": "jpg",
+}  # MPO: a JPEG with more pictures behind it
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
 
@@ -15,7 +25,9 @@ class Checked:
 
     content: bytes
     extension: str
-    width: int  # pixels, as stored: an EXIF rotation is not applied, as torchvision does not apply it
+    width: (
+        int  # pixels, as stored: an EXIF rotation is not applied, as torchvision does not apply it
+    )
     height: int
 
 
@@ -23,8 +35,8 @@ class Checked:
 class Checker:
     """What happens to every image on its way into a shard.
 
-    ``decode``: decode it whole, not only its header. ``resize``: re-encode with this shorter side in pixels, as JPEG of
-    ``quality``, if it is larger; None keeps the original bytes.
+    ``decode``: decode it whole, not only its header. ``resize``: re-encode with this shorter side
+    in pixels, as JPEG of ``quality``, if it is larger; None keeps the original bytes.
     """
 
     decode: bool = True
@@ -38,7 +50,9 @@ class Checker:
         try:
             with Image.open(io.BytesIO(content)) as image:
                 if image.format not in EXTENSIONS:
-                    raise ValueError(f"the format {image.format} is not supported; convert it to JPEG or PNG")
+                    raise ValueError(
+                        f"the format {image.format} is not supported; convert it to JPEG or PNG"
+                    )
                 if image.mode not in EIGHT_BIT_MODES or _is_narrowed(image):
                     raise ValueError(f"not 8 bits a channel (mode {image.mode})")
                 if self.resize is not None and min(image.size) > self.resize:
@@ -63,7 +77,9 @@ class Checker:
 
 
 def _is_narrowed(image: Image.Image) -> bool:
-    """Pillow makes RGB of 16-bit colour without a word; only the raw mode tells, or what a PPM says is its largest value."""
+    """Pillow makes RGB of 16-bit colour without a word; only the raw mode tells, or what a PPM says
+    is its largest value.
+    """
     if ";16" in str(image.tile):
         return True
     arguments = image.tile[0].args if image.format == "PPM" else None
@@ -71,15 +87,23 @@ def _is_narrowed(image: Image.Image) -> bool:
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8 bits, from its frame header (ITU T.81, B.2), in a tenth of Pillow's time; None: let Pillow look."""
+    """Width and height of a JPEG of 8 bits, from its frame header (ITU T.81, B.2), in a tenth of
+    Pillow's time; None: let Pillow look.
+    """
     at = 2
     if content[:at] != b"\xff\xd8":
         return None
     while content[at : at + 1] == b"\xff" and at + 9 <= len(content):
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # these are tables, not frames
-            height, width = int.from_bytes(content[at + 5 : at + 7]), int.from_bytes(content[at + 7 : at + 9])
+        if 0xC0 <= marker <= 0xCF and marker not in (
+            0xC4,
+            0xC8,
+            0xCC,
+        ):  # these are tables, not frames
+            height, width = (
+                int.from_bytes(content[at + 5 : at + 7]),
+                int.from_bytes(content[at + 7 : at + 9]),
+            )
             return (width, height) if content[at + 4] == 8 and width and height else None
         at += 2 + length
     return None
-

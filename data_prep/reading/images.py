@@ -1,4 +1,6 @@
-"""Where encoded images can lie: files, members of tars, arrays; each the ``Images`` that a source yields."""
+"""Where encoded images can lie: files, members of tars, arrays; each the ``Images`` that a source
+yields.
+"""
 
 import io
 import os
@@ -70,13 +72,18 @@ class Picked:
 
 
 def ppm(pixels: np.ndarray) -> bytes:
-    """Pixels (H, W, 3) uint8 as a PPM file: a line of text and the bytes as they are, so nothing to decode."""
+    """Pixels (H, W, 3) uint8 as a PPM file: a line of text and the bytes as they are, so nothing to
+    decode.
+    """
     height, width, _ = pixels.shape
     return b"P6\n%d %d\n255\n" % (width, height) + pixels.tobytes()
 
 
-def tar_members(path: str | Path, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:
-    """(name, offset in the file, size) of every file in a tar, or in the tar that lies at ``start`` within another one.
+def tar_members(
+    path: str | Path, start: int = 0, size: int | None = None
+) -> Iterator[tuple[str, int, int]]:
+    """(name, offset in the file, size) of every file in a tar, or in the tar that lies at ``start``
+    within another one.
 
     A :class:`UserError` says if the tar is cut off or is none.
     """
@@ -94,7 +101,10 @@ def tar_members(path: str | Path, start: int = 0, size: int | None = None) -> It
                 # tarfile also stops, without a word, at a header that is cut off or damaged
                 window.seek(tar.offset)
                 if window.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                    raise UserError(f"'{path}' is truncated or damaged: at byte {start + tar.offset} there is neither a file nor the end of the tar")
+                    raise UserError(
+                        f"'{path}' is truncated or damaged: at byte {start + tar.offset} there is"
+                        " neither a file nor the end of the tar"
+                    )
     except tarfile.TarError as error:
         raise UserError(f"'{path}' is not a whole uncompressed tar: {error}") from error
     except OSError as error:
@@ -120,4 +130,3 @@ class _Window(io.RawIOBase):
 
     def tell(self) -> int:
         return self.place
-

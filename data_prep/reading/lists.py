@@ -27,7 +27,9 @@ PUBLISHED = {
 STAT_THREADS = 16  # a network file system answers many questions at once
 STAT_AT_ONCE = 256
 NAMED = 10  # missing images named in an error
-NUMBER = re.compile(r"[0-9]{1,20}")  # a label; far larger ones are refused as out of range, or as no number
+NUMBER = re.compile(
+    r"[0-9]{1,20}"
+)  # a label; far larger ones are refused as out of range, or as no number
 
 META = re.compile(r"^__(?=[^/]*__(/|$))")  # what webdataset takes for a member about the tar
 
@@ -35,9 +37,13 @@ Rows = tuple[list[str], np.ndarray]  # paths relative to the source folder, and 
 
 
 def read_list(file: Path) -> Rows:
-    """The paths and labels of a list; a :class:`UserError` names the line that is none or that leaves the source folder."""
+    """The paths and labels of a list; a :class:`UserError` names the line that is none or that
+    leaves the source folder.
+    """
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not splitlines, which also splits at what a name may hold
+        lines = file.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # not splitlines, which also splits at what a name may hold
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list '{file}': {error}") from error
     names, labels = [], []
@@ -47,7 +53,10 @@ def read_list(file: Path) -> Rows:
             continue
         name, _, label = line.rpartition(" ")
         if not name or not NUMBER.fullmatch(label):
-            raise UserError(f"{file}, line {number}: '{line[:80]}' is not 'path label' with a label of 0 or more")
+            raise UserError(
+                f"{file}, line {number}: '{line[:80]}' is not 'path label' with a label of 0 or"
+                " more"
+            )
         check_inside(name, f"{file}, line {number}")
         names.append(name.rstrip())
         labels.append(as_label(label))
@@ -64,16 +73,25 @@ def as_label(number: str) -> int:
 def check_inside(name: str, where: str) -> None:
     """Refuse a path with ``..`` in it."""
     if ".." in name.split("/"):
-        raise UserError(f"{where}: the path '{name[:80]}' leaves the source folder; give --source a folder that holds all images")
+        raise UserError(
+            f"{where}: the path '{name[:80]}' leaves the source folder; give --source a folder that"
+            " holds all images"
+        )
 
 
 def relative(rows: Rows, root: Path) -> Rows:
-    """Rows with absolute paths inside ``root`` made relative to it; others are refused. Of two spellings of a path, ``a/b`` remains."""
+    """Rows with absolute paths inside ``root`` made relative to it; others are refused.
+
+    Of two spellings of a path, ``a/b`` remains.
+    """
     prefix = os.path.join(os.path.abspath(root), "")
     names = [os.path.normpath(name) for name in rows[0]]
     for name in names:
         if name.startswith("/") and not name.startswith(prefix):
-            raise UserError(f"the path '{name[:80]}' lies outside '{root}'; give --source a folder that holds all images")
+            raise UserError(
+                f"the path '{name[:80]}' lies outside '{root}'; give --source a folder that holds"
+                " all images"
+            )
     return [name.removeprefix(prefix) for name in names], rows[1]
 
 
@@ -85,24 +103,31 @@ def check_published(file: Path) -> str:
         if sha.startswith(published):
             return f"{file.name} is the published {name.removesuffix('.txt')} list"
     if file.name in PUBLISHED:
-        return f"{file.name} is NOT the published list of that name (git blob {sha[:8]}, not {PUBLISHED[file.name][:8]}): numbers will not compare"
+        return (
+            f"{file.name} is NOT the published list of that name (git blob {sha[:8]}, not"
+            f" {PUBLISHED[file.name][:8]}): numbers will not compare"
+        )
     return f"{file.name} is not one of the published lists"
 
 
 def check_labels(found: dict[str, Rows], where: str) -> int:
-    """Refuse training labels with gaps and labels of any split out of their range; returns the number of classes."""
+    """Refuse training labels with gaps and labels of any split out of their range; returns the
+    number of classes.
+    """
     present = np.unique(found["train"][1])
     gaps = np.setdiff1d(np.arange(min(present[-1] + 1, len(present) + 1)), present)
     if len(gaps):
         raise UserError(
-            f"{where}: no training image has label {gaps[0]}, though labels go up to {present[-1]}; labels must be 0, 1, 2, ... without gaps"
+            f"{where}: no training image has label {gaps[0]}, though labels go up to {present[-1]};"
+            " labels must be 0, 1, 2, ... without gaps"
         )
     for split, (names, labels) in found.items():
         beyond = np.flatnonzero((labels < 0) | (labels > present[-1]))
         if len(beyond):
             raise UserError(
-                f"{where}: {len(beyond)} {split} image(s) have a label out of range, first {labels[beyond[0]]} ({names[beyond[0]]}); "
-                f"training labels go from 0 to {present[-1]}"
+                f"{where}: {len(beyond)} {split} image(s) have a label out of range, first"
+                f" {labels[beyond[0]]} ({names[beyond[0]]}); training labels go from 0 to"
+                f" {present[-1]}"
             )
     return len(present)
 
@@ -111,15 +136,23 @@ def check_files(root: str | Path, names: Sequence[str], where: str) -> None:
     """Refuse missing files: all are counted, the first ten named."""
     parts = (names[start : start + STAT_AT_ONCE] for start in range(0, len(names), STAT_AT_ONCE))
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        missing = pool.map(lambda part: [name for name in part if not os.path.isfile(os.path.join(root, name))], parts)
-        report_missing([name for part in missing for name in part], len(names), f"under '{root}'", where)
+        missing = pool.map(
+            lambda part: [name for name in part if not os.path.isfile(os.path.join(root, name))],
+            parts,
+        )
+        report_missing(
+            [name for part in missing for name in part], len(names), f"under '{root}'", where
+        )
 
 
 def report_missing(missing: Sequence[str], total: int, place: str, where: str) -> None:
     """Raise for images that a list names and the source lacks."""
     if missing:
         more = ", ..." if len(missing) > NAMED else ""
-        raise UserError(f"{len(missing)} of the {total} images of {where} do not exist {place}: {', '.join(missing[:NAMED])}{more}")
+        raise UserError(
+            f"{len(missing)} of the {total} images of {where} do not exist {place}:"
+            f" {', '.join(missing[:NAMED])}{more}"
+        )
 
 
 def class_names(names: Sequence[str], labels: np.ndarray, number: int) -> list[str]:
@@ -127,15 +160,24 @@ def class_names(names: Sequence[str], labels: np.ndarray, number: int) -> list[s
     folders: dict[int, set[str]] = {}
     for name, label in zip(names, labels.tolist()):
         folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(name)))
-    found = [next(iter(folders[label])) if len(folders.get(label, ())) == 1 else "" for label in range(number)]
-    return found if all(found) and len(set(found)) == number else [str(label) for label in range(number)]
+    found = [
+        next(iter(folders[label])) if len(folders.get(label, ())) == 1 else ""
+        for label in range(number)
+    ]
+    return (
+        found
+        if all(found) and len(set(found)) == number
+        else [str(label) for label in range(number)]
+    )
 
 
 def make_keys(names: Sequence[str]) -> list[str]:
-    """Class folder and file name without suffix; more of the path, and the suffix, where files differ in nothing else.
+    """Class folder and file name without suffix; more of the path, and the suffix, where files
+    differ in nothing else.
 
-    A webdataset key ends at its first dot, so dots become underscores; a first folder like ``__x__``, which webdataset would pass
-    over, loses two. A :class:`UserError` names files that would share a key.
+    A webdataset key ends at its first dot, so dots become underscores; a first folder like
+    ``__x__``, which webdataset would pass over, loses two. A :class:`UserError` names files that
+    would share a key.
     """
     refuse_strange(names)
     stems = [os.path.splitext(name)[0] for name in names]
@@ -146,7 +188,10 @@ def make_keys(names: Sequence[str]) -> list[str]:
         if len(set(plain)) == distinct:
             break
     repeated = {key for key, count in Counter(plain).items() if count > 1}
-    keys = [f"{key}_{os.path.splitext(name)[1][1:]}" if key in repeated else key for key, name in zip(plain, names)]
+    keys = [
+        f"{key}_{os.path.splitext(name)[1][1:]}" if key in repeated else key
+        for key, name in zip(plain, names)
+    ]
     refuse_repeated(keys, names)
     return keys
 
@@ -154,7 +199,9 @@ def make_keys(names: Sequence[str]) -> list[str]:
 def refuse_strange(names: Iterable[str]) -> None:
     """A :class:`UserError` if a name is not UTF-8 or holds control characters."""
     for name in names:
-        if not name.isprintable() and any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        if not name.isprintable() and any(
+            unicodedata.category(character) in ("Cc", "Cs") for character in name
+        ):
             raise UserError(f"the file name {ascii(name)} is not valid text; rename it")
 
 
@@ -164,5 +211,7 @@ def refuse_repeated(keys: Sequence[str], names: Iterable[str]) -> None:
         return
     key, count = Counter(keys).most_common(1)[0]
     same = [name for name, other in zip(names, keys) if other == key]
-    raise UserError(f"{count} images would have the same key '{key}': {', '.join(same[:3])}; list each once, under different names")
-
+    raise UserError(
+        f"{count} images would have the same key '{key}': {', '.join(same[:3])}; list each once,"
+        " under different names"
+    )

@@ -1,8 +1,12 @@
-"""Near-duplicates of a test set, found exactly: by matrix products in single precision, with integers where rounding could decide."""
+"""Near-duplicates of a test set, found exactly: by matrix products in single precision, with
+integers where rounding could decide.
+"""
 
 import numpy as np
 
-THRESHOLD = 2000  # L2 distance in grey levels: 2000/255 in [0, 1] pixels (Carmon et al. 2019, appendix B.6)
+THRESHOLD = (
+    2000  # L2 distance in grey levels: 2000/255 in [0, 1] pixels (Carmon et al. 2019, appendix B.6)
+)
 AT_ONCE = 1024  # images compared with the whole test set in one product
 
 
@@ -13,14 +17,23 @@ class NearDuplicates:
         self.test = test.reshape(len(test), -1)
         self.limit = threshold**2
         self._centred, self._squares = _centred(self.test)
-        # a sum of n products of magnitude 128^2 at most is off by at most n * 2^-24 of the sum of magnitudes; a^2 + b^2 - 2ab is four
+        # a sum of n products of magnitude 128^2 at most is off by at most n * 2^-24 of the sum of
+        # magnitudes; a^2 + b^2 - 2ab is four
         n = self.test.shape[1]
         self._slack = 4 * n * 2.0**-24 * n * 128.0**2
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(N, ...) uint8 -> (N,) bool."""
         images = images.reshape(len(images), self.test.shape[1])
-        return np.concatenate([np.zeros(0, bool), *(self._near(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE))])
+        return np.concatenate(
+            [
+                np.zeros(0, bool),
+                *(
+                    self._near(images[start : start + AT_ONCE])
+                    for start in range(0, len(images), AT_ONCE)
+                ),
+            ]
+        )
 
     def _near(self, images: np.ndarray) -> np.ndarray:
         centred, squares = _centred(images)
@@ -37,7 +50,8 @@ class NearDuplicates:
 
 
 def _centred(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels about 0 as float32, which makes products smaller, and their sums of squares (N,) float32."""
+    """Pixels about 0 as float32, which makes products smaller, and their sums of squares (N,)
+    float32.
+    """
     centred = pixels.astype(np.float32) - 128
     return centred, np.einsum("ij,ij->i", centred, centred)
-

@@ -7,11 +7,14 @@ import numpy as np
 
 from lt_train.errors import UserError
 
-KINDS = "biufcSU"  # of dtypes: numbers and text. Objects, and fields that may be objects, could forge pointers
+# of dtypes: numbers and text. Objects, and fields that may be objects, could forge pointers
+KINDS = "biufcSU"
 
 
 def load_pickle(path: Path) -> object:
-    """The arrays and plain values in a pickle file; a :class:`UserError` if it is damaged or asks for anything else."""
+    """The arrays and plain values in a pickle file; a :class:`UserError` if it is damaged or asks
+    for anything else.
+    """
     try:
         with open(path, "rb") as file:
             return _ArrayUnpickler(file, encoding="bytes").load()
@@ -25,17 +28,24 @@ def text_keys(content: object) -> dict:
     """A dict with its keys as text, whichever Python wrote it; a ValueError if it is no dict."""
     if not isinstance(content, dict):
         raise ValueError("it does not hold named arrays")
-    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else key: value
+        for key, value in content.items()
+    }
 
 
 class _Dtype:
-    """Stands in for numpy.dtype, whose own __setstate__ believes what a pickle says of objects and fields."""
+    """Stands in for numpy.dtype, whose own __setstate__ believes what a pickle says of objects and
+    fields.
+    """
 
     def __init__(self, code: str | bytes, *_align_and_copy):
         code = code.decode("ascii") if isinstance(code, bytes) else code
         self.dtype = np.dtype(code) if isinstance(code, str) else None
         if self.dtype is None or self.dtype.kind not in KINDS or self.dtype.subdtype is not None:
-            raise pickle.UnpicklingError(f"it asks for arrays of {code!r}, which are neither numbers nor text; refused")
+            raise pickle.UnpicklingError(
+                f"it asks for arrays of {code!r}, which are neither numbers nor text; refused"
+            )
 
     def __setstate__(self, state: tuple) -> None:
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
@@ -76,7 +86,9 @@ def _encode(text: str = "", _encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-STAND_INS = {  # all that NumPy arrays and scalars need -> what does the same for numbers and text, and nothing else
+# all that NumPy arrays and scalars need -> what does the same for numbers and text, and nothing
+# else
+STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "scalar"): _scalar,
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
@@ -91,6 +103,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str):
         place = (module.replace("numpy._core", "numpy.core"), name)
         if place not in STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which arrays do not need; refused")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which arrays do not need; refused"
+            )
         return STAND_INS[place]
-

@@ -268,4 +268,3 @@ def render_jpeg(label: int, *seed: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(rng.integers(80, 96)))
     return buffer.getvalue()
-

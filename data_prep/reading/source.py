@@ -1,4 +1,6 @@
-"""What a data set file yields: classes, and per split a label, a key and the image bytes of every sample."""
+"""What a data set file yields: classes, and per split a label, a key and the image bytes of every
+sample.
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -10,19 +12,25 @@ import numpy as np
 
 
 class Images(Protocol):
-    """Random access to a split's encoded images; picklable, so that worker processes can share the reading."""
+    """Random access to a split's encoded images; picklable, so that worker processes can share the
+    reading.
+    """
 
     def read(self, index: int) -> bytes:
-        """Image file number ``index`` in any format the decoder check accepts. OSError: it cannot be read."""
+        """Image file number ``index`` in any format the decoder check accepts.
+
+        OSError: it cannot be read.
+        """
 
 
 @dataclass(frozen=True)
 class SourceSplit:
     """One split, in the source's order.
 
-    ``labels`` (N,) int, or None: unlabeled. ``keys``: unique, without dots (a webdataset key ends at the first dot), with
-    slices. ``columns``: more of the manifest, each (N,). ``deal_by`` (N,) int: what every shard should have its share of, if not
-    the labels; without either, shards are runs of the source's order.
+    ``labels`` (N,) int, or None: unlabeled. ``keys``: unique, without dots (a webdataset key ends
+    at the first dot), with slices. ``columns``: more of the manifest, each (N,). ``deal_by`` (N,)
+    int: what every shard should have its share of, if not the labels; without either, shards are
+    runs of the source's order.
     """
 
     labels: np.ndarray | None
@@ -36,7 +44,8 @@ class SourceSplit:
 class Source:
     """A data set that is not prepared yet.
 
-    ``files``: what must not change while it is being prepared. ``notes``: lines that the user should see.
+    ``files``: what must not change while it is being prepared. ``notes``: lines that the user
+    should see.
     """
 
     name: str
@@ -48,10 +57,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A data set of the command line: its options, and what makes a :class:`Source` of them (UserError: it cannot)."""
+    """A data set of the command line: its options, and what makes a :class:`Source` of them
+    (UserError: it cannot).
+    """
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     make_source: Callable[[argparse.Namespace], Source]
     samples_per_shard: int = 1000
-

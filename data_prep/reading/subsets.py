@@ -10,31 +10,56 @@ from lt_train.errors import UserError
 PARETO_ALPHA = 6  # of ImageNet-LT (Liu et al. 2019, section 4)
 
 
-def add_imbalance_arguments(parser: argparse.ArgumentParser, ratio: float | None, largest: int | None = None) -> None:
-    """``--imbalance-ratio`` (default: ``ratio``), ``--imbalance-type`` and, of a published subset, ``--largest`` (default: ``largest``)."""
+def add_imbalance_arguments(
+    parser: argparse.ArgumentParser, ratio: float | None, largest: int | None = None
+) -> None:
+    """``--imbalance-ratio`` (default: ``ratio``), ``--imbalance-type`` and, of a published subset,
+    ``--largest`` (default: ``largest``).
+    """
     default = f"default: {ratio:g}" if ratio is not None else "default: all images"
-    parser.add_argument("--imbalance-ratio", type=float, default=ratio, metavar="R", help=f"largest class over smallest ({default})")
     parser.add_argument(
-        "--imbalance-type", choices=["exp", "step"], default="exp", help="exponential decay, or the second half of the classes small (default: exp)"
+        "--imbalance-ratio",
+        type=float,
+        default=ratio,
+        metavar="R",
+        help=f"largest class over smallest ({default})",
+    )
+    parser.add_argument(
+        "--imbalance-type",
+        choices=["exp", "step"],
+        default="exp",
+        help="exponential decay, or the second half of the classes small (default: exp)",
     )
     if largest is not None:
-        text = f"labeled training images of the largest class (default: {largest}; another number is not the published subset)"
+        text = (
+            f"labeled training images of the largest class (default: {largest}; another number is"
+            " not the published subset)"
+        )
         parser.add_argument("--largest", type=int, default=largest, metavar="N", help=text)
 
 
 def unpublished(seed: int, largest: int, published_largest: int) -> list[str]:
     """Notes for the user: what makes a drawn subset another one than the published."""
     changed = [("--seed", seed, 0), ("--largest", largest, published_largest)]
-    return [f"{option} is not {published}: this is not the published subset" for option, value, published in changed if value != published]
+    return [
+        f"{option} is not {published}: this is not the published subset"
+        for option, value, published in changed
+        if value != published
+    ]
 
 
 def imbalanced_counts(largest: int, classes: int, ratio: float, kind: str = "exp") -> list[int]:
-    """Samples per class: ``exp`` falls exponentially from ``largest`` to ``largest / ratio`` (Cui et al. 2019), ``step`` gives
-    the first half of the classes ``largest`` and the rest ``largest / ratio`` (Buda et al. 2018); rounded down."""
+    """Samples per class: ``exp`` falls exponentially from ``largest`` to ``largest / ratio`` (Cui
+    et al. 2019), ``step`` gives the first half of the classes ``largest`` and the rest ``largest
+    / ratio`` (Buda et al. 2018); rounded down.
+    """
     if largest < 1:
         raise UserError(f"the largest class must have at least 1 image, not {largest}")
     if not 1 <= ratio < float("inf"):
-        raise UserError(f"--imbalance-ratio is the largest class over the smallest, so at least 1, not {ratio:g}")
+        raise UserError(
+            "--imbalance-ratio is the largest class over the smallest, so at least 1, not"
+            f" {ratio:g}"
+        )
     factor = 1 / ratio
     if kind == "step":
         return [largest] * (classes // 2) + [int(largest * factor)] * (classes - classes // 2)
@@ -42,7 +67,8 @@ def imbalanced_counts(largest: int, classes: int, ratio: float, kind: str = "exp
 
 
 def unlabeled_counts(labeled: int, classes: int, ratio: float, size_factor: float) -> list[int]:
-    """Samples per class of D_U: exponential with ``ratio``, ``size_factor`` times ``labeled`` in all, but for roundings.
+    """Samples per class of D_U: exponential with ``ratio``, ``size_factor`` times ``labeled`` in
+    all, but for roundings.
 
     Rounded where Yang and Xu 2020 round (their released code), so that the counts are theirs.
     """
@@ -54,30 +80,45 @@ def unlabeled_counts(labeled: int, classes: int, ratio: float, size_factor: floa
 
 
 def pareto_counts(largest: int, smallest: int, classes: int) -> list[int]:
-    """Samples per class, falling from ``largest`` to ``smallest`` as the quantiles of a Pareto distribution with alpha 6.
+    """Samples per class, falling from ``largest`` to ``smallest`` as the quantiles of a Pareto
+    distribution with alpha 6.
 
-    The quantiles are stretched to the two ends. ImageNet-LT's own counts are only published as its list; for its 1,280 and 5 over
-    1,000 classes this gives 116,079 images (388 many-, 469 medium-, 143 few-shot classes), the published list has 115,846 (385, 479, 136).
+    The quantiles are stretched to the two ends. ImageNet-LT's own counts are only published as its
+    list; for its 1,280 and 5 over 1,000 classes this gives 116,079 images (388 many-, 469 medium-,
+    143 few-shot classes), the published list has 115,846 (385, 479, 136).
     """
     if not 1 <= smallest <= largest:
-        raise UserError(f"--smallest ({smallest}) must be at least 1 and at most --largest ({largest})")
+        raise UserError(
+            f"--smallest ({smallest}) must be at least 1 and at most --largest ({largest})"
+        )
     survival = (np.arange(classes) + 0.8) / classes
     quantiles = survival ** (-1 / PARETO_ALPHA)
     span = max(quantiles[0] - quantiles[-1], 1e-12)
-    return np.round(smallest + (largest - smallest) * (quantiles - quantiles[-1]) / span).astype(int).tolist()
+    return (
+        np.round(smallest + (largest - smallest) * (quantiles - quantiles[-1]) / span)
+        .astype(int)
+        .tolist()
+    )
 
 
 class Draw:
-    """The published way to draw, index for index: classes in order, each one's indices shuffled, the first n kept.
+    """The published way to draw, index for index: classes in order, each one's indices shuffled,
+    the first n kept.
 
-    Cao et al. 2019 and Yang and Xu 2020 use NumPy's legacy generator with seed 0 for all draws one after the other.
+    Cao et al. 2019 and Yang and Xu 2020 use NumPy's legacy generator with seed 0 for all draws one
+    after the other.
     """
 
     def __init__(self, seed: int):
         self._generator = np.random.RandomState(seed)
 
-    def subset(self, labels: np.ndarray, counts: Sequence[int], order: Sequence[int] | None = None) -> np.ndarray:
-        """Indices of the chosen samples: of class ``order[i]`` (default: i) ``counts[i]``. A class may have fewer."""
+    def subset(
+        self, labels: np.ndarray, counts: Sequence[int], order: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Indices of the chosen samples: of class ``order[i]`` (default: i) ``counts[i]``.
+
+        A class may have fewer.
+        """
         chosen = []
         for label, count in zip(range(len(counts)) if order is None else order, counts):
             indices = np.flatnonzero(labels == label)
@@ -86,7 +127,8 @@ class Draw:
         return np.concatenate(chosen)
 
     def skip(self, class_sizes: Sequence[int]) -> None:
-        """Draw from classes of these sizes, in order, and forget it: what comes next is as if a subset had been drawn."""
+        """Draw from classes of these sizes, in order, and forget it: what comes next is as if a
+        subset had been drawn.
+        """
         for size in class_sizes:
             self._generator.shuffle(np.arange(size))
-

@@ -1,4 +1,6 @@
-"""CIFAR-10-LT and CIFAR-100-LT: the published long-tailed subsets of the training images, and the whole test sets."""
+"""CIFAR-10-LT and CIFAR-100-LT: the published long-tailed subsets of the training images, and the
+whole test sets.
+"""
 
 import argparse
 from collections.abc import Iterable
@@ -15,7 +17,18 @@ from data_prep.reading.subsets import Draw, add_imbalance_arguments, imbalanced_
 from data_prep.sets.folder import class_folders, labeled_files
 from lt_train.errors import UserError
 
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CIFAR10_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 
 
 @dataclass(frozen=True)
@@ -25,16 +38,32 @@ class Cifar:
     name: str
     classes: list[str] | None  # None: as the meta file, or the training folders, name them
     number: int  # of classes
-    per_class: int  # training images, and labeled ones of the largest class in the published subsets
+    per_class: (
+        int  # training images, and labeled ones of the largest class in the published subsets
+    )
     folder: str  # of the official archive
     batches: dict[str, list[str]]
     labels: str  # their name in a batch
 
 
 CIFAR10 = Cifar(
-    "cifar10_lt", CIFAR10_CLASSES, 10, 5000, "cifar-10-batches-py", {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}, "labels"
+    "cifar10_lt",
+    CIFAR10_CLASSES,
+    10,
+    5000,
+    "cifar-10-batches-py",
+    {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
+    "labels",
 )
-CIFAR100 = Cifar("cifar100_lt", None, 100, 500, "cifar-100-python", {"train": ["train"], "test": ["test"]}, "fine_labels")
+CIFAR100 = Cifar(
+    "cifar100_lt",
+    None,
+    100,
+    500,
+    "cifar-100-python",
+    {"train": ["train"], "test": ["test"]},
+    "fine_labels",
+)
 
 
 @dataclass(frozen=True)
@@ -48,24 +77,38 @@ class LabeledSplit:
 
 def add_arguments(which: Cifar, parser: argparse.ArgumentParser) -> None:
     names = " ".join(name for names in which.batches.values() for name in names)
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=f"holds {names} (or {which.folder}/ with them), or train/ and test/ class folders")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"holds {names} (or {which.folder}/ with them), or train/ and test/ class folders",
+    )
     add_imbalance_arguments(parser, 100.0, which.per_class)
 
 
 def make_source(which: Cifar, arguments: argparse.Namespace) -> Source:
     classes, splits = read_splits(which, arguments.source, which.batches)
-    counts = imbalanced_counts(arguments.largest, which.number, arguments.imbalance_ratio, arguments.imbalance_type)
+    counts = imbalanced_counts(
+        arguments.largest, which.number, arguments.imbalance_ratio, arguments.imbalance_type
+    )
     notes = unpublished(arguments.seed, arguments.largest, which.per_class)
     return long_tailed(which.name, classes, splits, counts, arguments.seed, notes)
 
 
 def is_source(which: Cifar, root: Path) -> bool:
     """Whether ``root`` looks like the folder that :func:`read_splits` takes."""
-    return any((root / name).exists() for name in (which.folder, which.batches["train"][0], "train"))
+    return any(
+        (root / name).exists() for name in (which.folder, which.batches["train"][0], "train")
+    )
 
 
-def read_splits(which: Cifar, root: Path, wanted: Iterable[str]) -> tuple[list[str], dict[str, LabeledSplit]]:
-    """The classes' names and the ``wanted`` splits, whole, from the official batches or from class folders."""
+def read_splits(
+    which: Cifar, root: Path, wanted: Iterable[str]
+) -> tuple[list[str], dict[str, LabeledSplit]]:
+    """The classes' names and the ``wanted`` splits, whole, from the official batches or from class
+    folders.
+    """
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'")
     if (root / which.folder).is_dir():
@@ -76,23 +119,40 @@ def read_splits(which: Cifar, root: Path, wanted: Iterable[str]) -> tuple[list[s
     else:
         found = {split: class_folders(root / split) for split in wanted}
         classes = which.classes or list(found["train"])
-        splits = {split: _from_folders(root, split, folders, classes) for split, folders in found.items()}
+        splits = {
+            split: _from_folders(root, split, folders, classes) for split, folders in found.items()
+        }
     if len(classes) != which.number:
-        raise UserError(f"'{root}' has {len(classes)} classes, not the {which.number} of {which.name.removesuffix('_lt')}")
+        raise UserError(
+            f"'{root}' has {len(classes)} classes, not the {which.number} of"
+            f" {which.name.removesuffix('_lt')}"
+        )
     return classes, splits
 
 
 def long_tailed(
-    name: str, classes: list[str], splits: dict[str, LabeledSplit], counts: list[int], seed: int, notes: list[str], order: list[int] | None = None
+    name: str,
+    classes: list[str],
+    splits: dict[str, LabeledSplit],
+    counts: list[int],
+    seed: int,
+    notes: list[str],
+    order: list[int] | None = None,
 ) -> Source:
-    """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``), and the other splits whole."""
+    """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``),
+    and the other splits whole.
+    """
     chosen = {split: np.arange(len(part.labels)) for split, part in splits.items()}
     chosen["train"] = draw_labeled(name, classes, splits["train"].labels, counts, seed, order)
     return Source(
         name,
         classes,
         {
-            split: SourceSplit(part.labels[chosen[split]], keys_of(part.labels, chosen[split], classes), Picked(part.images, chosen[split]))
+            split: SourceSplit(
+                part.labels[chosen[split]],
+                keys_of(part.labels, chosen[split], classes),
+                Picked(part.images, chosen[split]),
+            )
             for split, part in splits.items()
         },
         [file for part in splits.values() for file in part.files],
@@ -100,29 +160,45 @@ def long_tailed(
     )
 
 
-def draw_labeled(name: str, classes: list[str], labels: np.ndarray, counts: list[int], seed: int, order: list[int] | None = None) -> np.ndarray:
-    """Indices of the labeled training images: of class ``order[i]``, ``counts[i]``; a :class:`UserError` if a class has fewer."""
+def draw_labeled(
+    name: str,
+    classes: list[str],
+    labels: np.ndarray,
+    counts: list[int],
+    seed: int,
+    order: list[int] | None = None,
+) -> np.ndarray:
+    """Indices of the labeled training images: of class ``order[i]``, ``counts[i]``; a
+    :class:`UserError` if a class has fewer.
+    """
     have = np.bincount(labels, minlength=len(classes))
     for label, count in zip(order or range(len(counts)), counts):
         if have[label] < count:
             raise UserError(
-                f"class '{classes[label]}' has {have[label]} training images and {count} are needed: "
-                f"the source is not all of {name.removesuffix('_lt')}, or --largest is too large"
+                f"class '{classes[label]}' has {have[label]} training images and {count} are"
+                f" needed: the source is not all of {name.removesuffix('_lt')}, or --largest is too"
+                " large"
             )
         if not count:
-            raise UserError(f"class '{classes[label]}' would have no training images; lower --imbalance-ratio")
+            raise UserError(
+                f"class '{classes[label]}' would have no training images; lower --imbalance-ratio"
+            )
     return Draw(seed).subset(labels, counts, order)
 
 
 def keys_of(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[str]:
-    """Class name and place within the class in the official order: the same whichever layout the images came in."""
+    """Class name and place within the class in the official order: the same whichever layout the
+    images came in.
+    """
     place = np.empty(len(labels), np.int64)
     for label in range(len(classes)):
         place[labels == label] = np.arange((labels == label).sum())
     return [f"{classes[labels[index]]}/{place[index]:04d}" for index in chosen]
 
 
-def _from_folders(root: Path, split: str, folders: dict[str, list[str]], classes: list[str]) -> LabeledSplit:
+def _from_folders(
+    root: Path, split: str, folders: dict[str, list[str]], classes: list[str]
+) -> LabeledSplit:
     names, labels = labeled_files(folders, classes, split)
     images = ImageFiles(str(root), names)
     return LabeledSplit(images, labels, images.paths)
@@ -140,7 +216,10 @@ def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
                 raise ValueError(f"its data is {data.dtype}, not uint8")
             pixels.append(data.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[which.labels], np.int64))
-            if len(labels[-1]) != len(pixels[-1]) or not ((labels[-1] >= 0) & (labels[-1] < which.number)).all():
+            if (
+                len(labels[-1]) != len(pixels[-1])
+                or not ((labels[-1] >= 0) & (labels[-1] < which.number)).all()
+            ):
                 raise ValueError("its labels do not fit its images")
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"'{file}' is not a batch of {which.folder}: {error}") from error
@@ -150,17 +229,20 @@ def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
 
 def _read_class_names(file: Path) -> list[str]:
     try:
-        return [name.decode() if isinstance(name, bytes) else str(name) for name in text_keys(load_pickle(file))["fine_label_names"]]
+        return [
+            name.decode() if isinstance(name, bytes) else str(name)
+            for name in text_keys(load_pickle(file))["fine_label_names"]
+        ]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"'{file}' does not name the classes: {error}") from error
 
 
 RECIPES = {
     which.name: Recipe(
-        f"{which.name.removesuffix('_lt').upper().replace('CIFAR', 'CIFAR-')}-LT from {which.folder} or class folders",
+        f"{which.name.removesuffix('_lt').upper().replace('CIFAR', 'CIFAR-')}-LT from"
+        f" {which.folder} or class folders",
         partial(add_arguments, which),
         partial(make_source, which),
     )
     for which in (CIFAR10, CIFAR100)
 }
-

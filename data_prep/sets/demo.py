@@ -1,4 +1,6 @@
-"""The embedded demo data set: ten kinds of drawn objects, a long-tailed training split, balanced validation and test."""
+"""The embedded demo data set: ten kinds of drawn objects, a long-tailed training split, balanced
+validation and test.
+"""
 
 import argparse
 from dataclasses import dataclass
@@ -23,9 +25,21 @@ class Drawn:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--largest", type=int, default=500, help="training images of the largest class (default: 500)")
-    parser.add_argument("--imbalance-ratio", type=float, default=100.0, help="largest class over smallest (default: 100)")
-    parser.add_argument("--val", type=int, default=20, help="validation images a class (default: 20)")
+    parser.add_argument(
+        "--largest",
+        type=int,
+        default=500,
+        help="training images of the largest class (default: 500)",
+    )
+    parser.add_argument(
+        "--imbalance-ratio",
+        type=float,
+        default=100.0,
+        help="largest class over smallest (default: 100)",
+    )
+    parser.add_argument(
+        "--val", type=int, default=20, help="validation images a class (default: 20)"
+    )
     parser.add_argument("--test", type=int, default=100, help="test images a class (default: 100)")
 
 
@@ -43,5 +57,8 @@ def make_source(arguments: argparse.Namespace) -> Source:
     return Source("demo", list(CLASSES), splits)
 
 
-RECIPES = {"demo": Recipe("a small long-tailed set of drawn objects; needs no source", add_arguments, make_source)}
-
+RECIPES = {
+    "demo": Recipe(
+        "a small long-tailed set of drawn objects; needs no source", add_arguments, make_source
+    )
+}

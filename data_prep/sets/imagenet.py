@@ -1,5 +1,6 @@
-"""ImageNet-LT (Liu et al. 2019) from ILSVRC2012's folders, or its official tars read in place, with the published lists or a new
-subset; and the training images that it leaves, as an unlabeled set."""
+"""ImageNet-LT (Liu et al. 2019) from ILSVRC2012's folders, or its official tars read in place, with
+the published lists or a new subset; and the training images that it leaves, as an unlabeled set.
+"""
 
 import argparse
 import csv
@@ -37,7 +38,8 @@ VAL_PER_CLASS = 20  # as in the published val list
 class Half:
     """ILSVRC2012's training or validation images, wherever they lie.
 
-    ``places``: ``class/file`` (training) or ``file`` (validation) -> what ``images`` makes images of.
+    ``places``: ``class/file`` (training) or ``file`` (validation) -> what ``images`` makes images
+    of.
     """
 
     places: dict[str, object]
@@ -47,16 +49,43 @@ class Half:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=f"ILSVRC2012: train/ and val/ (class folders or flat), or {' and '.join(TARS.values())}")
-    parser.add_argument("--lists", type=Path, metavar="DIR", help=f"holds the published {', '.join(LISTS.values())}")
-    parser.add_argument("--make-subset", choices=["pareto"], help="no lists: draw a new subset (NOT the published one) with --seed")
-    parser.add_argument("--largest", type=int, default=1280, help="with --make-subset: images of the largest class (default: 1280)")
-    parser.add_argument("--smallest", type=int, default=5, help="with --make-subset: images of the smallest class (default: 5)")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=(
+            f"ILSVRC2012: train/ and val/ (class folders or flat), or {' and '.join(TARS.values())}"
+        ),
+    )
+    parser.add_argument(
+        "--lists", type=Path, metavar="DIR", help=f"holds the published {', '.join(LISTS.values())}"
+    )
+    parser.add_argument(
+        "--make-subset",
+        choices=["pareto"],
+        help="no lists: draw a new subset (NOT the published one) with --seed",
+    )
+    parser.add_argument(
+        "--largest",
+        type=int,
+        default=1280,
+        help="with --make-subset: images of the largest class (default: 1280)",
+    )
+    parser.add_argument(
+        "--smallest",
+        type=int,
+        default=5,
+        help="with --make-subset: images of the smallest class (default: 5)",
+    )
 
 
 def add_unlabeled_arguments(parser: argparse.ArgumentParser) -> None:
     add_arguments(parser)
-    text = "a uniform draw of F times as many images as the labeled training set has (default: all that are left)"
+    text = (
+        "a uniform draw of F times as many images as the labeled training set has (default: all"
+        " that are left)"
+    )
     parser.add_argument("--size-factor", type=float, metavar="F", help=text)
 
 
@@ -78,11 +107,16 @@ def make_source(arguments: argparse.Namespace) -> Source:
 
 
 def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
-    """The training images that no split of ``imagenet_lt`` with the same options holds; the column ``hidden_label`` has their class,
-    -1 if it is none of the labeled set's."""
+    """The training images that no split of ``imagenet_lt`` with the same options holds; the column
+    ``hidden_label`` has their class, -1 if it is none of the labeled set's.
+    """
     _check_choice(arguments)
     half = _find_half(arguments.source, "train")
-    classes, found, notes = _from_lists(arguments.lists) if arguments.lists is not None else _make_subset(half, arguments)
+    classes, found, notes = (
+        _from_lists(arguments.lists)
+        if arguments.lists is not None
+        else _make_subset(half, arguments)
+    )
     used: dict[str, int] = {}  # class/file -> label
     for split, (names, labels) in found.items():
         if names[0].startswith("train/"):  # the others are ILSVRC's validation images
@@ -91,10 +125,17 @@ def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
     rest = sorted(name for name in half.places if "/" in name and name not in used)
     chosen = _draw(rest, len(found["train"][0]), arguments)
     label_of = {name.partition("/")[0]: label for name, label in used.items()}
-    hidden = np.array([label_of.get(name.partition("/")[0], UNLABELED) for name in chosen], np.int32)
+    hidden = np.array(
+        [label_of.get(name.partition("/")[0], UNLABELED) for name in chosen], np.int32
+    )
     places = [half.places[name] for name in chosen]
-    split = SourceSplit(None, make_keys(chosen), half.images(places), {"hidden_label": hidden}, deal_by=hidden)
-    notes += [f"{len(chosen):,} of the {len(rest):,} training images that imagenet_lt with the same options leaves; it holds {len(used):,}"]
+    split = SourceSplit(
+        None, make_keys(chosen), half.images(places), {"hidden_label": hidden}, deal_by=hidden
+    )
+    notes += [
+        f"{len(chosen):,} of the {len(rest):,} training images that imagenet_lt with the same"
+        f" options leaves; it holds {len(used):,}"
+    ]
     return Source("unlabeled_imagenet_lt", classes, {"train": split}, half.files(places), notes)
 
 
@@ -103,33 +144,57 @@ def _draw(rest: list[str], labeled: int, arguments: argparse.Namespace) -> list[
     if arguments.size_factor is None:
         return rest
     if not 0 < arguments.size_factor < float("inf"):
-        raise UserError(f"--size-factor must be more than 0 and finite, not {arguments.size_factor:g}")
+        raise UserError(
+            f"--size-factor must be more than 0 and finite, not {arguments.size_factor:g}"
+        )
     number = round(arguments.size_factor * labeled)
     if number > len(rest):
-        raise UserError(f"{len(rest)} training images are left and {number} are needed; lower --size-factor ({arguments.size_factor:g}) or leave it out")
-    generator = np.random.default_rng([arguments.seed, 1])  # not the generator that makes the subset
+        raise UserError(
+            f"{len(rest)} training images are left and {number} are needed; lower --size-factor"
+            f" ({arguments.size_factor:g}) or leave it out"
+        )
+    generator = np.random.default_rng(
+        [arguments.seed, 1]
+    )  # not the generator that makes the subset
     return [rest[index] for index in np.sort(generator.permutation(len(rest))[:number]).tolist()]
 
 
 def _check_choice(arguments: argparse.Namespace) -> None:
     if (arguments.lists is None) == (arguments.make_subset is None):
-        raise UserError("give --lists DIR with the published ImageNet_LT_{train,val,test}.txt, or --make-subset pareto for a new subset")
+        raise UserError(
+            "give --lists DIR with the published ImageNet_LT_{train,val,test}.txt, or --make-subset"
+            " pareto for a new subset"
+        )
 
 
 def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
     files = {split: folder / name for split, name in LISTS.items()}
     for file in files.values():
         if not file.is_file():
-            raise UserError(f"--lists '{folder}' has no {file.name}; it must hold {', '.join(LISTS.values())}")
+            raise UserError(
+                f"--lists '{folder}' has no {file.name}; it must hold {', '.join(LISTS.values())}"
+            )
     found = {split: read_list(file) for split, file in files.items()}
     for split, (names, _) in found.items():
-        if len({name.split("/")[0] for name in names} - {"train", "val"}) or len({name.split("/")[0] for name in names}) > 1:
-            raise UserError(f"{files[split]}: its paths must all begin with train/ or all with val/, as the published list's do")
+        if (
+            len({name.split("/")[0] for name in names} - {"train", "val"})
+            or len({name.split("/")[0] for name in names}) > 1
+        ):
+            raise UserError(
+                f"{files[split]}: its paths must all begin with train/ or all with val/, as the"
+                " published list's do"
+            )
     number = check_labels(found, f"'{files['train']}'")
-    return class_names(*found["train"], number), found, [check_published(file) for file in files.values()]
+    return (
+        class_names(*found["train"], number),
+        found,
+        [check_published(file) for file in files.values()],
+    )
 
 
-def _make_subset(half: Half, arguments: argparse.Namespace) -> tuple[list[str], dict[str, Rows], list[str]]:
+def _make_subset(
+    half: Half, arguments: argparse.Namespace
+) -> tuple[list[str], dict[str, Rows], list[str]]:
     """Classes, train and val, and a note."""
     by_class: dict[str, list[str]] = {}
     for name in sorted(half.places):
@@ -144,49 +209,85 @@ def _make_subset(half: Half, arguments: argparse.Namespace) -> tuple[list[str], 
     # largest first, each to any class that has enough images
     free, share = list(generator.permutation(len(classes))), {}
     for count in counts:
-        label = next((label for label in free if len(by_class[classes[label]]) >= count + VAL_PER_CLASS), None)
+        label = next(
+            (label for label in free if len(by_class[classes[label]]) >= count + VAL_PER_CLASS),
+            None,
+        )
         if label is None:
             raise UserError(
-                f"no class of '{arguments.source}' is left with {count} training and {VAL_PER_CLASS} validation images; lower --largest ({arguments.largest})"
+                f"no class of '{arguments.source}' is left with {count} training and"
+                f" {VAL_PER_CLASS} validation images; lower --largest ({arguments.largest})"
             )
         free.remove(label)
         share[int(label)] = count
-    train: Rows = [], np.repeat(np.arange(len(classes)), [share[label] for label in range(len(classes))])
+    train: Rows = (
+        [],
+        np.repeat(np.arange(len(classes)), [share[label] for label in range(len(classes))]),
+    )
     val: Rows = [], np.repeat(np.arange(len(classes)), VAL_PER_CLASS)
     for label, name in enumerate(classes):
         shuffled = generator.permutation(len(by_class[name]))
-        for rows, indices in ((train, shuffled[: share[label]]), (val, shuffled[share[label] :][:VAL_PER_CLASS])):
+        for rows, indices in (
+            (train, shuffled[: share[label]]),
+            (val, shuffled[share[label] :][:VAL_PER_CLASS]),
+        ):
             rows[0].extend(f"train/{by_class[name][index]}" for index in indices)
-    notes = [f"this is a new Pareto subset (alpha 6, {counts[0]} to {counts[-1]} a class, seed {arguments.seed}), NOT the published ImageNet-LT"]
+    notes = [
+        f"this is a new Pareto subset (alpha 6, {counts[0]} to {counts[-1]} a class, seed"
+        f" {arguments.seed}), NOT the published ImageNet-LT"
+    ]
     return classes, {"train": train, "val": val}, notes
 
 
 def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
     """ILSVRC's validation images with their class: from their folder, or from Kaggle's file."""
     index = {name: label for label, name in enumerate(classes)}
-    file = next((path for path in (root / VAL_SOLUTION, *(parent / VAL_SOLUTION for parent in root.absolute().parents[:3])) if path.is_file()), None)
+    file = next(
+        (
+            path
+            for path in (
+                root / VAL_SOLUTION,
+                *(parent / VAL_SOLUTION for parent in root.absolute().parents[:3]),
+            )
+            if path.is_file()
+        ),
+        None,
+    )
     of = {}
     if file is not None:
         try:
             with open(file, newline="", encoding="utf-8") as stream:
-                of = {f"{row[0]}.JPEG": row[1].split()[0] for row in csv.reader(stream) if len(row) > 1 and row[1].strip()}
+                of = {
+                    f"{row[0]}.JPEG": row[1].split()[0]
+                    for row in csv.reader(stream)
+                    if len(row) > 1 and row[1].strip()
+                }
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"cannot read '{file}': {error}") from error
     names, labels = [], []
     for name, place in sorted(half.places.items()):
-        label = index.get(of.get(name) or (os.path.basename(os.path.dirname(place)) if isinstance(place, str) else ""))
+        label = index.get(
+            of.get(name)
+            or (os.path.basename(os.path.dirname(place)) if isinstance(place, str) else "")
+        )
         if label is not None:
             names.append(f"val/{name}")
             labels.append(label)
     if len(names) < len(half.places) or not names:
-        raise UserError(f"{len(half.places) - len(names)} images of {half.where} have no class: put them into class folders, or {VAL_SOLUTION} (Kaggle) beside them")
+        raise UserError(
+            f"{len(half.places) - len(names)} images of {half.where} have no class: put them into"
+            f" class folders, or {VAL_SOLUTION} (Kaggle) beside them"
+        )
     return names, np.array(labels, np.int64)
 
 
 def _locate(half: Half, names: Sequence[str], where: object) -> list[object]:
     """Where each listed image lies; those that do not exist are an error."""
     # a list may give the class folder of a validation image or leave it out, and so may the source
-    places = [half.places.get(name.partition("/")[2]) or half.places.get(os.path.basename(name)) for name in names]
+    places = [
+        half.places.get(name.partition("/")[2]) or half.places.get(os.path.basename(name))
+        for name in names
+    ]
     missing = [name for name, place in zip(names, places) if place is None]
     report_missing(missing, len(names), f"in {half.where}", f"'{where}'")
     return places
@@ -213,9 +314,18 @@ def _folder_half(base: Path, half: str) -> Half:
                 places[key] = f"{half}/{folder.name}/{entry.name}"
         else:
             places[folder.name] = f"{half}/{folder.name}"
-    places = {key: place for key, place in places.items() if os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES}
+    places = {
+        key: place
+        for key, place in places.items()
+        if os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
+    }
     root = str(base)
-    return Half(places, lambda names: ImageFiles(root, names), lambda names: ImageFiles(root, names).paths, f"'{base / half}'")
+    return Half(
+        places,
+        lambda names: ImageFiles(root, names),
+        lambda names: ImageFiles(root, names).paths,
+        f"'{base / half}'",
+    )
 
 
 def _tar_half(tar: Path) -> Half:
@@ -223,7 +333,10 @@ def _tar_half(tar: Path) -> Half:
     for name, offset, size in tar_members(tar):
         if name.endswith(".tar"):  # a class's own tar
             folder = os.path.basename(name).removesuffix(".tar")
-            places |= {f"{folder}/{os.path.basename(inner)}": place for inner, *place in tar_members(tar, offset, size)}
+            places |= {
+                f"{folder}/{os.path.basename(inner)}": place
+                for inner, *place in tar_members(tar, offset, size)
+            }
         else:
             places[os.path.basename(name)] = [offset, size]
     tars = [str(tar)]
@@ -235,9 +348,15 @@ def _tar_half(tar: Path) -> Half:
 
 
 RECIPES = {
-    "imagenet_lt": Recipe("ImageNet-LT from ILSVRC2012's folders or tars, with the published lists or a new subset", add_arguments, make_source),
+    "imagenet_lt": Recipe(
+        "ImageNet-LT from ILSVRC2012's folders or tars, with the published lists or a new subset",
+        add_arguments,
+        make_source,
+    ),
     "unlabeled_imagenet_lt": Recipe(
-        "the training images of ILSVRC2012 that imagenet_lt with the same options leaves, unlabeled", add_unlabeled_arguments, make_unlabeled_source
+        "the training images of ILSVRC2012 that imagenet_lt with the same options leaves,"
+        " unlabeled",
+        add_unlabeled_arguments,
+        make_unlabeled_source,
     ),
 }
-

@@ -1,4 +1,6 @@
-"""iNaturalist 2018 and Places-LT: folders of images with the official JSON files or the published lists."""
+"""iNaturalist 2018 and Places-LT: folders of images with the official JSON files or the published
+lists.
+"""
 
 import argparse
 import json
@@ -13,13 +15,27 @@ from lt_train.errors import UserError
 
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 INAT_JSON = {"train": "train2018.json", "test": "val2018.json"}
-INAT_NOTE = "iNaturalist's validation images are the split 'test', on which results are reported; --val-fraction holds out training images to choose by"
+INAT_NOTE = (
+    "iNaturalist's validation images are the split 'test', on which results are reported;"
+    " --val-fraction holds out training images to choose by"
+)
 PLACES_LISTS = {split: f"Places_LT_{split}.txt" for split in ("train", "val", "test")}
 
 
 def add_inat_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=f"holds train_val2018/ and {' and '.join(INAT_JSON.values())}")
-    parser.add_argument("--lists", type=Path, metavar="DIR", help=f"holds {' and '.join(INAT_LISTS.values())}, in place of the JSON files")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"holds train_val2018/ and {' and '.join(INAT_JSON.values())}",
+    )
+    parser.add_argument(
+        "--lists",
+        type=Path,
+        metavar="DIR",
+        help=f"holds {' and '.join(INAT_LISTS.values())}, in place of the JSON files",
+    )
     add_fraction_arguments(parser)
 
 
@@ -29,14 +45,28 @@ def make_inat_source(arguments: argparse.Namespace) -> Source:
     if arguments.lists is None and all(file.is_file() for file in files.values()):
         classes, found, notes = *_read_json(files), []
     else:
-        files = _lists(arguments.lists or root, INAT_LISTS, f"neither {' and '.join(INAT_JSON.values())} nor ")
+        files = _lists(
+            arguments.lists or root, INAT_LISTS, f"neither {' and '.join(INAT_JSON.values())} nor "
+        )
         classes, found, notes = from_lists(root, files)
     return _source("inat18", root, classes, found, files, [*notes, INAT_NOTE], arguments)
 
 
 def add_places_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="Places365: what the lists' paths are relative to")
-    parser.add_argument("--lists", type=Path, required=True, metavar="DIR", help=f"holds {', '.join(PLACES_LISTS.values())}")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="Places365: what the lists' paths are relative to",
+    )
+    parser.add_argument(
+        "--lists",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help=f"holds {', '.join(PLACES_LISTS.values())}",
+    )
     add_fraction_arguments(parser)
 
 
@@ -46,7 +76,15 @@ def make_places_source(arguments: argparse.Namespace) -> Source:
     return _source("places_lt", arguments.source, classes, found, files, notes, arguments)
 
 
-def _source(name: str, root: Path, classes: list[str], found: dict[str, Rows], files: dict, notes: list[str], arguments: argparse.Namespace) -> Source:
+def _source(
+    name: str,
+    root: Path,
+    classes: list[str],
+    found: dict[str, Rows],
+    files: dict,
+    notes: list[str],
+    arguments: argparse.Namespace,
+) -> Source:
     for split, (names, _) in found.items():
         check_files(root, names, f"'{files[split]}'")
     return file_source(name, classes, root, hold_out(found, arguments), notes)
@@ -56,7 +94,10 @@ def _lists(folder: Path, names: dict[str, str], instead: str = "") -> dict[str, 
     """The lists' paths; the training list is needed, the others may lack."""
     files = {split: folder / name for split, name in names.items() if (folder / name).is_file()}
     if "train" not in files:
-        raise UserError(f"'{folder}' has {instead or 'no '}{names['train']}; name the folder of the published lists with --lists")
+        raise UserError(
+            f"'{folder}' has {instead or 'no '}{names['train']}; name the folder of the published"
+            " lists with --lists"
+        )
     return files
 
 
@@ -68,9 +109,14 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
             label_of = {row["image_id"]: int(row["category_id"]) for row in content["annotations"]}
             names = [str(image["file_name"]) for image in content["images"]]
             labels = np.array([label_of[image["id"]] for image in content["images"]], np.int64)
-            classes |= {int(category["id"]): str(category["name"]) for category in content.get("categories", [])}
+            classes |= {
+                int(category["id"]): str(category["name"])
+                for category in content.get("categories", [])
+            }
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise UserError(f"'{file}' is not iNaturalist's annotation file: {type(error).__name__} {error}") from error
+            raise UserError(
+                f"'{file}' is not iNaturalist's annotation file: {type(error).__name__} {error}"
+            ) from error
         if not names:
             raise UserError(f"'{file}' names no images")
         for name in names:
@@ -81,7 +127,14 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
 
 
 RECIPES = {
-    "inat18": Recipe("iNaturalist 2018 from its JSON files or the published lists", add_inat_arguments, make_inat_source),
-    "places_lt": Recipe("Places-LT from Places365's folders and the published lists", add_places_arguments, make_places_source),
+    "inat18": Recipe(
+        "iNaturalist 2018 from its JSON files or the published lists",
+        add_inat_arguments,
+        make_inat_source,
+    ),
+    "places_lt": Recipe(
+        "Places-LT from Places365's folders and the published lists",
+        add_places_arguments,
+        make_places_source,
+    ),
 }
-

@@ -1,4 +1,6 @@
-"""SVHN-LT: the published long-tailed subset of the training images (Yang and Xu 2020), and the whole test set."""
+"""SVHN-LT: the published long-tailed subset of the training images (Yang and Xu 2020), and the
+whole test set.
+"""
 
 import argparse
 from pathlib import Path
@@ -20,13 +22,21 @@ TRAIN_COUNTS = [4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help="holds train_32x32.mat and test_32x32.mat, or train/ and test/ class folders 0 ... 9")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="holds train_32x32.mat and test_32x32.mat, or train/ and test/ class folders 0 ... 9",
+    )
     add_imbalance_arguments(parser, 100.0, LARGEST)
 
 
 def make_source(arguments: argparse.Namespace) -> Source:
     splits = {split: read_split(arguments.source, split) for split in ("train", "test")}
-    counts = imbalanced_counts(arguments.largest, len(CLASSES), arguments.imbalance_ratio, arguments.imbalance_type)
+    counts = imbalanced_counts(
+        arguments.largest, len(CLASSES), arguments.imbalance_ratio, arguments.imbalance_type
+    )
     notes = unpublished(arguments.seed, arguments.largest, LARGEST)
     return long_tailed("svhn_lt", CLASSES, splits, counts, arguments.seed, notes, ORDER)
 
@@ -37,7 +47,10 @@ def read_split(root: Path, split: str) -> LabeledSplit:
     if file.is_file():
         return _read_mat(file)
     if not (root / split).is_dir():
-        raise UserError(f"'{root}' holds neither {file.name} nor a folder {split}/ with the class folders 0 ... 9")
+        raise UserError(
+            f"'{root}' holds neither {file.name} nor a folder {split}/ with the class folders 0"
+            " ... 9"
+        )
     names, labels = labeled_files(class_folders(root / split), CLASSES, split)
     images = ImageFiles(str(root), names)
     return LabeledSplit(images, labels, images.paths)
@@ -49,12 +62,23 @@ def _read_mat(file: Path) -> LabeledSplit:
     try:
         content = loadmat(file)
         pixels, labels = content["X"], content["y"].ravel().astype(np.int64)
-        if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, len(labels)) or not ((labels >= 0) & (labels <= 10)).all():
+        if (
+            pixels.dtype != np.uint8
+            or pixels.shape != (32, 32, 3, len(labels))
+            or not ((labels >= 0) & (labels <= 10)).all()
+        ):
             raise ValueError(f"it holds images of shape {pixels.shape} and {len(labels)} labels")
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"'{file}' is not a whole SVHN file of cropped digits: {error}") from error
-    return LabeledSplit(PngArray(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))), labels % 10, [str(file)])
+    return LabeledSplit(
+        PngArray(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))), labels % 10, [str(file)]
+    )
 
 
-RECIPES = {"svhn_lt": Recipe("SVHN-LT from train_32x32.mat and test_32x32.mat or class folders", add_arguments, make_source)}
-
+RECIPES = {
+    "svhn_lt": Recipe(
+        "SVHN-LT from train_32x32.mat and test_32x32.mat or class folders",
+        add_arguments,
+        make_source,
+    )
+}

@@ -1,7 +1,9 @@
-"""A raw pool of unlabeled images, such as 80 Million Tiny Images, sharded as it is, ready to be scored (``lt_train score``).
+"""A raw pool of unlabeled images, such as 80 Million Tiny Images, sharded as it is, ready to be
+scored (``lt_train score``).
 
-The pool is read by offset and dealt in runs of its own order, so memory stays flat whatever its size. Raw pixels are stored as PPM:
-about as large in a tar as PNG at 32 x 32 pixels, and nothing to encode or decode.
+The pool is read by offset and dealt in runs of its own order, so memory stays flat whatever its
+size. Raw pixels are stored as PPM: about as large in a tar as PNG at 32 x 32 pixels, and nothing to
+encode or decode.
 """
 
 import argparse
@@ -20,14 +22,18 @@ from lt_train.errors import UserError
 
 SIDE = 32
 WITHDRAWN = (
-    "80 Million Tiny Images was withdrawn by its authors in 2020 because of offensive categories and images "
-    "(https://groups.csail.mit.edu/vision/TinyImages/). Nothing is ever downloaded here; any other pool of images serves as well"
+    "80 Million Tiny Images was withdrawn by its authors in 2020 because of offensive categories"
+    " and images (https://groups.csail.mit.edu/vision/TinyImages/). Nothing is ever downloaded"
+    " here; any other pool of images serves as well"
 )
 
 
 @dataclass(frozen=True)
 class RawPool:
-    """Images that lie back to back in one file, read as PPM. ``order`` as in NumPy: tiny_images.bin is column-major, "F"."""
+    """Images that lie back to back in one file, read as PPM.
+
+    ``order`` as in NumPy: tiny_images.bin is column-major, "F".
+    """
 
     path: str
     offset: int
@@ -51,11 +57,24 @@ class Numbered(Sequence):
         return len(self.numbers)
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        return [f"{number:08d}" for number in self.numbers[index]] if isinstance(index, slice) else f"{self.numbers[index]:08d}"
+        return (
+            [f"{number:08d}" for number in self.numbers[index]]
+            if isinstance(index, slice)
+            else f"{self.numbers[index]:08d}"
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="PATH", help="tiny_images.bin, an .npy of (N, H, W, 3) uint8, a folder of images, or a folder of webdataset tars")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help=(
+            "tiny_images.bin, an .npy of (N, H, W, 3) uint8, a folder of images, or a folder of"
+            " webdataset tars"
+        ),
+    )
     parser.add_argument("--name", default="tinyimages", help="of the pool (default: tinyimages)")
 
 
@@ -75,8 +94,13 @@ def make_source(arguments: argparse.Namespace) -> Source:
 def _from_bin(path: Path) -> tuple[SourceSplit, list[str]]:
     number, rest = divmod(path.stat().st_size, SIDE * SIDE * 3)
     if rest or not number:
-        raise UserError(f"'{path}' is truncated or not tiny_images.bin: {path.stat().st_size} bytes are no multiple of {SIDE * SIDE * 3}, one image")
-    return SourceSplit(None, Numbered(range(number)), RawPool(str(path), 0, (SIDE, SIDE, 3), "F")), [str(path)]
+        raise UserError(
+            f"'{path}' is truncated or not tiny_images.bin: {path.stat().st_size} bytes are no"
+            f" multiple of {SIDE * SIDE * 3}, one image"
+        )
+    return SourceSplit(
+        None, Numbered(range(number)), RawPool(str(path), 0, (SIDE, SIDE, 3), "F")
+    ), [str(path)]
 
 
 def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
@@ -84,9 +108,20 @@ def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can raise anything
         raise UserError(f"'{path}' is truncated or not an .npy file: {error}") from error
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not array.flags.c_contiguous or not len(array):
-        raise UserError(f"'{path}' holds {array.dtype} of shape {array.shape}; it must hold uint8 of shape (N, height, width, 3), row-major")
-    return SourceSplit(None, Numbered(range(len(array))), RawPool(str(path), array.offset, array.shape[1:], "C")), [str(path)]
+    if (
+        array.dtype != np.uint8
+        or array.ndim != 4
+        or array.shape[3] != 3
+        or not array.flags.c_contiguous
+        or not len(array)
+    ):
+        raise UserError(
+            f"'{path}' holds {array.dtype} of shape {array.shape}; it must hold uint8 of shape (N,"
+            " height, width, 3), row-major"
+        )
+    return SourceSplit(
+        None, Numbered(range(len(array))), RawPool(str(path), array.offset, array.shape[1:], "C")
+    ), [str(path)]
 
 
 def _from_folder(path: Path) -> tuple[SourceSplit, list[str]]:
@@ -97,7 +132,9 @@ def _from_folder(path: Path) -> tuple[SourceSplit, list[str]]:
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
     )
     if not names:
-        raise UserError(f"'{path}' has neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor tars in it")
+        raise UserError(
+            f"'{path}' has neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor tars in it"
+        )
     images = ImageFiles(str(path), names)
     return SourceSplit(None, make_keys(names), images), images.paths
 
@@ -111,12 +148,20 @@ def _from_tars(path: Path) -> tuple[SourceSplit, list[str]]:
                 names.append(name)
                 places.append((number, offset, size))
     if not names:
-        raise UserError(f"the tars in '{path}' hold no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(
+            f"the tars in '{path}' hold no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
     refuse_strange(names)
     keys = [os.path.splitext(name)[0].removeprefix("./").replace(".", "_") for name in names]
     refuse_repeated(keys, names)
     return SourceSplit(None, keys, TarImages(tars, np.array(places, np.int64))), tars
 
 
-RECIPES = {"tinyimages": Recipe("a raw pool of unlabeled images, sharded for scoring", add_arguments, make_source, samples_per_shard=10_000)}
-
+RECIPES = {
+    "tinyimages": Recipe(
+        "a raw pool of unlabeled images, sharded for scoring",
+        add_arguments,
+        make_source,
+        samples_per_shard=10_000,
+    )
+}

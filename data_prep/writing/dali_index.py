@@ -1,4 +1,6 @@
-"""Index files for DALI's own reader, ``fn.readers.webdataset(paths=..., index_paths=...)``: train-000000.idx beside each shard."""
+"""Index files for DALI's own reader, ``fn.readers.webdataset(paths=..., index_paths=...)``:
+train-000000.idx beside each shard.
+"""
 
 import os
 from pathlib import Path
@@ -8,7 +10,8 @@ from lt_train.data.manifest import read_dataset
 from lt_train.errors import UserError
 from lt_train.files import write_atomically
 
-VERSION = "v1.1"  # of the format; v1.2, which DALI's own wds2idx writes, adds names, which then may have no spaces
+# of the format; v1.2, which DALI's own wds2idx writes, adds names, which then may have no spaces
+VERSION = "v1.1"
 
 
 def write_dali_index(root: Path) -> int:
@@ -22,7 +25,10 @@ def write_dali_index(root: Path) -> int:
                     write_atomically(path, _index(root / shard.name).encode())
                     written += 1
     except OSError as error:
-        raise UserError(f"cannot write an index to '{root}': {error.strerror or error}; the same command again goes on from there") from error
+        raise UserError(
+            f"cannot write an index to '{root}': {error.strerror or error}; the same command again"
+            " goes on from there"
+        ) from error
     return written
 
 
@@ -34,4 +40,3 @@ def _index(tar: Path) -> str:
         samples.setdefault(key, []).append(f"{extension[1:]} {offset} {size}")
     lines = [" ".join(members) for members in samples.values()]
     return "\n".join([f"{VERSION} {len(lines)}", *lines, ""])
-

@@ -1,4 +1,6 @@
-"""What to write, and who may write it: the plan is a pure function of the source and the options; locks keep two runs apart."""
+"""What to write, and who may write it: the plan is a pure function of the source and the options;
+locks keep two runs apart.
+"""
 
 import errno
 import fcntl
@@ -26,7 +28,9 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems wit
 
 @dataclass(frozen=True)
 class Task:
-    """One of several processes, perhaps on several machines, that share the work: number ``index`` of ``count``."""
+    """One of several processes, perhaps on several machines, that share the work: number ``index``
+    of ``count``.
+    """
 
     index: int = 0
     count: int = 1
@@ -42,7 +46,10 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every shard of a data set. ``fingerprint`` says what is made, ``stamp`` also when the source's files were last written."""
+    """Every shard of a data set.
+
+    ``fingerprint`` says what is made, ``stamp`` also when the source's files were last written.
+    """
 
     source: Source
     out: Path
@@ -61,8 +68,12 @@ class Plan:
         return self.checker if split == "train" else Checker(self.checker.decode)
 
 
-def make_plan(source: Source, out: Path, seed: int, samples_per_shard: int, checker: Checker = Checker()) -> Plan:
-    """Deal every class's samples over the shards, so that each shard sees as many classes as it can."""
+def make_plan(
+    source: Source, out: Path, seed: int, samples_per_shard: int, checker: Checker = Checker()
+) -> Plan:
+    """Deal every class's samples over the shards, so that each shard sees as many classes as it
+    can.
+    """
     if not any(len(split.keys) for split in source.splits.values()):
         raise UserError(f"'{source.name}' would have no images")
     shards = [
@@ -70,19 +81,33 @@ def make_plan(source: Source, out: Path, seed: int, samples_per_shard: int, chec
         for name, split in source.splits.items()
         for number, indices in enumerate(_deal(name, split, seed, samples_per_shard))
     ]
-    digest = hashlib.sha256(json.dumps([source.name, source.classes, seed, samples_per_shard, asdict(checker)]).encode())
+    digest = hashlib.sha256(
+        json.dumps([source.name, source.classes, seed, samples_per_shard, asdict(checker)]).encode()
+    )
     for name, split in source.splits.items():
         digest.update(name.encode())
         for start in range(0, len(split.keys), KEYS_AT_ONCE):
             digest.update("\n".join(split.keys[start : start + KEYS_AT_ONCE]).encode())
         for column in (split.labels, *split.columns.values()):
-            digest.update(b"" if column is None else np.ascontiguousarray(column).astype(np.float64).tobytes())
+            digest.update(
+                b"" if column is None else np.ascontiguousarray(column).astype(np.float64).tobytes()
+            )
     sizes, times = _stat(source.files)
     digest.update(sizes.tobytes())
-    return Plan(source, out, seed, checker, shards, digest.hexdigest(), hashlib.sha256(digest.digest() + times.tobytes()).hexdigest())
+    return Plan(
+        source,
+        out,
+        seed,
+        checker,
+        shards,
+        digest.hexdigest(),
+        hashlib.sha256(digest.digest() + times.tobytes()).hexdigest(),
+    )
 
 
-def _deal(name: str, split: SourceSplit, seed: int, samples_per_shard: int) -> Iterator[Sequence[int]]:
+def _deal(
+    name: str, split: SourceSplit, seed: int, samples_per_shard: int
+) -> Iterator[Sequence[int]]:
     total = len(split.keys)
     number = -(-total // samples_per_shard)
     deal_by = split.labels if split.labels is not None else split.deal_by
@@ -100,14 +125,18 @@ def _deal(name: str, split: SourceSplit, seed: int, samples_per_shard: int) -> I
 
 def _stat(files: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
     try:
-        found = np.array([(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)], np.int64).reshape(-1, 2)
+        found = np.array(
+            [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)], np.int64
+        ).reshape(-1, 2)
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
     return found[:, 0].copy(), found[:, 1].copy()
 
 
 def is_complete(plan: Plan) -> bool:
-    """Whether the folder already holds this very data set; a :class:`UserError` if it holds another."""
+    """Whether the folder already holds this very data set; a :class:`UserError` if it holds
+    another.
+    """
     path = plan.out / "dataset.json"
     try:
         fingerprint = json.loads(path.read_bytes())["made_by"]["fingerprint"]
@@ -118,7 +147,10 @@ def is_complete(plan: Plan) -> bool:
     except (ValueError, KeyError, TypeError):  # not written by data_prep, or damaged
         fingerprint = None
     if fingerprint != plan.fingerprint:
-        raise UserError(f"'{plan.out}' holds another data set (the source or an option changed since); choose another --out")
+        raise UserError(
+            f"'{plan.out}' holds another data set (the source or an option changed since); choose"
+            " another --out"
+        )
     return True
 
 
@@ -126,17 +158,29 @@ def is_complete(plan: Plan) -> bool:
 def claim(plan: Plan, task: Task) -> Iterator[None]:
     """Hold the target folder: no other run, and no other process of the same task, may write to it.
 
-    Raises :class:`UserError` if one does, or if the folder holds anything but the start of this very data set.
+    Raises :class:`UserError` if one does, or if the folder holds anything but the start of this
+    very data set.
     """
-    if plan.out.is_dir() and not plan.partial.is_dir() and any(plan.out.iterdir()) and not is_complete(plan):
+    if (
+        plan.out.is_dir()
+        and not plan.partial.is_dir()
+        and any(plan.out.iterdir())
+        and not is_complete(plan)
+    ):
         raise UserError(f"'{plan.out}' is not empty; choose another --out")
     plan.partial.mkdir(parents=True, exist_ok=True)
-    # tasks share the folder's lock, and each holds its own; a run alone takes the folder's for itself
+    # tasks share the folder's lock, and each holds its own; a run alone takes the folder's for
+    # itself
     shared = fcntl.LOCK_SH if task.count > 1 else fcntl.LOCK_EX
-    with _locked(plan.partial / "lock", shared | fcntl.LOCK_NB), _locked(plan.partial / f"task-{task.index}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+    with (
+        _locked(plan.partial / "lock", shared | fcntl.LOCK_NB),
+        _locked(plan.partial / f"task-{task.index}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB),
+    ):
         with finishing(plan):  # of tasks that start at the same time, one writes the marker
             _mark(plan)
-        if task.count == 1:  # nobody else writes here: what a killed run left half-written only takes space
+        if (
+            task.count == 1
+        ):  # nobody else writes here: what a killed run left half-written only takes space
             for path in plan.partial.glob("*.tmp"):
                 path.unlink()
         yield
@@ -154,8 +198,8 @@ def _mark(plan: Plan) -> None:
         write_atomically(marker, plan.stamp.encode())
     elif marker.read_text() != plan.stamp:
         raise UserError(
-            f"'{plan.out}' holds the start of another data set (the source's files or an option changed since); "
-            "remove the folder or choose another --out"
+            f"'{plan.out}' holds the start of another data set (the source's files or an option"
+            " changed since); remove the folder or choose another --out"
         )
 
 
@@ -172,9 +216,11 @@ def _locked(path: Path, kind: int) -> Iterator[None]:
         try:
             fcntl.flock(file, kind)
         except BlockingIOError as error:
-            raise UserError(f"another data_prep is writing to '{path.parent.parent}' now; wait for it or choose another --out") from error
+            raise UserError(
+                f"another data_prep is writing to '{path.parent.parent}' now; wait for it or choose"
+                " another --out"
+            ) from error
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
         yield
-

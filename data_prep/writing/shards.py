@@ -1,8 +1,9 @@
 """Tars and manifest: how any source becomes a prepared data set.
 
-Every shard is written beside, fsynced and renamed, and its manifest rows are kept in .partial/ until the end, so an interrupted
-run goes on after its last finished shard and ends with the same bytes, however many workers and tasks shared the work.
-dataset.json comes last: a folder that has one is complete.
+Every shard is written beside, fsynced and renamed, and its manifest rows are kept in .partial/
+until the end, so an interrupted run goes on after its last finished shard and ends with the same
+bytes, however many workers and tasks shared the work. dataset.json comes last: a folder that has
+one is complete.
 """
 
 import json
@@ -36,12 +37,18 @@ from lt_train.files import atomic_file, file_sha256, write_atomically
 
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
 
-Report = Callable[[int, int], None]  # called with (images, bytes) as shards are finished; bytes 0: finished before
+Report = Callable[
+    [int, int], None
+]  # called with (images, bytes) as shards are finished; bytes 0: finished before
 
 
 @dataclass
 class Summary:
-    """What a run did. ``missing``: shards that other tasks have not finished yet, so that the data set is not complete."""
+    """What a run did.
+
+    ``missing``: shards that other tasks have not finished yet, so that the data set is not
+    complete.
+    """
 
     images: int = 0
     bytes: int = 0
@@ -52,17 +59,23 @@ class Summary:
     seconds: float = 0.0
 
 
-def write(plan: Plan, workers: int, max_rejected: float, command: str, report: Report, task: Task = Task()) -> Summary:
-    """Write every shard of ``task`` that is not finished yet; the last task writes the manifests and dataset.json.
+def write(
+    plan: Plan, workers: int, max_rejected: float, command: str, report: Report, task: Task = Task()
+) -> Summary:
+    """Write every shard of ``task`` that is not finished yet; the last task writes the manifests
+    and dataset.json.
 
-    Raises :class:`UserError` when more than ``max_rejected`` of the images are unusable; the same call with more goes on from there.
+    Raises :class:`UserError` when more than ``max_rejected`` of the images are unusable; the same
+    call with more goes on from there.
     """
     started = time.monotonic()
     summary = Summary()
     try:
         with claim(plan, task):
             waiting = []
-            for shard in [] if is_complete(plan) else plan.shards[task.index :: task.count]:  # another run may have been faster
+            for shard in (
+                [] if is_complete(plan) else plan.shards[task.index :: task.count]
+            ):  # another run may have been faster
                 if _is_finished(plan, shard):
                     summary.skipped_shards += 1
                     report(len(shard.indices), 0)
@@ -77,15 +90,22 @@ def write(plan: Plan, workers: int, max_rejected: float, command: str, report: R
                 if not is_complete(plan):
                     _finish(plan, max_rejected, command, summary)
         if not summary.missing:
-            tidy(plan)  # only now are the locks closed: on NFS, a folder that holds an open file cannot go
+            tidy(
+                plan
+            )  # only now are the locks closed: on NFS, a folder that holds an open file cannot go
     except OSError as error:
-        raise UserError(f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes on from there") from error
+        raise UserError(
+            f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes"
+            " on from there"
+        ) from error
     summary.seconds = time.monotonic() - started
     return summary
 
 
 def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
-    """Write one shard of the plan, then its rows; returns (images, rejected ones among them, bytes)."""
+    """Write one shard of the plan, then its rows; returns (images, rejected ones among them,
+    bytes).
+    """
     split = plan.source.splits[shard.split]
     checker = plan.checker_of(shard.split)
     rows, rejected = [], []
@@ -104,12 +124,22 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
         temporary.unlink(missing_ok=True)
         raise
     schema = _schema(split)
-    columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names if name != "shard"}
+    columns = {
+        name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names if name != "shard"
+    }
     columns["shard"] = np.full(len(rows), shard.number, np.int32)
     indices = [row["index"] for row in rows]
     columns |= {name: column[indices] for name, column in split.columns.items()}
-    about = {"samples": len(rows), "bytes": writer.offset, "sha256": writer.sha256(), "rejected": rejected}
-    table = pa.table({name: columns[name] for name in schema.names}, schema.with_metadata({ABOUT: json.dumps(about)}))
+    about = {
+        "samples": len(rows),
+        "bytes": writer.offset,
+        "sha256": writer.sha256(),
+        "rejected": rejected,
+    }
+    table = pa.table(
+        {name: columns[name] for name in schema.names},
+        schema.with_metadata({ABOUT: json.dumps(about)}),
+    )
     with atomic_file(_rows_path(plan, shard)) as file, pa.ipc.new_file(file, table.schema) as sink:
         sink.write_table(table)
     return len(shard.indices), len(rejected), writer.offset
@@ -144,7 +174,9 @@ def _add_sample(writer: TarWriter, split: SourceSplit, checker: Callable, index:
 
 
 def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> None:
-    """Join the shards' rows into manifests, unless shards are missing or too many images were rejected."""
+    """Join the shards' rows into manifests, unless shards are missing or too many images were
+    rejected.
+    """
     paths = {shard.name: _rows_path(plan, shard) for shard in plan.shards}
     summary.missing = sum(not _is_finished(plan, shard) for shard in plan.shards)
     if summary.missing:
@@ -154,16 +186,32 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
     splits = {name: Split(0, [], [], 0) for name in plan.source.splits}
     for shard in plan.shards:
         about = json.loads(_read_rows(paths[shard.name]).schema.metadata[ABOUT])
-        splits[shard.split].shards.append(Shard(shard.name, about["samples"], about["bytes"], about["sha256"]))
+        splits[shard.split].shards.append(
+            Shard(shard.name, about["samples"], about["bytes"], about["sha256"])
+        )
         summary.rejected += [{"split": shard.split, **row} for row in about["rejected"]]
     _check_rejected(plan, max_rejected, summary)
     for name, split in plan.source.splits.items():
         tables = (_read_rows(paths[shard.name]) for shard in splits[name].shards)
         counts = write_manifest(plan.out, name, tables, _schema(split), len(plan.source.classes))
         rejected = sum(row["split"] == name for row in summary.rejected)
-        sums = {file: file_sha256(plan.out / file) for file in (f"{name}.arrow", f"{name}.class_index.arrow")}
-        splits[name] = Split(sum(shard.samples for shard in splits[name].shards), counts, splits[name].shards, rejected, sums)
-    made_by = {"command": command, "version": __version__, "seed": plan.seed, "fingerprint": plan.fingerprint}
+        sums = {
+            file: file_sha256(plan.out / file)
+            for file in (f"{name}.arrow", f"{name}.class_index.arrow")
+        }
+        splits[name] = Split(
+            sum(shard.samples for shard in splits[name].shards),
+            counts,
+            splits[name].shards,
+            rejected,
+            sums,
+        )
+    made_by = {
+        "command": command,
+        "version": __version__,
+        "seed": plan.seed,
+        "fingerprint": plan.fingerprint,
+    }
     write_dataset(plan.out, Dataset(plan.source.name, plan.source.classes, splits, made_by))
 
 
@@ -171,15 +219,19 @@ def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
     total = sum(len(shard.indices) for shard in plan.shards)
     count = len(summary.rejected)
     if count:
-        write_atomically(plan.out / "rejected.jsonl", "".join(json.dumps(row) + "\n" for row in summary.rejected).encode())
+        write_atomically(
+            plan.out / "rejected.jsonl",
+            "".join(json.dumps(row) + "\n" for row in summary.rejected).encode(),
+        )
     first = "; ".join(f"{row['key']}: {row['reason']}" for row in summary.rejected[:3])
     if count == total:
         raise UserError(f"none of the {total} images can be used ({first})")
     if count / total > max_rejected:
         enough = math.ceil(count / total * 10_000) / 10_000
         raise UserError(
-            f"{count} of {total} images cannot be used ({first}; all in {plan.out}/rejected.jsonl); mend or remove them and start again with an "
-            f"empty --out, or allow them: the same command with --max-rejected {enough:g} goes on from here"
+            f"{count} of {total} images cannot be used ({first}; all in {plan.out}/rejected.jsonl);"
+            " mend or remove them and start again with an empty --out, or allow them: the same"
+            f" command with --max-rejected {enough:g} goes on from here"
         )
 
 
@@ -193,4 +245,3 @@ def _is_finished(plan: Plan, shard: ShardPlan) -> bool:
 
 def _rows_path(plan: Plan, shard: ShardPlan) -> Path:
     return plan.partial / f"{shard.name}.rows.arrow"
-

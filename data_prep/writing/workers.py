@@ -17,13 +17,21 @@ from lt_train.errors import UserError
 PR_SET_PDEATHSIG = 1  # prctl.h
 
 
-def in_workers(work: Callable[[Plan, ShardPlan], Any], plan: Plan, shards: list[ShardPlan], workers: int) -> Iterator[Any]:
-    """``work(plan, shard)`` of every shard, as they are done; in processes of their own if more than one may work."""
+def in_workers(
+    work: Callable[[Plan, ShardPlan], Any], plan: Plan, shards: list[ShardPlan], workers: int
+) -> Iterator[Any]:
+    """``work(plan, shard)`` of every shard, as they are done; in processes of their own if more
+    than one may work.
+    """
     if workers <= 1 or len(shards) <= 1:
         yield from (work(plan, shard) for shard in shards)
         return
-    fork = multiprocessing.get_context("fork")  # so that a worker has the plan, and is this process's child
-    pool = ProcessPoolExecutor(min(workers, len(shards)), fork, _start_worker, (partial(work, plan), shards, os.getpid()))
+    fork = multiprocessing.get_context(
+        "fork"
+    )  # so that a worker has the plan, and is this process's child
+    pool = ProcessPoolExecutor(
+        min(workers, len(shards)), fork, _start_worker, (partial(work, plan), shards, os.getpid())
+    )
     started = []
     try:
         with _interrupts_held():
@@ -39,15 +47,20 @@ def in_workers(work: Callable[[Plan, ShardPlan], Any], plan: Plan, shards: list[
             _remove_temporary(plan, shards, started)
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "a worker process was killed (out of memory?); the same command again goes on from there, perhaps with fewer --workers"
+                "a worker process was killed (out of memory?); the same command again goes on from"
+                " there, perhaps with fewer --workers"
             ) from error
         raise
     with _interrupts_held():
         pool.shutdown()
 
 
-def _remove_temporary(plan: Plan, shards: list[ShardPlan], workers: list[multiprocessing.Process]) -> None:
-    """What killed workers left half-written; a worker on another machine may have the same process id, but it has other shards."""
+def _remove_temporary(
+    plan: Plan, shards: list[ShardPlan], workers: list[multiprocessing.Process]
+) -> None:
+    """What killed workers left half-written; a worker on another machine may have the same process
+    id, but it has other shards.
+    """
     names = tuple(shard.name for shard in shards)
     for worker in workers:
         for path in plan.partial.glob(f"*.{worker.pid}.tmp"):
@@ -75,7 +88,9 @@ _shards: list[ShardPlan] = []
 def _start_worker(work: Callable[[ShardPlan], Any], shards: list[ShardPlan], parent: int) -> None:
     global _work, _shards
     _work, _shards = work, shards
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, which ends its workers
     # a worker must not outlive a killed parent: it would keep the folder's lock
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
@@ -86,4 +101,3 @@ def _start_worker(work: Callable[[ShardPlan], Any], shards: list[ShardPlan], par
 
 def _work_on(number: int) -> Any:
     return _work(_shards[number])
-

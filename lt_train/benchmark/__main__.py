@@ -1,4 +1,5 @@
-"""Throughput: ``[torchrun ...] -m lt_train.benchmark CONFIG [key=value ...] [--json FILE] [--baseline]``.
+"""Throughput: ``[torchrun ...] -m lt_train.benchmark CONFIG [key=value ...] [--json FILE]
+[--baseline]``.
 
 Measured in turns, several times over, so that a drifting machine touches all alike:
 
@@ -55,26 +56,36 @@ def main(words: list[str] | None = None) -> int:
     world = distributed.start()
     setup_logging(world.is_main)
     with tempfile.TemporaryDirectory(prefix="lt-train-benchmark-") as scratch:
-        result = measure(config, world, Path(scratch), arguments.repeats, arguments.seconds, arguments.baseline)
+        result = measure(
+            config, world, Path(scratch), arguments.repeats, arguments.seconds, arguments.baseline
+        )
     if world.is_main:
         _show(result)
         if arguments.json:
             try:
                 write_atomically(arguments.json, (json.dumps(result, indent=1) + "\n").encode())
             except OSError as error:
-                raise UserError(f"cannot write --json {arguments.json}: {error.strerror}") from error
+                raise UserError(
+                    f"cannot write --json {arguments.json}: {error.strerror}"
+                ) from error
     distributed.stop()
     return 0
 
 
-def measure(config: Config, world: World, scratch: Path, repeats: int, seconds: float, baseline: bool) -> dict:
-    """All measurements as one JSON-able dict; images_per_s are totals over ranks, medians of ``repeats``. Collective."""
+def measure(
+    config: Config, world: World, scratch: Path, repeats: int, seconds: float, baseline: bool
+) -> dict:
+    """All measurements as one JSON-able dict; images_per_s are totals over ranks, medians of
+    ``repeats``. Collective.
+    """
     # A rate of zero keeps random batches from diverging; the work of a step is the same
     config = dataclasses.replace(
         config,
         epochs=float(ENOUGH_STEPS),
         max_steps=None,
-        run=dataclasses.replace(config.run, dir=str(scratch), checkpoint_every=ENOUGH_STEPS, evaluate_every=ENOUGH_STEPS),
+        run=dataclasses.replace(
+            config.run, dir=str(scratch), checkpoint_every=ENOUGH_STEPS, evaluate_every=ENOUGH_STEPS
+        ),
         optim=dataclasses.replace(config.optim, lr=0.0),
     )
     trainer = Trainer(config, world)
@@ -179,14 +190,25 @@ def _wait(world: World) -> None:
 
 def _summary(config: Config, world: World, samples: dict[str, list[dict]]) -> dict:
     result = {
-        "config": {"method": config.method, "backbone": config.model.backbone, "size": config.view.size, "loader": config.data.loader},
+        "config": {
+            "method": config.method,
+            "backbone": config.model.backbone,
+            "size": config.view.size,
+            "loader": config.data.loader,
+        },
         "global_batch_size": config.global_batch_size,
         "ranks": world.size,
-        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": (
+            torch.cuda.get_device_name(world.device)
+            if world.device.type == "cuda"
+            else platform.processor() or platform.machine()
+        ),
         "cpu_threads_per_rank": world.cpu_threads,
         "engine": config.engine.name,
         "precision": config.engine.precision,
-        "versions": {name: version(name) for name in ("torch", "torchvision", "nvidia-dali-cuda130")},
+        "versions": {
+            name: version(name) for name in ("torch", "torchvision", "nvidia-dali-cuda130")
+        },
     }
     for name, runs in samples.items():
         rates = [run["images_per_s"] for run in runs]
@@ -194,18 +216,31 @@ def _summary(config: Config, world: World, samples: dict[str, list[dict]]) -> di
             "images_per_s": round(statistics.median(rates), 2),
             "min": round(min(rates), 2),
             "max": round(max(rates), 2),
-            "images_per_s_per_rank": round(statistics.median(run["images_per_s_per_rank"] for run in runs), 2),
+            "images_per_s_per_rank": round(
+                statistics.median(run["images_per_s_per_rank"] for run in runs), 2
+            ),
         }
-    result["end_to_end"]["data_wait"] = round(statistics.median(run["data_wait"] for run in samples["end_to_end"]), 4)
+    result["end_to_end"]["data_wait"] = round(
+        statistics.median(run["data_wait"] for run in samples["end_to_end"]), 4
+    )
     result["ratios"] = _ratios(samples)
     on_gpu = world.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result["peak_memory_bytes"] = {"what": "GPU memory" if on_gpu else "resident memory", "rank_0": peak}
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    result["peak_memory_bytes"] = {
+        "what": "GPU memory" if on_gpu else "resident memory",
+        "rank_0": peak,
+    }
     return result
 
 
 def _ratios(samples: dict[str, list[dict]]) -> dict[str, float]:
-    """Medians of ratios within one repeat, which a drifting machine disturbs less than ratios of medians."""
+    """Medians of ratios within one repeat, which a drifting machine disturbs less than ratios of
+    medians.
+    """
     rates = {name: [run["images_per_s"] for run in runs] for name, runs in samples.items()}
     slower = [min(pair) for pair in zip(rates["synthetic"], rates["loader"])]
     pairs = {
@@ -215,43 +250,69 @@ def _ratios(samples: dict[str, list[dict]]) -> dict[str, float]:
     }
     if "baseline" in rates:
         pairs["loader_over_baseline"] = (rates["loader"], rates["baseline"])
-    return {name: round(statistics.median(a / b for a, b in zip(*pair)), 4) for name, pair in pairs.items()}
+    return {
+        name: round(statistics.median(a / b for a, b in zip(*pair)), 4)
+        for name, pair in pairs.items()
+    }
 
 
 def _show(result: dict) -> None:
     console = Console(soft_wrap=True)
     about = ", ".join(str(value) for value in result["config"].values())
     console.print(
-        f"{about}; global batch {result['global_batch_size']}, {result['ranks']} rank(s), {result['engine']}, {result['device']}, "
-        f"torch {result['versions']['torch']}",
+        f"{about}; global batch {result['global_batch_size']}, {result['ranks']} rank(s),"
+        f" {result['engine']}, {result['device']}, torch {result['versions']['torch']}",
         highlight=False,
     )
     table = Table("measured", "images/s", "min", "max", "per rank")
     for name in ("synthetic", "bare_loop", "loader", "end_to_end", "baseline"):
         if name in result:
             row = result[name]
-            table.add_row(name, *(f"{row[key]:,.1f}" for key in ("images_per_s", "min", "max", "images_per_s_per_rank")))
+            table.add_row(
+                name,
+                *(
+                    f"{row[key]:,.1f}"
+                    for key in ("images_per_s", "min", "max", "images_per_s_per_rank")
+                ),
+            )
     console.print(table)
     for name, ratio in result["ratios"].items():
         console.print(f"{name.replace('_', ' ')}: {ratio:.3f}", highlight=False)
-    console.print(f"data wait in end to end: {result['end_to_end']['data_wait']:.1%}", highlight=False)
+    console.print(
+        f"data wait in end to end: {result['end_to_end']['data_wait']:.1%}", highlight=False
+    )
     peak = result["peak_memory_bytes"]
-    console.print(f"peak {peak['what']} of rank 0: {peak['rank_0'] / 2**20:,.0f} MiB", highlight=False)
+    console.print(
+        f"peak {peak['what']} of rank 0: {peak['rank_0'] / 2**20:,.0f} MiB", highlight=False
+    )
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lt_train.benchmark", description="Measure the training step, the loader and both together. Also under torchrun."
+        prog="python -m lt_train.benchmark",
+        description="Measure the training step, the loader and both together. Also under torchrun.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a name from configs/ or a path to a YAML file"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
-    parser.add_argument("--baseline", action="store_true", help="also measure ImageFolder + PIL + DataLoader (2 workers) on the same images")
-    parser.add_argument("--repeats", type=int, default=5, help="how often each is measured (default: 5)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="about how long each measurement takes (default: 3)")
+    parser.add_argument(
+        "--baseline",
+        action="store_true",
+        help="also measure ImageFolder + PIL + DataLoader (2 workers) on the same images",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="how often each is measured (default: 5)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="about how long each measurement takes (default: 3)",
+    )
     return parser.parse_intermixed_args(words)
 
 
 if __name__ == "__main__":
     run_cli("lt_train.benchmark", main)
-

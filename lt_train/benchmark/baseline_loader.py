@@ -1,4 +1,6 @@
-"""What most projects load images with, for the benchmark to compare against: ImageFolder, PIL transforms, a DataLoader."""
+"""What most projects load images with, for the benchmark to compare against: ImageFolder, PIL
+transforms, a DataLoader.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +21,9 @@ MOST_IMAGES = 4096  # enough that caching images would not show, few enough to w
 
 def write_image_folder(manifest: Manifest, root: Path) -> None:
     """Write evenly spaced images of a split, byte for byte, as class folders."""
-    for sample_id in np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), MOST_IMAGES)).astype(int)):
+    for sample_id in np.unique(
+        np.linspace(0, len(manifest) - 1, min(len(manifest), MOST_IMAGES)).astype(int)
+    ):
         content = manifest.read(sample_id)
         if content is not None:
             folder = root / f"{manifest.labels[sample_id]:05d}"
@@ -31,11 +35,15 @@ def write_image_folder(manifest: Manifest, root: Path) -> None:
 def baseline_batches(root: Path, views: list[ViewConfig], batch_size: int) -> Iterator[tuple]:
     """Batches without end of images in each of ``views``, with the transforms that they ask for."""
     transform_each = [make_transform(view) for view in views]
-    images = ImageFolder(str(root), lambda image: [transform(image) for transform in transform_each])
+    images = ImageFolder(
+        str(root), lambda image: [transform(image) for transform in transform_each]
+    )
     loader = DataLoader(
         images,
         batch_size=batch_size,
-        sampler=RandomSampler(images, replacement=True, num_samples=2**40),  # no pause between epochs
+        sampler=RandomSampler(
+            images, replacement=True, num_samples=2**40
+        ),  # no pause between epochs
         num_workers=WORKERS,
         multiprocessing_context="fork",  # the transform is a closure
     )
@@ -58,11 +66,14 @@ def make_transform(view: ViewConfig) -> transforms.Compose:
         steps.append(transforms.RandomGrayscale(view.grayscale_probability))
     if view.blur_probability > 0:
         radius = round(2 * view.blur_sigma[1]) * 2 + 1
-        steps.append(transforms.RandomApply([transforms.GaussianBlur(radius, view.blur_sigma)], view.blur_probability))
+        steps.append(
+            transforms.RandomApply(
+                [transforms.GaussianBlur(radius, view.blur_sigma)], view.blur_probability
+            )
+        )
     if view.flip_probability > 0:
         steps.append(transforms.RandomHorizontalFlip(view.flip_probability))
     if view.randaugment_ops > 0:
         steps.append(transforms.RandAugment(view.randaugment_ops, view.randaugment_magnitude))
     mean, std = (torch.tensor(values) / 255 for values in (PIXEL_MEAN, PIXEL_STD))
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
-

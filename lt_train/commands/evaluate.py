@@ -1,4 +1,6 @@
-"""``python -m lt_train evaluate RUN_DIR``: metrics of a run, finished or not, on the splits of its data set or of another."""
+"""``python -m lt_train evaluate RUN_DIR``: metrics of a run, finished or not, on the splits of its
+data set or of another.
+"""
 
 import argparse
 from pathlib import Path
@@ -23,9 +25,16 @@ def main(words: list[str]) -> int:
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     data = RunData(config, world)
     have = read_dataset(config.data.root).splits
-    splits = arguments.split or [split for split in dict.fromkeys((config.data.val_split, config.data.test_split)) if split in have]
+    splits = arguments.split or [
+        split
+        for split in dict.fromkeys((config.data.val_split, config.data.test_split))
+        if split in have
+    ]
     if not splits:
-        raise UserError(f"{config.data.root} has neither a split '{config.data.val_split}' nor '{config.data.test_split}'; name one with --split")
+        raise UserError(
+            f"{config.data.root} has neither a split '{config.data.val_split}' nor"
+            f" '{config.data.test_split}'; name one with --split"
+        )
     for split in splits:
         check_labeled(data.manifest(split))
     metrics = {}
@@ -33,16 +42,32 @@ def main(words: list[str]) -> int:
         metrics[split] = evaluate_split(method, data, split, autocast(config, world))
     if world.is_main:
         out = arguments.out or arguments.run / "evaluation.json"
-        write_metrics(out, {"run": str(arguments.run), "data": config.data.root, "step": arguments.step, "headline": method.headline, "metrics": metrics})
+        write_metrics(
+            out,
+            {
+                "run": str(arguments.run),
+                "data": config.data.root,
+                "step": arguments.step,
+                "headline": method.headline,
+                "metrics": metrics,
+            },
+        )
         console.print(metrics_table(metrics))
-        console.print(f"by class, and confusion where there are up to 100 classes: {out}", highlight=False)
+        console.print(
+            f"by class, and confusion where there are up to 100 classes: {out}", highlight=False
+        )
     distributed.stop()
     return 0
 
 
 def metrics_table(metrics: dict[str, dict]) -> Table:
     """A column a split, a row each of the metrics that are numbers."""
-    names = dict.fromkeys(name for values in metrics.values() for name, value in values.items() if isinstance(value, (int, float)))
+    names = dict.fromkeys(
+        name
+        for values in metrics.values()
+        for name, value in values.items()
+        if isinstance(value, (int, float))
+    )
     table = Table("metric", *metrics)
     for name in names:
         table.add_row(name, *(_shown(values.get(name)) for values in metrics.values()))
@@ -56,12 +81,27 @@ def _shown(value: float | None) -> str:
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train evaluate",
-        description="Evaluate a run, finished or not; also under torchrun. Writes RUN_DIR/evaluation.json.",
+        description=(
+            "Evaluate a run, finished or not; also under torchrun. Writes RUN_DIR/evaluation.json."
+        ),
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="e.g. data.root=DIR to evaluate on another set of the same classes")
-    parser.add_argument("--split", action="append", metavar="NAME", help="again for more (default: the validation and the test split)")
-    parser.add_argument("--step", type=int, help="of the checkpoint (default: what the run ended with, or its newest)")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="e.g. data.root=DIR to evaluate on another set of the same classes",
+    )
+    parser.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME",
+        help="again for more (default: the validation and the test split)",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        help="of the checkpoint (default: what the run ended with, or its newest)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE")
     return parser.parse_intermixed_args(words)
-

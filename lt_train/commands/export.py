@@ -1,6 +1,8 @@
-"""``python -m lt_train export RUN_DIR``: a finished run's backbone and classifier in one file, as torchvision names them.
+"""``python -m lt_train export RUN_DIR``: a finished run's backbone and classifier in one file, as
+torchvision names them.
 
-``torchvision.models.resnet50(num_classes=C).load_state_dict(safetensors.torch.load_file(FILE))`` then gives the run's logits.
+``torchvision.models.resnet50(num_classes=C).load_state_dict(safetensors.torch.load_file(FILE))``
+then gives the run's logits.
 """
 
 import argparse
@@ -24,7 +26,10 @@ def main(words: list[str]) -> int:
     run = arguments.run
     out = arguments.out or run / MODEL_FILE
     if out.suffix != ".safetensors" or out.name in (BACKBONE_FILE, CLASSIFIER_FILE):
-        raise UserError(f"--out {out} must end in .safetensors, and must not be {BACKBONE_FILE} or {CLASSIFIER_FILE}, which are a run's own")
+        raise UserError(
+            f"--out {out} must end in .safetensors, and must not be {BACKBONE_FILE} or"
+            f" {CLASSIFIER_FILE}, which are a run's own"
+        )
     if out.exists() and not arguments.force:
         raise UserError(f"{out} exists; name another file with --out, or overwrite it with --force")
     tensors, about, note = read_model(run)
@@ -37,13 +42,18 @@ def main(words: list[str]) -> int:
 
 
 def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]:
-    """A finished run's state dict with torchvision's names, what the file's metadata say of it, and a line on what it holds."""
+    """A finished run's state dict with torchvision's names, what the file's metadata say of it, and
+    a line on what it holds.
+    """
     try:
         classes = json.loads((run / "result.json").read_text())["classes"]
         with safe_open(run / BACKBONE_FILE, "pt") as file:
             about = file.metadata() or {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"{run} is not a finished run ({error}); train it to its end first, or name another folder") from error
+        raise UserError(
+            f"{run} is not a finished run ({error}); train it to its end first, or name another"
+            " folder"
+        ) from error
     tensors = read_tensors(run / BACKBONE_FILE)
     note = f"{about.get('backbone', 'backbone')} of {len(tensors)} tensors"
     if not (run / CLASSIFIER_FILE).exists():
@@ -51,7 +61,14 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
     head = read_tensors(run / CLASSIFIER_FILE)
     linear = as_linear(head)
     if linear is None:
-        return tensors, about, f"{note}, without the classifier: it is {_describe(head)}, which no linear layer (fc) can express"
+        return (
+            tensors,
+            about,
+            (
+                f"{note}, without the classifier: it is {_describe(head)}, which no linear layer"
+                " (fc) can express"
+            ),
+        )
     names = json.dumps(classes)
     if len(classes) == len(linear["weight"]) and len(names) <= CLASS_NAMES_LIMIT:
         about = {**about, "classes": names}
@@ -60,28 +77,44 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
 
 
 def as_linear(head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """``weight`` (C, D) and ``bias`` (C,) of the linear layer that gives the head's logits; None where there is no such layer.
+    """``weight`` (C, D) and ``bias`` (C,) of the linear layer that gives the head's logits; None
+    where there is no such layer.
 
-    LWS (Kang et al. 2020) scales the logits of a linear layer by a number a class, scale * (W x + b), which goes into W and b.
+    LWS (Kang et al. 2020) scales the logits of a linear layer by a number a class, scale * (W x +
+    b), which goes into W and b.
     """
     if head.keys() == {"weight", "bias"}:
         return head
     if head.keys() == {"linear.weight", "linear.bias", "scale"}:
-        return {"weight": head["scale"][:, None] * head["linear.weight"], "bias": head["scale"] * head["linear.bias"]}
+        return {
+            "weight": head["scale"][:, None] * head["linear.weight"],
+            "bias": head["scale"] * head["linear.bias"],
+        }
     return None
 
 
 def _describe(head: dict[str, torch.Tensor]) -> str:
-    return "a cosine classifier" if head.keys() == {"weight"} else f"a classifier of {len(head)} tensors ({min(head)}, ...)"
+    return (
+        "a cosine classifier"
+        if head.keys() == {"weight"}
+        else f"a classifier of {len(head)} tensors ({min(head)}, ...)"
+    )
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train export",
-        description="Write a finished run's backbone and classifier (fc) as one safetensors file that torchvision and timm models load.",
+        description=(
+            "Write a finished run's backbone and classifier (fc) as one safetensors file that"
+            " torchvision and timm models load."
+        ),
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
-    parser.add_argument("--out", type=Path, metavar="FILE", help=f"a .safetensors file (default: {MODEL_FILE} in the run's folder)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"a .safetensors file (default: {MODEL_FILE} in the run's folder)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser.parse_args(words)
-

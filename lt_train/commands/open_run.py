@@ -85,7 +85,10 @@ def state_digest(method: Method) -> str:
 def check_classifier(folder: Path, config: Config) -> None:
     """Refuse a run whose method has no classifier of the data set's classes."""
     if not METHODS[config.method].has_classifier:
-        raise UserError(f"'{folder}' is a run of the method {config.method}, which has no classifier of the labels; name a classifier's run")
+        raise UserError(
+            f"'{folder}' is a run of the method {config.method}, which has no classifier of the"
+            " labels; name a classifier's run"
+        )
 
 
 def write_metrics(path: Path, content: dict) -> None:
@@ -93,13 +96,18 @@ def write_metrics(path: Path, content: dict) -> None:
     try:
         write_atomically(path, (json.dumps(content) + "\n").encode())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with --out") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; choose another file with --out"
+        ) from error
 
 
 def check_labeled(manifest: Manifest) -> None:
     """Refuse a split with samples without labels, whose metrics mean nothing."""
     if manifest.class_counts.sum() < max(1, len(manifest)):
-        raise UserError(f"the split '{manifest.split}' of {manifest.root} has no labels to compare with; name another")
+        raise UserError(
+            f"the split '{manifest.split}' of {manifest.root} has no labels to compare with; name"
+            " another"
+        )
 
 
 def read_result(folder: Path) -> dict:
@@ -126,15 +134,26 @@ def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
     return splits[config.data.train_split].class_counts
 
 
-def _load(folder: Path, config: Config, method: Method, world: World, step: int | None, best: BestWeights) -> None:
+def _load(
+    folder: Path, config: Config, method: Method, world: World, step: int | None, best: BestWeights
+) -> None:
     if step is None and best.exists():
         log.info("weights: %s", best.path)
         best.restore(method)
         return
-    checkpoint = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world).find(step)
+    checkpoint = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world).find(
+        step
+    )
     if checkpoint is not None:
         log.info("weights: %s", checkpoint.path)
-        method.load_state_dict(torch.load(checkpoint.path / Engine.STATE_FILE, map_location="cpu", weights_only=True, mmap=True)["method"])
+        method.load_state_dict(
+            torch.load(
+                checkpoint.path / Engine.STATE_FILE,
+                map_location="cpu",
+                weights_only=True,
+                mmap=True,
+            )["method"]
+        )
         return
     if not (folder / BACKBONE_FILE).is_file():
         raise UserError(f"'{folder}' has neither a checkpoint nor {BACKBONE_FILE}: train it first")
@@ -144,4 +163,3 @@ def _load(folder: Path, config: Config, method: Method, world: World, step: int 
     elif method.needs_whole_state:
         metrics = ", ".join(method.needs_whole_state)
         log.warning("%s has no checkpoint left: %s is that of an untrained head", folder, metrics)
-

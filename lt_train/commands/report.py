@@ -1,4 +1,6 @@
-"""``python -m lt_train report DIR...``: turns the result.json files of runs into report.md, report.html and a table."""
+"""``python -m lt_train report DIR...``: turns the result.json files of runs into report.md,
+report.html and a table.
+"""
 
 import argparse
 import sys
@@ -21,11 +23,24 @@ def main(words: list[str] | None = None) -> int:
     """The command with these arguments (default: the process's); returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m lt_train report",
-        description="Write report.md and report.html about runs, and print their table. Folders that differ only in a suffix -seedN are "
-        "shown as mean and standard deviation.",
+        description=(
+            "Write report.md and report.html about runs, and print their table. Folders that differ"
+            " only in a suffix -seedN are shown as mean and standard deviation."
+        ),
     )
-    parser.add_argument("dirs", type=Path, nargs="+", metavar="DIR", help="a run, or a folder of runs as a pipeline makes it")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the report goes (default: the one DIR; of several, reports/)")
+    parser.add_argument(
+        "dirs",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="a run, or a folder of runs as a pipeline makes it",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the report goes (default: the one DIR; of several, reports/)",
+    )
     arguments = parser.parse_args(words)
     out = arguments.out or (arguments.dirs[0] if len(arguments.dirs) == 1 else Path("reports"))
     runs, unfinished = read_runs(arguments.dirs)
@@ -40,14 +55,23 @@ def main(words: list[str] | None = None) -> int:
         write_atomically(out / "report.md", to_markdown(*content).encode())
         write_atomically(out / "report.html", to_html(*content).encode())
     except OSError as error:
-        raise UserError(f"cannot write the report to '{out}': {error.strerror}; choose another folder with --out") from error
+        raise UserError(
+            f"cannot write the report to '{out}': {error.strerror}; choose another folder with"
+            " --out"
+        ) from error
     _show(rows, notes)
-    Console(soft_wrap=True).print(f"{out / 'report.md'}\n{out / 'report.html'}", highlight=False, markup=False)
+    Console(soft_wrap=True).print(
+        f"{out / 'report.md'}\n{out / 'report.html'}", highlight=False, markup=False
+    )
     return 0
 
 
 def _title(names: list[str]) -> str:
-    names = names if len(names) == 1 else list(dict.fromkeys(SEED_SUFFIX.sub("", name) for name in names))
+    names = (
+        names
+        if len(names) == 1
+        else list(dict.fromkeys(SEED_SUFFIX.sub("", name) for name in names))
+    )
     return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} more"
 
 
@@ -60,10 +84,11 @@ def _show(rows: list[Row], notes: list[tuple[str, str]]) -> None:
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in header:
         is_text = column in ("run", "split")
-        shown.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+        shown.add_column(
+            column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
+        )
     for line in body:
         shown.add_row(*map(Text, line))
     console.print(shown)
     for name, remark in notes:
         console.print(f"{name}: {remark}", highlight=False, markup=False)
-

@@ -1,7 +1,9 @@
-"""``python -m lt_train score CONFIG --pool DIR``: what a trained sourcing classifier thinks of every image of a pool.
+"""``python -m lt_train score CONFIG --pool DIR``: what a trained sourcing classifier thinks of
+every image of a pool.
 
-Ranks (torchrun, srun) and array tasks (``--task I/N``) each take a slice of the pool's shards and need nothing of each other. A shard's
-scores are written when it is done, so the same command again goes on there. Memory holds two shards, whatever the pool's size.
+Ranks (torchrun, srun) and array tasks (``--task I/N``) each take a slice of the pool's shards and
+need nothing of each other. A shard's scores are written when it is done, so the same command again
+goes on there. Memory holds two shards, whatever the pool's size.
 """
 
 import argparse
@@ -28,7 +30,9 @@ from lt_train.errors import UserError, parse_task
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
 
-Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # images (B, 3, H, W) -> labels (B,), scores (B,)
+Score = Callable[
+    [torch.Tensor], tuple[torch.Tensor, torch.Tensor]
+]  # images (B, 3, H, W) -> labels (B,), scores (B,)
 
 
 def main(words: list[str]) -> int:
@@ -72,7 +76,15 @@ def open_sourcing(config: Config, world: World) -> tuple[Method, list[str]]:
     return open_method(config, world), result["classes"]
 
 
-def score_pool(config: Config, world: World, method: Method, pool: Path, store: ScoreStore, shards: range, prefix: str) -> None:
+def score_pool(
+    config: Config,
+    world: World,
+    method: Method,
+    pool: Path,
+    store: ScoreStore,
+    shards: range,
+    prefix: str,
+) -> None:
     """Score the given shards, but for those that are done, and report images/s."""
     waiting = [shard for shard in shards if not store.is_done(shard)]
     started, plain = time.monotonic(), Every()
@@ -87,19 +99,30 @@ def score_pool(config: Config, world: World, method: Method, pool: Path, store: 
             rate, left = scored / seconds, seconds / place * (len(waiting) - place)
             say(f"{prefix}shard {place}/{len(waiting)}, {rate:,.0f} images/s, {left:.0f} s left")
     seconds = time.monotonic() - started
-    before = f"; {len(shards) - len(waiting)} shards were scored before" if len(waiting) < len(shards) else ""
+    before = (
+        f"; {len(shards) - len(waiting)} shards were scored before"
+        if len(waiting) < len(shards)
+        else ""
+    )
     bad = f"; {unreadable} unreadable" if unreadable else ""
-    say(f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f} images/s){before}{bad}: {store.folder}")
+    say(
+        f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f}"
+        f" images/s){before}{bad}: {store.folder}"
+    )
 
 
-def _ahead(config: Config, world: World, pool: Path, store: ScoreStore, shards: list[int]) -> Iterator[tuple[int, int, Loader]]:
+def _ahead(
+    config: Config, world: World, pool: Path, store: ScoreStore, shards: list[int]
+) -> Iterator[tuple[int, int, Loader]]:
     """(shard, its samples, a loader over them), each shard read while the one before is scored."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in store.shards])]).tolist()
 
     def load(shard: int) -> tuple[int, int, Loader]:
         # opened anew, so that pages of shards that are done do not stay mapped
         part = Manifest(pool, SPLIT).subset(slice(starts[shard], starts[shard + 1]))
-        plan = EvalPlan(part, config.eval_view, config.data.eval_batch_size, World(device=world.device))
+        plan = EvalPlan(
+            part, config.eval_view, config.data.eval_batch_size, World(device=world.device)
+        )
         return shard, len(part), make_loader(plan, config, world)
 
     with ThreadPoolExecutor(1) as reader:
@@ -112,7 +135,9 @@ def _ahead(config: Config, world: World, pool: Path, store: ScoreStore, shards: 
 
 
 def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int32 and scores float32 (``size``,) of what ``loader`` yields, by sample_id; UNLABELED and 0 for what it leaves out."""
+    """Labels int32 and scores float32 (``size``,) of what ``loader`` yields, by sample_id;
+    UNLABELED and 0 for what it leaves out.
+    """
     labels, scores = np.full(size, UNLABELED, np.int32), np.zeros(size, np.float32)
     found = [(batch.sample_id, *score(batch.views[0])) for batch in loader]
     for ids, batch_labels, batch_scores in found:  # only now does the host wait for the device
@@ -124,12 +149,33 @@ def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray,
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train score",
-        description="Score a pool of unlabeled images with a trained sourcing classifier. Also under torchrun or srun. The same command again goes on.",
+        description=(
+            "Score a pool of unlabeled images with a trained sourcing classifier. Also under"
+            " torchrun or srun. The same command again goes on."
+        ),
     )
-    parser.add_argument("config", metavar="CONFIG", help="the sourcing run's config; its run.dir holds the trained classifier")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="the sourcing run's config; its run.dir holds the trained classifier",
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*")
-    parser.add_argument("--pool", metavar="DIR", help="a pool that data_prep has sharded (default: the config's unlabeled.root)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the scores go (default: scores/ in the run's folder)")
-    parser.add_argument("--task", type=parse_task, default=(0, 1), metavar="I/N", help="do only part I (0 ... N-1) of N, as one of N array jobs")
+    parser.add_argument(
+        "--pool",
+        metavar="DIR",
+        help="a pool that data_prep has sharded (default: the config's unlabeled.root)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the scores go (default: scores/ in the run's folder)",
+    )
+    parser.add_argument(
+        "--task",
+        type=parse_task,
+        default=(0, 1),
+        metavar="I/N",
+        help="do only part I (0 ... N-1) of N, as one of N array jobs",
+    )
     return parser.parse_intermixed_args(words)
-

@@ -41,8 +41,9 @@ def main(words: list[str], commands: dict[str, str]) -> int:
 def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
-        description="Train one method, on one process or under torchrun. "
-        "The same command again resumes it.",
+        description=(
+            "Train one method, on one process or under torchrun. The same command again resumes it."
+        ),
         epilog=_epilog(commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,6 @@
-"""What the types of a config cannot say: one clear line for values and combinations that make no sense."""
+"""What the types of a config cannot say: one clear line for values and combinations that make no
+sense.
+"""
 
 from collections.abc import Mapping
 
@@ -61,6 +63,23 @@ def _check_numbers(config: Config) -> None:
     for key, value in positive.items():
         if value <= 0:
             raise UserError(f"{key} must be more than 0, not {value}")
+    weights = {
+        "classifier.mixup_alpha": config.classifier.mixup_alpha,
+        "classifier.cutmix_alpha": config.classifier.cutmix_alpha,
+        "loss.gamma": config.loss.gamma,
+        "loss.weights_from_epoch": config.loss.weights_from_epoch,
+        "semi.weight": config.semi.weight,
+        "fixmatch.weight": config.fixmatch.weight,
+        "proco.weight": config.proco.weight,
+    }
+    for key, value in weights.items():
+        if value < 0:
+            raise UserError(f"{key} must be 0 or more, not {value:g}")
+    if not 0 <= config.fixmatch.threshold <= 1:
+        raise UserError(
+            "fixmatch.threshold is of a probability, so from 0 to 1, "
+            f"not {config.fixmatch.threshold}"
+        )
     fractions = {
         "loss.beta": config.loss.beta,
         "sampler.beta": config.sampler.beta,

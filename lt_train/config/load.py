@@ -42,7 +42,8 @@ Layer = tuple[str, dict[str, Any]]  # what to put before an error, and keys with
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolve a config: defaults, then its ``base`` files, then itself, then the overrides in order.
+    """Resolve a config: defaults, then its ``base`` files, then itself, then the overrides in
+    order.
 
     ``name`` is a path to a YAML file or the bare name of one in ``configs/``. An override is
     ``key=value``, or ``+NAME``: the keys that configs/variants/NAME.yaml sets.
@@ -98,11 +99,15 @@ def _compressed(config: Config) -> Config:
     """``config`` with every number of epochs divided by ``compress``."""
     by = config.compress
     optim = dataclasses.replace(
-        config.optim, warmup_epochs=config.optim.warmup_epochs / by, step_epochs=tuple(epoch / by for epoch in config.optim.step_epochs)
+        config.optim,
+        warmup_epochs=config.optim.warmup_epochs / by,
+        step_epochs=tuple(epoch / by for epoch in config.optim.step_epochs),
     )
     loss = dataclasses.replace(config.loss, weights_from_epoch=config.loss.weights_from_epoch / by)
     run = dataclasses.replace(config.run, evaluate_every=config.run.evaluate_every / by)
-    return dataclasses.replace(config, compress=1.0, epochs=config.epochs / by, optim=optim, loss=loss, run=run)
+    return dataclasses.replace(
+        config, compress=1.0, epochs=config.epochs / by, optim=optim, loss=loss, run=run
+    )
 
 
 def find_variant(word: str) -> Path:
@@ -110,36 +115,56 @@ def find_variant(word: str) -> Path:
     path = VARIANT_DIR / f"{word.removeprefix('+')}.yaml"
     if not path.is_file():
         known = [name for name, _ in list_variants()]
-        raise UserError(f"no variant '{word}'{nearest(word.removeprefix('+'), known)}; known: +{', +'.join(known)}")
+        raise UserError(
+            f"no variant '{word}'{nearest(word.removeprefix('+'), known)}; known:"
+            f" +{', +'.join(known)}"
+        )
     return path
 
 
 def find_config(name: str, pipelines: list[str] = ()) -> Path:
-    """The YAML file that ``name`` means, or a :class:`UserError` that names the nearest config (or one of ``pipelines``)."""
+    """The YAML file that ``name`` means, or a :class:`UserError` that names the nearest config (or
+    one of ``pipelines``).
+    """
     for candidate in (Path(name), CONFIG_DIR / f"{name}.yaml"):
         if candidate.suffix in (".yaml", ".yml") and candidate.is_file():
             return candidate
     known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))]
     what = "config or pipeline" if pipelines else "config"
     lists = "python launch/local.py --list" if pipelines else "python -m lt_train --help"
-    raise UserError(f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; {lists} shows all {len(known)}")
+    raise UserError(
+        f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; {lists} shows all"
+        f" {len(known)}"
+    )
 
 
 def list_configs() -> list[tuple[str, str]]:
     """(name, one-line description) of every config."""
-    return [(path.stem, str(read_yaml(path).get("description", ""))) for path in sorted(CONFIG_DIR.glob("*.yaml"))]
+    return [
+        (path.stem, str(read_yaml(path).get("description", "")))
+        for path in sorted(CONFIG_DIR.glob("*.yaml"))
+    ]
 
 
 def list_variants() -> list[tuple[str, str]]:
-    """(name, one-line description) of every +NAME: the comment that its file begins with, as its keys go over others' description."""
-    return [(path.stem, path.read_text("utf-8").partition("\n")[0].lstrip("# ")) for path in sorted(VARIANT_DIR.glob("*.yaml"))]
+    """(name, one-line description) of every +NAME: the comment that its file begins with, as its
+    keys go over others' description.
+    """
+    return [
+        (path.stem, path.read_text("utf-8").partition("\n")[0].lstrip("# "))
+        for path in sorted(VARIANT_DIR.glob("*.yaml"))
+    ]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, without interpolations resolved."""
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)
-        content = OmegaConf.to_container(OmegaConf.create(content)) if isinstance(content, dict) else content
+        content = (
+            OmegaConf.to_container(OmegaConf.create(content))
+            if isinstance(content, dict)
+            else content
+        )
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
     if not isinstance(content, dict | None):
@@ -191,20 +216,28 @@ def to_yaml(config: Config) -> str:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dicts and lists, as read back by :func:`read_yaml`."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as YAML has them
+    return json.loads(
+        json.dumps(dataclasses.asdict(config))
+    )  # tuples become lists, as YAML has them
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"optim": {"lr": 1}}`` -> ``{"optim.lr": 1}``."""
     flat = {}
     for key, value in nested.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        flat.update(
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 
 @functools.cache
 def _structured() -> Any:
-    """The schema, not to be changed; OmegaConf makes frozen dataclasses read-only, which merging has to lift."""
+    """The schema, not to be changed; OmegaConf makes frozen dataclasses read-only, which merging
+    has to lift.
+    """
     config = OmegaConf.structured(Config)
     OmegaConf.set_readonly(config, False)
     for section in dataclasses.fields(Config):
@@ -261,4 +294,3 @@ def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-

@@ -15,9 +15,12 @@ class RunConfig:
     log_every: int = 20  # steps; the only times at which the host waits for the device
     checkpoint_every: int = 500  # steps
     keep_checkpoints: int = 2
-    evaluate_every: float = 10.0  # epochs, on the validation split where there is one; the end is always evaluated
-    # which weights a run ends with: the last, or those that were best on the validation split; "test" selects on the test split
-    # as the code of Yang and Xu 2020 does, for comparison with its numbers only
+    evaluate_every: float = (
+        10.0  # epochs, on the validation split where there is one; the end is always evaluated
+    )
+    # which weights a run ends with: the last, or those that were best on the validation split;
+    # "test" selects on the test split as the code of Yang and Xu 2020 does, for comparison with its
+    # numbers only
     select: Literal["last", "val", "test"] = "last"
 
 
@@ -31,18 +34,27 @@ class DataConfig:
     decode_threads: int = 0  # DALI threads a rank; 0: the machine's cores shared by its ranks
     eval_batch_size: int = 256  # samples a rank
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
-    cache_dir: Optional[str] = None  # the node cache: copy the shards to this local folder first, verified
+    cache_dir: Optional[str] = (
+        None  # the node cache: copy the shards to this local folder first, verified
+    )
 
 
 @dataclass(frozen=True)
 class UnlabeledConfig:
     root: str = ""  # a second folder written by data_prep, whose own labels are not used
     split: str = "train"
-    share: Optional[float] = 0.5  # of the global batch; null: both sets are one, sampled alike (needs label_column)
-    label_column: Optional[str] = None  # take labels from this column of its manifest, such as pseudo_label or sourced_label
+    share: Optional[float] = (
+        0.5  # of the global batch; null: both sets are one, sampled alike (needs label_column)
+    )
+    label_column: Optional[str] = (
+        None  # take labels from this column of its manifest, such as pseudo_label or sourced_label
+    )
     confidence_column: str = "confidence"
     min_confidence: float = 0.0  # with label_column: leave out samples that are less sure
-    max_samples: Optional[int] = None  # use a draw of so many, by the seed; what the resident loader can hold of a large pool
+    max_samples: Optional[int] = (
+        # use a draw of so many, by the seed; what the resident loader can hold of a large pool
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,12 @@ class ViewConfig:
     padding: int = 4  # pad: zero pixels round the image before a random crop
     resize: int = 256  # center: the shorter side before the crop
     flip_probability: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )  # brightness, contrast, saturation, hue
     jitter_probability: float = 1.0
     grayscale_probability: float = 0.0
     blur_probability: float = 0.0
@@ -75,7 +92,11 @@ class ViewConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     backbone: str = "resnet50"  # one of BACKBONES
-    init_from: Optional[str] = None  # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo, torchvision, timm
+    init_from: Optional[str] = (
+        # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo,
+        # torchvision, timm
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,9 @@ class OptimConfig:
 class EngineConfig:
     name: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: int = 1  # deepspeed only: 0, 1 or 2
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the hardware computes in it
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # auto: bf16 where the hardware computes in it
+    )
     compile: bool = False  # torch.compile the backbones
 
 
@@ -109,17 +132,23 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss and the weights of classes in it; lt_train/methods/losses.py has formulas and papers."""
+    """The loss and the weights of classes in it; lt_train/methods/losses.py has formulas and
+    papers.
+    """
 
     name: str = "cross_entropy"  # one of LOSSES
     gamma: float = 1.0  # focal
     max_margin: float = 0.5  # ldam: the rarest class's
     tau: float = 1.0  # logit_adjustment
     label_smoothing: float = 0.0
-    label_aware_smoothing: Optional[tuple[float, float]] = None  # smoothing of the most frequent and of the rarest class
+    label_aware_smoothing: Optional[tuple[float, float]] = (
+        None  # smoothing of the most frequent and of the rarest class
+    )
     class_weights: Literal["none", "inverse", "effective_number"] = "none"
     beta: float = 0.9999  # effective_number
-    weights_from_epoch: float = 0.0  # class weights only from this epoch on: deferred re-weighting (DRW)
+    weights_from_epoch: float = (
+        0.0  # class weights only from this epoch on: deferred re-weighting (DRW)
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +173,9 @@ class MocoConfig:
     temperature: float = 0.2
     ema_momentum: float = 0.999
     projector: Literal["mlp", "linear"] = "mlp"  # MoCo v2's or v1's
-    bn_splits: int = 0  # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
+    bn_splits: int = (
+        0  # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
+    )
 
 
 @dataclass(frozen=True)
@@ -180,7 +211,11 @@ class ProcoConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    taus: tuple[float, ...] = (0.0, 1.0, 2.0)  # an expert each, by how much its training logits are adjusted
+    taus: tuple[float, ...] = (
+        0.0,
+        1.0,
+        2.0,
+    )  # an expert each, by how much its training logits are adjusted
 
 
 @dataclass(frozen=True)
@@ -189,10 +224,14 @@ class Config:
 
     description: str = ""
     method: str = "classifier"  # one of METHODS
-    imports: tuple[str, ...] = ()  # modules of your own to import first, which add lines to the tables
+    imports: tuple[
+        str, ...
+    ] = ()  # modules of your own to import first, which add lines to the tables
     seed: int = 0
     epochs: float = 90.0
-    compress: float = 1.0  # divide every number of epochs (of training, warm-up, steps, re-weighting, evaluation) by this, for trials
+    # divide every number of epochs (of training, warm-up, steps, re-weighting, evaluation) by this,
+    # for trials
+    compress: float = 1.0
     max_steps: Optional[int] = None  # stop early, for trials; the schedule stays that of `epochs`
     global_batch_size: int = 256  # over all ranks; what a rank gets follows from it
     run: RunConfig = field(default_factory=RunConfig)
@@ -200,8 +239,12 @@ class Config:
     unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
-    second_view: Optional[ViewConfig] = None  # of views after the first, where a method takes several; starts as a copy of view
-    eval_view: ViewConfig = field(default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0))
+    second_view: Optional[ViewConfig] = (
+        None  # of views after the first, where a method takes several; starts as a copy of view
+    )
+    eval_view: ViewConfig = field(
+        default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0)
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -216,7 +259,9 @@ class Config:
     fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
     proco: ProcoConfig = field(default_factory=ProcoConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
-    reference_error: Optional[float] = None  # top-1 error in % that a paper reports for this; the report shows it beside ours
+    reference_error: Optional[float] = (
+        None  # top-1 error in % that a paper reports for this; the report shows it beside ours
+    )
 
 
 @dataclass(frozen=True)
@@ -231,13 +276,17 @@ class MethodTraits:
     headline: str = "top1"  # the metric that tells its runs apart
     needs_labels: bool = True  # of data.root; false: any images will do
     has_classifier: bool = True  # of the data set's own classes
-    second_set: Literal["none", "unlabeled", "pseudo_labeled"] = "none"  # what unlabeled.root must be
+    second_set: Literal["none", "unlabeled", "pseudo_labeled"] = (
+        "none"  # what unlabeled.root must be
+    )
     scores_pools: bool = False  # python -m lt_train score can use it
     from_finished: bool = False  # needs a trained backbone in model.init_from
     linear_head: bool = False  # has no use for another classifier.head
     own_loss: bool = False  # takes no keys of loss
     mixes_images: bool = False  # knows mixup and CutMix
-    views_together: bool = False  # sends all views through the network at once, which must be of one size
+    views_together: bool = (
+        False  # sends all views through the network at once, which must be of one size
+    )
 
 
 METHODS: dict[str, MethodTraits] = {
@@ -344,12 +393,14 @@ def views_in_order(config: Config) -> list[ViewConfig]:
 
 
 def labeled_batch(config: Config) -> int:
-    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least one of each.
+    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least
+    one of each.
 
     With ``unlabeled.share`` null, both sets are sampled as one, and this is the whole batch too.
     """
     share = config.unlabeled.share
     if not config.unlabeled.root or share is None:
         return config.global_batch_size
-    return min(max(1, round(config.global_batch_size * (1 - share))), max(1, config.global_batch_size - 1))
-
+    return min(
+        max(1, round(config.global_batch_size * (1 - share))), max(1, config.global_batch_size - 1)
+    )

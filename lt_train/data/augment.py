@@ -1,9 +1,12 @@
-"""Augmentation parameters as data: drawn on the host by a counter-based generator, applied by any loader.
+"""Augmentation parameters as data: drawn on the host by a counter-based generator, applied by any
+loader.
 
-What happens to a sample depends on (seed, position, view) alone, not on rank, thread, device or history. Geometry follows
-torchvision's RandomResizedCrop, RandomCrop, Resize + CenterCrop; colour follows ColorJitter's random order of brightness,
-contrast, saturation and hue, all of which are linear in the pixels and the image's mean colour, so that a whole jitter is one
-3x6 matrix a sample. (Hue turns the chroma plane of YIQ, where torchvision turns HSV's; clipping happens once, at the end.)
+What happens to a sample depends on (seed, position, view) alone, not on rank, thread, device or
+history. Geometry follows torchvision's RandomResizedCrop, RandomCrop, Resize + CenterCrop; colour
+follows ColorJitter's random order of brightness, contrast, saturation and hue, all of which are
+linear in the pixels and the image's mean colour, so that a whole jitter is one 3x6 matrix a sample.
+(Hue turns the chroma plane of YIQ, where torchvision turns HSV's; clipping happens once, at the
+end.)
 """
 
 from dataclasses import dataclass
@@ -21,19 +24,33 @@ TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.52
 
 @dataclass(frozen=True)
 class View:
-    """Parameters of one view of B samples. Boxes are in source pixels and may be fractional or reach outside."""
+    """Parameters of one view of B samples.
+
+    Boxes are in source pixels and may be fractional or reach outside.
+    """
 
     size: int  # side of the square output
     box: np.ndarray  # (B, 4) float32: top, left, bottom, right
     flip: np.ndarray  # (B,) bool, left to right
     blur_sigma: np.ndarray | None = None  # (B,) float32 in output pixels, 0: none; before colour
-    colour: np.ndarray | None = None  # (B, 3, 6) float32: pixel -> colour @ (pixel, mean pixel of the view)
-    operations: Operations | None = None  # RandAugment's, on the resized and blurred pixels; before colour
-    context: bool = False  # resizing looks at pixels outside the box (resize, then crop), not only inside it
+    colour: np.ndarray | None = (
+        None  # (B, 3, 6) float32: pixel -> colour @ (pixel, mean pixel of the view)
+    )
+    operations: Operations | None = (
+        None  # RandAugment's, on the resized and blurred pixels; before colour
+    )
+    context: bool = (
+        False  # resizing looks at pixels outside the box (resize, then crop), not only inside it
+    )
 
 
 def draw_view(
-    config: ViewConfig, seed: int, positions: np.ndarray, index: int, widths: np.ndarray, heights: np.ndarray
+    config: ViewConfig,
+    seed: int,
+    positions: np.ndarray,
+    index: int,
+    widths: np.ndarray,
+    heights: np.ndarray,
 ) -> View:
     """View number ``index`` of the samples at ``positions`` with the given sizes; all (B,) arrays."""
     randoms = Uniforms(seed, positions, index)
@@ -51,16 +68,28 @@ def draw_view(
     if config.blur_probability > 0:
         draw, sigma = randoms(2).T
         low, high = config.blur_sigma
-        blur_sigma = np.where(draw < config.blur_probability, low + sigma * (high - low), 0.0).astype(np.float32)
+        blur_sigma = np.where(
+            draw < config.blur_probability, low + sigma * (high - low), 0.0
+        ).astype(np.float32)
     colour = _colour(config, randoms, len(positions))
     operations = None
     if config.randaugment_ops > 0:
         operations = draw_operations(config.randaugment_ops, config.randaugment_magnitude, randoms)
-    return View(config.size, box.astype(np.float32), flip, blur_sigma, colour, operations, context=config.crop == "center")
+    return View(
+        config.size,
+        box.astype(np.float32),
+        flip,
+        blur_sigma,
+        colour,
+        operations,
+        context=config.crop == "center",
+    )
 
 
 class Uniforms:
-    """Uniform numbers in [0, 1) for each position, keyed on (seed, position, view); each call gives new columns."""
+    """Uniform numbers in [0, 1) for each position, keyed on (seed, position, view); each call gives
+    new columns.
+    """
 
     def __init__(self, seed: int, positions: np.ndarray, view: int):
         key = int(mix(seed, Stream.AUGMENTATION)[0])
@@ -77,30 +106,47 @@ class Uniforms:
         counter[..., 2] = np.arange(self._block, self._block + blocks)
         counter[..., 3] = self._view
         self._block += blocks
-        return philox4x32(counter, self._key).reshape(len(self._positions), -1)[:, :columns] * 2.0**-32
+        return (
+            philox4x32(counter, self._key).reshape(len(self._positions), -1)[:, :columns] * 2.0**-32
+        )
 
 
-def _random_resized_crop(config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """torchvision's RandomResizedCrop.get_params: the first of ten (area, aspect) draws that fits, else the centre."""
+def _random_resized_crop(
+    config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray
+) -> np.ndarray:
+    """torchvision's RandomResizedCrop.get_params: the first of ten (area, aspect) draws that fits,
+    else the centre.
+    """
     draws = randoms(2 * CROP_ATTEMPTS + 2)
-    area = (widths * heights)[:, None] * (config.scale[0] + draws[:, :CROP_ATTEMPTS] * (config.scale[1] - config.scale[0]))
+    area = (widths * heights)[:, None] * (
+        config.scale[0] + draws[:, :CROP_ATTEMPTS] * (config.scale[1] - config.scale[0])
+    )
     log_ratio = np.log(config.ratio)
     aspect = np.exp(log_ratio[0] + draws[:, CROP_ATTEMPTS:-2] * (log_ratio[1] - log_ratio[0]))
     width, height = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
     fits = (0 < width) & (width <= widths[:, None]) & (0 < height) & (height <= heights[:, None])
     chosen = fits.argmax(1)[:, None]
-    width, height = np.take_along_axis(width, chosen, 1)[:, 0], np.take_along_axis(height, chosen, 1)[:, 0]
+    width, height = (
+        np.take_along_axis(width, chosen, 1)[:, 0],
+        np.take_along_axis(height, chosen, 1)[:, 0],
+    )
     fallback_aspect = np.clip(widths / heights, *config.ratio)
     none_fits = ~fits.any(1)
     width = np.where(none_fits, np.minimum(widths, np.round(heights * fallback_aspect)), width)
     height = np.where(none_fits, np.minimum(heights, np.round(widths / fallback_aspect)), height)
-    top = np.where(none_fits, (heights - height) // 2, np.floor(draws[:, -2] * (heights - height + 1)))
+    top = np.where(
+        none_fits, (heights - height) // 2, np.floor(draws[:, -2] * (heights - height + 1))
+    )
     left = np.where(none_fits, (widths - width) // 2, np.floor(draws[:, -1] * (widths - width + 1)))
     return np.stack([top, left, top + height, left + width], 1)
 
 
-def _padded_crop(config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """torchvision's RandomCrop(size, padding): a box at one pixel's scale that may reach into the padding."""
+def _padded_crop(
+    config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray
+) -> np.ndarray:
+    """torchvision's RandomCrop(size, padding): a box at one pixel's scale that may reach into the
+    padding.
+    """
     draws = randoms(2)
     room = np.stack([heights, widths], 1) + 2 * config.padding - config.size
     corner = np.floor(draws * (room + 1)) - config.padding
@@ -108,17 +154,23 @@ def _padded_crop(config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heig
 
 
 def _center_crop(config: ViewConfig, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """torchvision's Resize(resize) and CenterCrop(size), with its integer sizes and offsets, as a box in source pixels."""
+    """torchvision's Resize(resize) and CenterCrop(size), with its integer sizes and offsets, as a
+    box in source pixels.
+    """
     shorter = np.minimum(widths, heights)
     sides = np.stack([heights, widths], 1)
-    resized = np.where(sides == shorter[:, None], config.resize, np.floor(config.resize * sides / shorter[:, None]))
+    resized = np.where(
+        sides == shorter[:, None], config.resize, np.floor(config.resize * sides / shorter[:, None])
+    )
     corner = np.round((resized - config.size) / 2)
     scale = sides / resized
     return np.concatenate([corner * scale, (corner + config.size) * scale], 1)
 
 
 def _colour(config: ViewConfig, randoms: Uniforms, count: int) -> np.ndarray | None:
-    """One (B, 3, 6) matrix for jitter and grayscale: [pixel part | part that multiplies the view's mean pixel]."""
+    """One (B, 3, 6) matrix for jitter and grayscale: [pixel part | part that multiplies the view's
+    mean pixel].
+    """
     if not any(config.jitter) and config.grayscale_probability == 0:
         return None
     pixel = np.tile(np.eye(3), (count, 1, 1))
@@ -126,8 +178,12 @@ def _colour(config: ViewConfig, randoms: Uniforms, count: int) -> np.ndarray | N
     if any(config.jitter):
         draws = randoms(9)
         jittered = draws[:, 0] < config.jitter_probability
-        brightness, contrast, saturation, hue = (draws[:, 1:5] * 2 - 1).T * np.array(config.jitter)[:, None]
-        brightness, contrast, saturation = (np.maximum(0, 1 + factor) for factor in (brightness, contrast, saturation))
+        brightness, contrast, saturation, hue = (draws[:, 1:5] * 2 - 1).T * np.array(config.jitter)[
+            :, None
+        ]
+        brightness, contrast, saturation = (
+            np.maximum(0, 1 + factor) for factor in (brightness, contrast, saturation)
+        )
         gray = np.broadcast_to(GRAY, (3, 3))
         steps = np.stack(
             [
@@ -163,4 +219,3 @@ def _hue_matrices(turns: np.ndarray) -> np.ndarray:
     rotation[:, 1, 1] = rotation[:, 2, 2] = np.cos(angle)
     rotation[:, 1, 2], rotation[:, 2, 1] = -np.sin(angle), np.sin(angle)
     return np.linalg.inv(TO_YIQ) @ rotation @ TO_YIQ
-

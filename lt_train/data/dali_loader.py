@@ -1,11 +1,14 @@
-"""DALI loader: decodes JPEG, PNG, ... on the GPU where there is one, else on the CPU, with the same graph.
+"""DALI loader: decodes JPEG, PNG, ... on the GPU where there is one, else on the CPU, with the same
+graph.
 
-The graph is fed bytes and per-sample parameters and draws nothing itself: decode the part of the image that any view needs,
-then one antialiased resize per view straight from its box (mirrored by a swapped box), then blur where one was drawn.
+The graph is fed bytes and per-sample parameters and draws nothing itself: decode the part of the
+image that any view needs, then one antialiased resize per view straight from its box (mirrored by a
+swapped box), then blur where one was drawn.
 
-Two operators differ. On the GPU, images are decoded whole, since the hardware decoder knows no parts of images (an H100 gave
-11,600 against 9,300 training crops/s). On the CPU, training crops are resized by torch, whose uint8 kernel took a tenth of the
-time of DALI's for the same pixels (0.13 against 1.27 ms for 270 x 370 -> 224 x 224).
+Two operators differ. On the GPU, images are decoded whole, since the hardware decoder knows no
+parts of images (an H100 gave 11,600 against 9,300 training crops/s). On the CPU, training crops are
+resized by torch, whose uint8 kernel took a tenth of the time of DALI's for the same pixels (0.13
+against 1.27 ms for 270 x 370 -> 224 x 224).
 """
 
 from collections import deque
@@ -28,7 +31,10 @@ CONTEXT = 2  # output pixels; how far beyond a box an antialiased resize looks, 
 
 
 class DaliLoader:
-    """Iterates the batches of ``plan`` once. DALI decodes two batches ahead in ``threads`` threads of its own."""
+    """Iterates the batches of ``plan`` once.
+
+    DALI decodes two batches ahead in ``threads`` threads of its own.
+    """
 
     def __init__(self, plan: BatchPlan, device: torch.device, threads: int):
         self.plan, self.device, self.threads = plan, device, threads
@@ -36,7 +42,9 @@ class DaliLoader:
     def __iter__(self) -> Iterator[Batch]:
         on_gpu = self.device.type == "cuda"
         source = _Source(self.plan, whole=on_gpu)
-        resize = _resize_by_dali if on_gpu or not self.plan.replace_bad else _TorchResize(self.threads)
+        resize = (
+            _resize_by_dali if on_gpu or not self.plan.replace_bad else _TorchResize(self.threads)
+        )
         pipeline = _pipeline(
             source,
             self.plan,
@@ -71,7 +79,11 @@ class DaliLoader:
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor
+        )
 
 
 @dataclass(frozen=True)
@@ -111,30 +123,50 @@ class _Source:
 
 
 def _needed_part(views: list[View], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(B, 2) int32 corners of the smallest rectangle that holds all views, within images of ``sizes`` (B, 2)."""
-    margins = [CONTEXT * np.ceil((view.box[:, 2:] - view.box[:, :2]) / view.size) * view.context for view in views]
+    """(B, 2) int32 corners of the smallest rectangle that holds all views, within images of
+    ``sizes`` (B, 2).
+    """
+    margins = [
+        CONTEXT * np.ceil((view.box[:, 2:] - view.box[:, :2]) / view.size) * view.context
+        for view in views
+    ]
     start = np.min([view.box[:, :2] - margin for view, margin in zip(views, margins)], 0)
     stop = np.max([view.box[:, 2:] + margin for view, margin in zip(views, margins)], 0)
-    return np.maximum(np.floor(start), 0).astype(np.int32), np.minimum(np.ceil(stop), sizes).astype(np.int32)
+    return np.maximum(np.floor(start), 0).astype(np.int32), np.minimum(np.ceil(stop), sizes).astype(
+        np.int32
+    )
 
 
 def _view_inputs(view: View, start: np.ndarray, blur: bool) -> list[np.ndarray]:
-    """A view's first and last corner in the decoded part (left and right swapped to mirror), then its blur sigma if any."""
+    """A view's first and last corner in the decoded part (left and right swapped to mirror), then
+    its blur sigma if any.
+    """
     box = view.box - np.tile(start, 2)
     box[view.flip] = box[view.flip][:, [0, 3, 2, 1]]
-    corners = [np.ascontiguousarray(box[:, :2], np.float32), np.ascontiguousarray(box[:, 2:], np.float32)]
+    corners = [
+        np.ascontiguousarray(box[:, :2], np.float32),
+        np.ascontiguousarray(box[:, 2:], np.float32),
+    ]
     return [*corners, view.blur_sigma] if blur else corners
 
 
 @pipeline_def(enable_conditionals=True)
 def _pipeline(source: _Source, plan: BatchPlan, resize: Callable, device: str):
     per_image, per_view = 1 if source.whole else 3, [3 if blur else 2 for blur in plan.blurs]
-    inputs = fn.external_source(source, num_outputs=per_image + sum(per_view), batch=True, batch_info=True)
-    settings = {"device": device, "output_type": types.RGB, "adjust_orientation": False}  # as torchvision: no EXIF rotation
+    inputs = fn.external_source(
+        source, num_outputs=per_image + sum(per_view), batch=True, batch_info=True
+    )
+    settings = {
+        "device": device,
+        "output_type": types.RGB,
+        "adjust_orientation": False,
+    }  # as torchvision: no EXIF rotation
     if source.whole:
         image = fn.decoders.image(inputs[0], **settings)
     else:
-        image = fn.decoders.image_slice(inputs[0], start=inputs[1], shape=inputs[2], axis_names="HW", **settings)
+        image = fn.decoders.image_slice(
+            inputs[0], start=inputs[1], shape=inputs[2], axis_names="HW", **settings
+        )
     outputs = []
     for view in range(len(plan.sizes)):
         first = per_image + sum(per_view[:view])
@@ -161,7 +193,9 @@ def _resize_by_dali(image, first_corner, last_corner, size: int):
 
 
 class _TorchResize:
-    """Cuts out and resizes whole-pixel boxes with torch, a share of the batch in each of ``threads`` threads."""
+    """Cuts out and resizes whole-pixel boxes with torch, a share of the batch in each of
+    ``threads`` threads.
+    """
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -169,20 +203,42 @@ class _TorchResize:
 
     def __call__(self, image, first_corner, last_corner, size: int):
         return fn.python_function(
-            image, first_corner, last_corner, function=partial(self._resize_batch, size), batch_processing=True, output_layouts="HWC"
+            image,
+            first_corner,
+            last_corner,
+            function=partial(self._resize_batch, size),
+            batch_processing=True,
+            output_layouts="HWC",
         )
 
     def _resize_batch(self, size: int, *batch: list[np.ndarray]) -> list[np.ndarray]:
         samples = list(zip(*batch))
-        shares = [samples[len(samples) * share // self.threads : len(samples) * (share + 1) // self.threads] for share in range(self.threads)]
-        return [output for outputs in self.pool.map(lambda share: [_torch_resize(size, *sample) for sample in share], shares) for output in outputs]
+        shares = [
+            samples[
+                len(samples) * share // self.threads : len(samples) * (share + 1) // self.threads
+            ]
+            for share in range(self.threads)
+        ]
+        return [
+            output
+            for outputs in self.pool.map(
+                lambda share: [_torch_resize(size, *sample) for sample in share], shares
+            )
+            for output in outputs
+        ]
 
 
-def _torch_resize(size: int, image: np.ndarray, first_corner: np.ndarray, last_corner: np.ndarray) -> np.ndarray:
-    (top, left), (bottom, right) = first_corner.astype(int).tolist(), last_corner.astype(int).tolist()
-    box = torch.from_numpy(image[top:bottom, min(left, right) : max(left, right)]).permute(2, 0, 1)[None]
+def _torch_resize(
+    size: int, image: np.ndarray, first_corner: np.ndarray, last_corner: np.ndarray
+) -> np.ndarray:
+    (top, left), (bottom, right) = (
+        first_corner.astype(int).tolist(),
+        last_corner.astype(int).tolist(),
+    )
+    box = torch.from_numpy(image[top:bottom, min(left, right) : max(left, right)]).permute(2, 0, 1)[
+        None
+    ]
     output = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
     if right < left:
         output = output.flip(3)
     return output[0].permute(1, 2, 0).contiguous().numpy()
-

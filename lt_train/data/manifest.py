@@ -1,12 +1,14 @@
-"""The one owner of the on-disk format: webdataset shards, a manifest and a class index per split, and dataset.json.
+"""The one owner of the on-disk format: webdataset shards, a manifest and a class index per split,
+and dataset.json.
 
     dataset.json               name, classes, and per split: samples, class_counts, shards with bytes and sha256
     train-000000.tar ...       members <key>.<extension> and <key>.cls; a plain webdataset
     train.arrow                the manifest: one row a sample (MANIFEST_SCHEMA); the row number is the sample_id
     train.class_index.arrow    one row a class: the list of its sample_ids
 
-A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of unlabeled images. Shards are
-memory-mapped and read by offset, never extracted. NumPy and Arrow only: no torch here.
+A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of
+unlabeled images. Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow
+only: no torch here.
 """
 
 import copy
@@ -30,7 +32,9 @@ from lt_train.files import atomic_file, file_sha256, write_atomically
 
 FORMAT_VERSION = 1
 WRITE_AT_ONCE = 1 << 26  # bytes
-UNLABELED = -1  # the label of a sample whose class is not known; it is in no class's list and has no .cls member
+UNLABELED = (
+    -1
+)  # the label of a sample whose class is not known; it is in no class's list and has no .cls member
 MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -61,8 +65,12 @@ class Split:
     class_counts: list[int]
     shards: list[Shard]
     rejected: int = 0
-    tables: dict[str, str] = field(default_factory=dict)  # the manifest's and the class index's file name -> sha256
-    added_columns: dict[str, str] = field(default_factory=dict)  # of the manifest, after it was prepared: name -> what made it
+    tables: dict[str, str] = field(
+        default_factory=dict
+    )  # the manifest's and the class index's file name -> sha256
+    added_columns: dict[str, str] = field(
+        default_factory=dict
+    )  # of the manifest, after it was prepared: name -> what made it
 
 
 @dataclass(frozen=True)
@@ -85,8 +93,14 @@ def read_dataset(root: str | Path) -> Dataset:
     """Read dataset.json, or raise a :class:`UserError` that says what the folder lacks."""
     path = Path(root) / "dataset.json"
     if not path.is_file():
-        what = "it has no dataset.json (was data_prep interrupted?)" if Path(root).is_dir() else "there is no such folder"
-        raise UserError(f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep")
+        what = (
+            "it has no dataset.json (was data_prep interrupted?)"
+            if Path(root).is_dir()
+            else "there is no such folder"
+        )
+        raise UserError(
+            f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
+        )
     try:
         content = json.loads(path.read_text())
         if content["format_version"] > FORMAT_VERSION:
@@ -96,14 +110,19 @@ def read_dataset(root: str | Path) -> Dataset:
             content["splits"][name] = Split(**split)
         return Dataset(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run data_prep again into another folder") from error
+        raise UserError(
+            f"{path} is damaged ({error}); run data_prep again into another folder"
+        ) from error
 
 
-def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: pa.Schema, num_classes: int) -> list[int]:
-    """Write ``split``'s manifest, the rows of ``tables`` one after the other, and its class index; returns the class counts.
+def write_manifest(
+    root: Path, split: str, tables: Iterable[pa.Table], schema: pa.Schema, num_classes: int
+) -> list[int]:
+    """Write ``split``'s manifest, the rows of ``tables`` one after the other, and its class index;
+    returns the class counts.
 
-    Columns grow in temporary files, so that memory stays flat however many rows there are, and the manifest is still one
-    record batch, which readers map without a copy.
+    Columns grow in temporary files, so that memory stays flat however many rows there are, and the
+    manifest is still one record batch, which readers map without a copy.
     """
     counts = np.zeros(num_classes, np.int64)
     with Spool(root, schema) as spool:
@@ -115,13 +134,17 @@ def write_manifest(root: Path, split: str, tables: Iterable[pa.Table], schema: p
         _write_ipc(root / f"{split}.arrow", batch, spool.forget)
         labels = batch["label"].to_numpy() if counts.any() else np.zeros(0, np.int32)
         ids, offsets = class_index(labels, num_classes)
-        index = pa.record_batch({"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))})
+        index = pa.record_batch(
+            {"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))}
+        )
         _write_ipc(root / f"{split}.class_index.arrow", index)
     return counts.tolist()
 
 
 def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: str) -> None:
-    """Give the manifest of ``split`` these columns (N,), in place of any of the same names, and dataset.json its new checksum."""
+    """Give the manifest of ``split`` these columns (N,), in place of any of the same names, and
+    dataset.json its new checksum.
+    """
     path, dataset = root / f"{split}.arrow", read_dataset(root)
     with pa.memory_map(str(path)) as file:
         table = pa.ipc.open_file(file).read_all()
@@ -131,14 +154,24 @@ def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: s
     part = dataset.splits[split]
     tables = part.tables | {path.name: file_sha256(path)}
     added = part.added_columns | dict.fromkeys(columns, made_by)
-    write_dataset(root, replace(dataset, splits=dataset.splits | {split: replace(part, tables=tables, added_columns=added)}))
+    write_dataset(
+        root,
+        replace(
+            dataset,
+            splits=dataset.splits | {split: replace(part, tables=tables, added_columns=added)},
+        ),
+    )
 
 
 def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample ids grouped by class (M,) int64, those without a label left out, and where each class starts (C + 1,) int64."""
+    """Sample ids grouped by class (M,) int64, those without a label left out, and where each class
+    starts (C + 1,) int64.
+    """
     ids = np.argsort(labels, kind="stable").astype(np.int64)
     labeled = labels >= 0
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(labels[labeled], minlength=num_classes))]).astype(np.int64)
+    offsets = np.concatenate(
+        [[0], np.cumsum(np.bincount(labels[labeled], minlength=num_classes))]
+    ).astype(np.int64)
     return ids[len(labels) - int(labeled.sum()) :], offsets
 
 
@@ -167,7 +200,9 @@ def _write_ipc(path: Path, batch: pa.RecordBatch, after: Callable[[], None] = la
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Boolean masks (C,) of the many-, medium- and few-shot classes, by their number of training images."""
+    """Boolean masks (C,) of the many-, medium- and few-shot classes, by their number of training
+    images.
+    """
     many, few = class_counts > MANY_SHOT, class_counts < FEW_SHOT
     return {"many_shot": many, "medium_shot": ~many & ~few, "few_shot": few}
 
@@ -175,12 +210,22 @@ def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
 class Manifest:
     """One split of a prepared data set: columns as NumPy arrays, images as bytes by sample_id.
 
-    Attributes: ``labels``, ``widths``, ``heights`` (N,) int32; ``pseudo_labeled`` (N,) bool; ``class_counts`` (C,) int64; ``class_ids`` (N,) int64,
-    sample ids grouped by class; ``class_offsets`` (C + 1,) int64 into it.
+    Attributes: ``labels``, ``widths``, ``heights`` (N,) int32; ``pseudo_labeled`` (N,) bool;
+    ``class_counts`` (C,) int64; ``class_ids`` (N,) int64, sample ids grouped by class;
+    ``class_offsets`` (C + 1,) int64 into it.
     """
 
     # what there is of every sample
-    _ROWS = ("labels", "widths", "heights", "pseudo_labeled", "_shard", "_offset", "_size", "_crc32")
+    _ROWS = (
+        "labels",
+        "widths",
+        "heights",
+        "pseudo_labeled",
+        "_shard",
+        "_offset",
+        "_size",
+        "_crc32",
+    )
     _COLUMNS = {
         "labels": "label",
         "widths": "width",
@@ -195,7 +240,9 @@ class Manifest:
         self.root, self.split = Path(root), split
         self.dataset = read_dataset(root)
         if split not in self.dataset.splits:
-            raise UserError(f"'{root}' has no split '{split}'; it has {', '.join(self.dataset.splits)}")
+            raise UserError(
+                f"'{root}' has no split '{split}'; it has {', '.join(self.dataset.splits)}"
+            )
         self.shards = self.dataset.splits[split].shards
         self.paths = [self.root / shard.name for shard in self.shards]
         self.classes = self.dataset.classes
@@ -214,22 +261,31 @@ class Manifest:
         self.bad: dict[int, str] = {}  # sample_id -> why it cannot be used
 
     def subset(self, rows: slice | np.ndarray) -> "Manifest":
-        """Some of the samples, by sample_id, as a manifest of their own whose sample ids count from 0."""
+        """Some of the samples, by sample_id, as a manifest of their own whose sample ids count from
+        0.
+        """
         part = copy.copy(self)
-        part._table = self._table[rows] if isinstance(rows, slice) else self._table.take(pa.array(rows))
+        part._table = (
+            self._table[rows] if isinstance(rows, slice) else self._table.take(pa.array(rows))
+        )
         for name in self._ROWS:
             setattr(part, name, getattr(self, name)[rows])
         return part._indexed()
 
     def relabeled(self, labels: np.ndarray, classes: list[str]) -> "Manifest":
-        """The same samples with other ``labels`` (N,) of ``classes``, such as pseudo-labels; UNLABELED for none."""
+        """The same samples with other ``labels`` (N,) of ``classes``, such as pseudo-labels;
+        UNLABELED for none.
+        """
         other = copy.copy(self)
         other.labels, other.classes = labels.astype(np.int32), classes
         other.pseudo_labeled = np.broadcast_to(True, len(labels))
         return other._indexed()
 
     def joined(self, other: "Manifest") -> "Manifest":
-        """The samples of both, ``other``'s sample ids going on after this one's. Classes are this one's."""
+        """The samples of both, ``other``'s sample ids going on after this one's.
+
+        Classes are this one's.
+        """
         both = copy.copy(self)
         for name in self._ROWS:
             setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
@@ -264,28 +320,43 @@ class Manifest:
         return self._table["key"][int(sample_id)].as_py()
 
     def is_labeled(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Whether these samples (B,) have a label, and the set's own, not a pseudo-label: (B,) bool."""
+        """Whether these samples (B,) have a label, and the set's own, not a pseudo-label: (B,)
+        bool.
+        """
         return (self.labels[sample_ids] != UNLABELED) & ~self.pseudo_labeled[sample_ids]
 
     def places(self, sample_ids: np.ndarray) -> np.ndarray:
         """Where the encoded images lie: (M, 3) int64 of shard, offset and size."""
-        return np.stack([column[sample_ids].astype(np.int64) for column in (self._shard, self._offset, self._size)], 1)
+        return np.stack(
+            [
+                column[sample_ids].astype(np.int64)
+                for column in (self._shard, self._offset, self._size)
+            ],
+            1,
+        )
 
     def column(self, name: str) -> np.ndarray:
         """A column of the manifest (N,); a :class:`UserError` if it has none of that name."""
         if name not in self.columns:
-            raise UserError(f"{self.root}/{self.split}.arrow has no column '{name}'; it has {', '.join(self.columns)}")
+            raise UserError(
+                f"{self.root}/{self.split}.arrow has no column '{name}'; it has"
+                f" {', '.join(self.columns)}"
+            )
         return self._table[name].to_numpy()
 
     def read(self, sample_id: int) -> np.ndarray | None:
-        """The encoded image as (size,) uint8 without a copy, or None if it is damaged: then ``bad`` says why.
+        """The encoded image as (size,) uint8 without a copy, or None if it is damaged: then ``bad``
+        says why.
 
-        The checksum is compared the first time, so that no decoder ever sees bytes that data_prep did not.
+        The checksum is compared the first time, so that no decoder ever sees bytes that data_prep
+        did not.
         """
         sample_id = int(sample_id)
         if sample_id in self.bad:
             return None
-        shard, start, size = (int(column[sample_id]) for column in (self._shard, self._offset, self._size))
+        shard, start, size = (
+            int(column[sample_id]) for column in (self._shard, self._offset, self._size)
+        )
         mapped = self._map(shard)
         if mapped is None or start + size > len(mapped):
             return self._reject(sample_id, "the shard is truncated")
@@ -297,7 +368,9 @@ class Manifest:
         return content
 
     def read_or_replace(self, sample_id: int) -> tuple[int, np.ndarray]:
-        """Like :meth:`read`, with the next intact sample of the same class (if it has one) in place of a damaged one."""
+        """Like :meth:`read`, with the next intact sample of the same class (if it has one) in place
+        of a damaged one.
+        """
         label = self.labels[sample_id]
         if label == UNLABELED:
             ids, first = range(len(self)), int(sample_id)
@@ -315,7 +388,9 @@ class Manifest:
     def _reject(self, sample_id: int, reason: str) -> None:
         self.bad[sample_id] = reason
         path = self.paths[self._shard[sample_id]]
-        log.warning("bad sample %s in %s (sample_id %d): %s", self.key(sample_id), path, sample_id, reason)
+        log.warning(
+            "bad sample %s in %s (sample_id %d): %s", self.key(sample_id), path, sample_id, reason
+        )
 
     def _map(self, shard: int) -> mmap.mmap | None:
         if shard not in self._maps:
@@ -323,9 +398,14 @@ class Manifest:
             try:
                 with open(path, "rb") as file:
                     empty = os.fstat(file.fileno()).st_size == 0
-                    self._maps[shard] = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._maps[shard] = (
+                        None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    )
             except OSError as error:
-                raise UserError(f"cannot read shard {path}: {error.strerror}; python -m data_prep verify {path.parent}") from error
+                raise UserError(
+                    f"cannot read shard {path}: {error.strerror}; python -m data_prep verify"
+                    f" {path.parent}"
+                ) from error
         return self._maps[shard]
 
     def _open(self, name: str) -> pa.Table:
@@ -333,5 +413,6 @@ class Manifest:
         try:
             return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"cannot read {path}: {error}; python -m data_prep verify {self.root} tells more") from error
-
+            raise UserError(
+                f"cannot read {path}: {error}; python -m data_prep verify {self.root} tells more"
+            ) from error

@@ -13,20 +13,31 @@ COPIED_AT_ONCE = 1 << 24  # bytes
 
 
 def cache_on_node(root: Path, target: Path, world: World) -> Path:
-    """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node copies, all wait."""
-    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:8]  # two sets may have folders of one name
+    """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node
+    copies, all wait.
+    """
+    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[
+        :8
+    ]  # two sets may have folders of one name
     local = target / f"{root.resolve().name}-{place}"
     if world.local_rank == 0:
         splits = read_dataset(root).splits
-        manifest_files = [path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()]
+        manifest_files = [
+            path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()
+        ]
         try:
             local.mkdir(parents=True, exist_ok=True)
             for shard in (shard for split in splits.values() for shard in split.shards):
                 _copy_verified(root / shard.name, local / shard.name, shard.sha256)
             for path in manifest_files:
-                write_atomically(local / path.name, path.read_bytes())  # another job may have it mapped
+                write_atomically(
+                    local / path.name, path.read_bytes()
+                )  # another job may have it mapped
         except OSError as error:
-            raise UserError(f"cannot stage {root} to {local}: {error.strerror}; free space there or unset data.cache_dir") from error
+            raise UserError(
+                f"cannot stage {root} to {local}: {error.strerror}; free space there or unset"
+                " data.cache_dir"
+            ) from error
     world.barrier()
     return local
 

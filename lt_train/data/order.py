@@ -1,10 +1,11 @@
 """The order of samples as a pure function: (seed, sampler, position) -> sample_id.
 
-A *position* counts samples from the start of training: global step ``s`` of batch size ``G`` holds positions
-``[s * G, (s + 1) * G)``, and epoch ``e`` of a split with ``N`` samples is ``[e * N, (e + 1) * N)`` for every sampler, so no
-sample is dropped at an epoch's end and a batch may straddle it. Nothing depends on the number of ranks, any position is
-reached without those before, and memory is O(1): permutations are keyed Feistel networks with cycle-walking (Black and
-Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+A *position* counts samples from the start of training: global step ``s`` of batch size ``G`` holds
+positions ``[s * G, (s + 1) * G)``, and epoch ``e`` of a split with ``N`` samples is ``[e * N, (e +
+1) * N)`` for every sampler, so no sample is dropped at an epoch's end and a batch may straddle it.
+Nothing depends on the number of ranks, any position is reached without those before, and memory is
+O(1): permutations are keyed Feistel networks with cycle-walking (Black and Rogaway, "Ciphers with
+Arbitrary Finite Domains", 2002).
 """
 
 import numpy as np
@@ -74,11 +75,12 @@ class InstanceBalanced(Sampler):
 
 
 class ClassBalanced(Sampler):
-    """Class-aware sampling: ``samples_per_class`` positions in a row for a class, classes in a new order each cycle.
+    """Class-aware sampling: ``samples_per_class`` positions in a row for a class, classes in a new
+    order each cycle.
 
-    Within a class, its samples are drawn without repetition until all have been seen, then in a new permutation.
-    Over every cycle of classes * samples_per_class positions, each class has exactly samples_per_class of them.
-    Classes without training samples are left out.
+    Within a class, its samples are drawn without repetition until all have been seen, then in a new
+    permutation. Over every cycle of classes * samples_per_class positions, each class has exactly
+    samples_per_class of them. Classes without training samples are left out.
     """
 
     def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
@@ -93,15 +95,22 @@ class ClassBalanced(Sampler):
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         slot, within = np.divmod(positions, self.per_class)
         cycle, turn = np.divmod(slot, len(self.present))
-        label = self.present[permute(turn, len(self.present), mix(self.seed, cycle, Stream.CLASS_ORDER))]
+        label = self.present[
+            permute(turn, len(self.present), mix(self.seed, cycle, Stream.CLASS_ORDER))
+        ]
         lap, draw = np.divmod(cycle * self.per_class + within, self.counts[label])
-        return self.ids[self.offsets[label] + permute(draw, self.counts[label], mix(self.seed, lap, label, Stream.WITHIN_CLASS))]
+        return self.ids[
+            self.offsets[label]
+            + permute(draw, self.counts[label], mix(self.seed, lap, label, Stream.WITHIN_CLASS))
+        ]
 
 
 class ByClassShares(Sampler):
-    """At every position a class at random, by shares that may change with the epoch, and one of its samples at random.
+    """At every position a class at random, by shares that may change with the epoch, and one of its
+    samples at random.
 
-    Drawn with replacement, as torch's WeightedRandomSampler does. Subclasses say how often which class is drawn.
+    Drawn with replacement, as torch's WeightedRandomSampler does. Subclasses say how often which
+    class is drawn.
     """
 
     def shares(self, epoch: int) -> np.ndarray:
@@ -115,7 +124,12 @@ class ByClassShares(Sampler):
             cumulative = np.cumsum(self.shares(int(epoch)))
             here = epochs == epoch
             label[here] = np.searchsorted(cumulative, draw[here] * cumulative[-1], side="right")
-        return self.ids[self.offsets[label] + (mix(self.seed, positions, Stream.SAMPLE) % self.counts[label].astype(np.uint64)).astype(np.int64)]
+        return self.ids[
+            self.offsets[label]
+            + (
+                mix(self.seed, positions, Stream.SAMPLE) % self.counts[label].astype(np.uint64)
+            ).astype(np.int64)
+        ]
 
 
 class SquareRoot(ByClassShares):
@@ -135,7 +149,11 @@ class ProgressivelyBalanced(ByClassShares):
 
 
 class EffectiveNumber(ByClassShares):
-    """A sample of a class of n is drawn in proportion to (1 - beta) / (1 - beta^n): the "Resample" of Cao et al. 2019's code."""
+    """A sample of a class of n is drawn in proportion to (1 - beta) / (1 - beta^n): the "Resample"
+    of Cao et al. 2019's code.
+    """
 
     def shares(self, epoch: int) -> np.ndarray:
-        return np.where(self.counts > 0, self.counts / np.maximum(1 - self.config.beta**self.counts, 1e-12), 0.0)
+        return np.where(
+            self.counts > 0, self.counts / np.maximum(1 - self.config.beta**self.counts, 1e-12), 0.0
+        )

@@ -1,7 +1,9 @@
-"""RandAugment (Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", NeurIPS 2020).
+"""RandAugment (Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced
+search space", NeurIPS 2020).
 
-Which operations a sample gets is data, drawn on the host; they are applied to uint8 batches on any device. Operations,
-magnitudes and pixels are those of torchvision.transforms.RandAugment (nearest neighbour, black where nothing was).
+Which operations a sample gets is data, drawn on the host; they are applied to uint8 batches on any
+device. Operations, magnitudes and pixels are those of torchvision.transforms.RandAugment (nearest
+neighbour, black where nothing was).
 """
 
 import math
@@ -25,23 +27,39 @@ class Operations:
     magnitude: int  # of LARGEST_MAGNITUDE
 
 
-def draw_operations(number: int, magnitude: int, randoms: Callable[[int], np.ndarray]) -> Operations:
-    """``number`` operations a sample, all equally likely; ``randoms(columns)`` gives (B, columns) uniform numbers in [0, 1)."""
+def draw_operations(
+    number: int, magnitude: int, randoms: Callable[[int], np.ndarray]
+) -> Operations:
+    """``number`` operations a sample, all equally likely; ``randoms(columns)`` gives (B, columns)
+    uniform numbers in [0, 1).
+    """
     draws = randoms(2 * number)
     operation = (draws[:, :number] * len(OPERATIONS)).astype(np.int64)
     return Operations(operation, (draws[:, number:] < 0.5) & SIGNED[operation], magnitude)
 
 
 def apply_operations(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> the same, augmented, in new memory. A sample's result does not depend on the others."""
+    """(B, H, W, 3) uint8 -> the same, augmented, in new memory.
+
+    A sample's result does not depend on the others.
+    """
     for operation, negative in zip(drawn.operation.T, drawn.negative.T):
         kind = 2 * operation + negative
         kinds, sizes = np.unique(kind, return_counts=True)
-        order = kind.argsort(kind="stable")  # equal ones side by side, so that each kind is one call
-        there, back = (torch.from_numpy(rows).to(pixels.device, non_blocking=True) for rows in (order, order.argsort()))
+        order = kind.argsort(
+            kind="stable"
+        )  # equal ones side by side, so that each kind is one call
+        there, back = (
+            torch.from_numpy(rows).to(pixels.device, non_blocking=True)
+            for rows in (order, order.argsort())
+        )
         pixels = pixels.index_select(0, there)
         for group, kind in zip(pixels.split(sizes.tolist()), kinds.tolist()):
-            group.copy_(_apply(group.permute(0, 3, 1, 2), *divmod(kind, 2), drawn.magnitude).permute(0, 2, 3, 1))
+            group.copy_(
+                _apply(group.permute(0, 3, 1, 2), *divmod(kind, 2), drawn.magnitude).permute(
+                    0, 2, 3, 1
+                )
+            )
         pixels = pixels.index_select(0, back)
     return pixels
 
@@ -56,7 +74,9 @@ def _apply(images: torch.Tensor, operation: int, negative: int, magnitude: int) 
 
 
 def _affine(images: torch.Tensor, translate=(0, 0), shear=(0.0, 0.0), center=None) -> torch.Tensor:
-    return F.affine(images, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=center)
+    return F.affine(
+        images, angle=0.0, translate=list(translate), scale=1.0, shear=list(shear), center=center
+    )
 
 
 def _shear(images: torch.Tensor, x: float = 0.0, y: float = 0.0) -> torch.Tensor:
@@ -65,19 +85,33 @@ def _shear(images: torch.Tensor, x: float = 0.0, y: float = 0.0) -> torch.Tensor
 
 
 def _contrast(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """F.adjust_contrast, but with an exact mean: its float32 sum depends above 256 x 256 pixels on threads and batch size."""
+    """F.adjust_contrast, but with an exact mean: its float32 sum depends above 256 x 256 pixels on
+    threads and batch size.
+    """
     mean = F.rgb_to_grayscale(images).double().mean((1, 2, 3), keepdim=True).float()
     return (factor * images + (1 - factor) * mean).clamp(0, 255).to(torch.uint8)
 
 
-# name -> (function of (B, 3, side, side) images and level, whether the magnitude has a sign), where level(largest) is the
-# operation's magnitude on a scale that ends at ``largest``
-OPERATIONS: dict[str, tuple[Callable[[torch.Tensor, Callable[[float], float]], torch.Tensor], bool]] = {
+# name -> (function of (B, 3, side, side) images and level, whether the magnitude has a sign), where
+# level(largest) is the operation's magnitude on a scale that ends at ``largest``
+OPERATIONS: dict[
+    str, tuple[Callable[[torch.Tensor, Callable[[float], float]], torch.Tensor], bool]
+] = {
     "identity": (lambda images, level: images, False),
     "shear_x": (lambda images, level: _shear(images, x=level(0.3)), True),
     "shear_y": (lambda images, level: _shear(images, y=level(0.3)), True),
-    "translate_x": (lambda images, level: _affine(images, translate=(int(level(150 / 331 * images.shape[3])), 0)), True),
-    "translate_y": (lambda images, level: _affine(images, translate=(0, int(level(150 / 331 * images.shape[2])))), True),
+    "translate_x": (
+        lambda images, level: _affine(
+            images, translate=(int(level(150 / 331 * images.shape[3])), 0)
+        ),
+        True,
+    ),
+    "translate_y": (
+        lambda images, level: _affine(
+            images, translate=(0, int(level(150 / 331 * images.shape[2])))
+        ),
+        True,
+    ),
     "rotate": (lambda images, level: F.rotate(images, level(30.0)), True),
     "brightness": (lambda images, level: F.adjust_brightness(images, 1 + level(0.9)), True),
     "color": (lambda images, level: F.adjust_saturation(images, 1 + level(0.9)), True),
@@ -89,4 +123,3 @@ OPERATIONS: dict[str, tuple[Callable[[torch.Tensor, Callable[[float], float]], t
     "equalize": (lambda images, level: equalize(images), False),
 }
 SIGNED = np.array([signed for _, signed in OPERATIONS.values()])
-

@@ -219,8 +219,7 @@ def _pseudo_labeled(pool: Manifest, config: UnlabeledConfig, train_set: Manifest
         return pool.relabeled(np.full(len(pool), UNLABELED), classes)
     if pool.classes and pool.classes != classes:  # a pool of any images has none
         raise UserError(
-            f"unlabeled.root {pool.root} was made for other classes than "
-            f"data.root {train_set.root}"
+            f"unlabeled.root {pool.root} was made for other classes than data.root {train_set.root}"
         )
     labels = pool.column(config.label_column)
     known = {UNLABELED, *range(len(classes))}

@@ -40,9 +40,14 @@ class Spool:
                 self.files[name, "values"].write(table[name].to_numpy().tobytes())
                 continue
             encoded = [value.encode() for value in table[name].to_pylist()]
-            ends = self.characters[name] + np.cumsum([len(value) for value in encoded], dtype=np.int64)
+            ends = self.characters[name] + np.cumsum(
+                [len(value) for value in encoded], dtype=np.int64
+            )
             if len(ends) and ends[-1] > np.iinfo(np.int32).max:
-                raise UserError(f"the column '{name}' of the manifest has more than 2 GiB of text; split the data set")
+                raise UserError(
+                    f"the column '{name}' of the manifest has more than 2 GiB of text; split the"
+                    " data set"
+                )
             self.files[name, "offsets"].write(ends.astype(np.int32).tobytes())
             self.files[name, "values"].write(b"".join(encoded))
             self.characters[name] = int(ends[-1]) if len(ends) else self.characters[name]
@@ -58,7 +63,9 @@ class Spool:
         for name, kind in zip(self.schema.names, self.schema.types):
             values = self._mapped(name, "values")
             if kind == pa.string():
-                arrays.append(pa.StringArray.from_buffers(self.rows, self._mapped(name, "offsets"), values))
+                arrays.append(
+                    pa.StringArray.from_buffers(self.rows, self._mapped(name, "offsets"), values)
+                )
             else:
                 arrays.append(pa.Array.from_buffers(kind, self.rows, [None, values]))
         return pa.record_batch(arrays, schema=self.schema)
@@ -70,4 +77,3 @@ class Spool:
             return pa.py_buffer(b"")
         self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         return pa.py_buffer(self._maps[-1])
-

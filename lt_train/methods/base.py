@@ -51,7 +51,9 @@ class Method(nn.Module):
 
     backbone: nn.Module
     classifier: nn.Module
-    needs_whole_state: tuple[str, ...] = ()  # metrics that backbone and classifier do not suffice for
+    needs_whole_state: tuple[
+        str, ...
+    ] = ()  # metrics that backbone and classifier do not suffice for
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__()
@@ -101,7 +103,10 @@ class Method(nn.Module):
         train = loaders(self.config.data.train_split)
         own = collect_features(self._embed, train, self.backbone.out_features, device)
         bank, bank_labels = map(gather_rows, own)
-        accuracy, classes = Accuracy(self.class_counts, device, logits=False), len(self.class_counts)
+        accuracy, classes = (
+            Accuracy(self.class_counts, device, logits=False),
+            len(self.class_counts),
+        )
         for batch in loaders(split):
             features = self._embed(batch.views[0])
             scores = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)

@@ -1,6 +1,8 @@
-"""Two-stage classifiers on a finished backbone (Kang et al. 2020, "Decoupling Representation and Classifier").
+"""Two-stage classifiers on a finished backbone (Kang et al. 2020, "Decoupling Representation and
+Classifier").
 
-Those that need no training (tau-normalisation, nearest class mean) are in lt_train/commands/posthoc.py.
+Those that need no training (tau-normalisation, nearest class mean) are in
+lt_train/commands/posthoc.py.
 """
 
 import torch

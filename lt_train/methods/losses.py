@@ -1,7 +1,8 @@
 """Losses for long-tailed classification, and the weights of classes in them.
 
-A loss is ``loss(logits (B, C), labels (B,), criterion) -> (B,)``: one value a sample. To add one: a function and its line in LOSSES. A
-:class:`Criterion` holds what losses derive from the numbers of training samples; calling it gives the (weighted) mean.
+A loss is ``loss(logits (B, C), labels (B,), criterion) -> (B,)``: one value a sample. To add one: a
+function and its line in LOSSES. A :class:`Criterion` holds what losses derive from the numbers of
+training samples; calling it gives the (weighted) mean.
 """
 
 import torch
@@ -13,16 +14,20 @@ from lt_train.distributed import all_reduce_
 
 
 class Criterion(nn.Module):
-    """The loss ``config.name`` for training sets with ``class_counts`` (C,), with weights of classes and deferred re-weighting.
+    """The loss ``config.name`` for training sets with ``class_counts`` (C,), with weights of
+    classes and deferred re-weighting.
 
-    ``scale``: what a cosine classifier multiplies its cosines by, which LDAM's margins, given for cosines, are multiplied by too.
+    ``scale``: what a cosine classifier multiplies its cosines by, which LDAM's margins, given for
+    cosines, are multiplied by too.
     """
 
     def __init__(self, config: LossConfig, class_counts: torch.Tensor, scale: float = 1.0):
         super().__init__()
         self.config = config
         counts = class_counts.double()
-        prior = counts.clamp(min=1) / counts.clamp(min=1).sum()  # a class without samples must not make a logit infinite
+        prior = (
+            counts.clamp(min=1) / counts.clamp(min=1).sum()
+        )  # a class without samples must not make a logit infinite
         for name, value in {
             "log_prior": prior.log(),
             "margins": scale * ldam_margins(counts, config.max_margin),
@@ -31,8 +36,16 @@ class Criterion(nn.Module):
         }.items():
             self.register_buffer(name, value.float(), persistent=False)
 
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor, epoch: float, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """Mean loss of float32 ``logits`` at ``epoch``; ``weights`` (B,) of the samples, if they differ."""
+    def forward(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        epoch: float,
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean loss of float32 ``logits`` at ``epoch``; ``weights`` (B,) of the samples, if they
+        differ.
+        """
         losses = code_of(LOSSES, self.config.name)(logits, labels, self)
         if self.config.class_weights != "none" and epoch >= self.config.weights_from_epoch:
             by_class = self.class_weights[labels]
@@ -41,7 +54,8 @@ class Criterion(nn.Module):
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Softmax cross-entropy, the target smoothed by ``criterion.smoothing`` (C,) of the label's class.
+    """Softmax cross-entropy, the target smoothed by ``criterion.smoothing`` (C,) of the label's
+    class.
 
     The true class keeps 1 - s, the rest is shared by the other classes alike (Zhong et al. 2021).
     """
@@ -57,33 +71,51 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, criterion: Criteri
 def focal(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
     """(1 - p)^gamma times cross-entropy, p the true class's probability (Lin et al. 2017)."""
     losses = F.cross_entropy(logits, labels, reduction="none")
-    wrong = -torch.expm1(-losses)  # 1 - p; the power of an exact 0 has no finite gradient for gamma < 1
+    wrong = -torch.expm1(
+        -losses
+    )  # 1 - p; the power of an exact 0 has no finite gradient for gamma < 1
     return wrong.clamp(min=torch.finfo(losses.dtype).tiny) ** criterion.config.gamma * losses
 
 
 def ldam(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Cross-entropy with the true class's logit lowered by a margin that grows as classes get rarer (Cao et al. 2019)."""
+    """Cross-entropy with the true class's logit lowered by a margin that grows as classes get rarer
+    (Cao et al. 2019).
+    """
     margins = F.one_hot(labels, logits.shape[1]) * criterion.margins[labels, None]
     return cross_entropy(logits - margins, labels, criterion)
 
 
-def balanced_softmax(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Cross-entropy of a softmax in which every class counts by its number of training samples (Ren et al. 2020)."""
+def balanced_softmax(
+    logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion
+) -> torch.Tensor:
+    """Cross-entropy of a softmax in which every class counts by its number of training samples (Ren
+    et al. 2020).
+    """
     return cross_entropy(logits + criterion.log_prior, labels, criterion)
 
 
-def logit_adjustment(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Cross-entropy of logits plus tau times the log prior (Menon et al. 2021); tau 1 is the balanced softmax."""
+def logit_adjustment(
+    logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion
+) -> torch.Tensor:
+    """Cross-entropy of logits plus tau times the log prior (Menon et al. 2021); tau 1 is the
+    balanced softmax.
+    """
     return cross_entropy(logits + criterion.config.tau * criterion.log_prior, labels, criterion)
 
 
 def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """This rank's part of the mean of ``losses`` (B,) by ``weights`` (B,) over the whole global batch.
+    """This rank's part of the mean of ``losses`` (B,) by ``weights`` (B,) over the whole global
+    batch.
 
-    The weights are divided by their mean over all ranks, not over this one: else what a sample counts for would depend on its
-    company on the rank. Collective.
+    The weights are divided by their mean over all ranks, not over this one: else what a sample
+    counts for would depend on its company on the rank. Collective.
     """
-    total = torch.stack([weights.detach().double().sum(), torch.full((), len(weights), dtype=torch.float64, device=weights.device)])
+    total = torch.stack(
+        [
+            weights.detach().double().sum(),
+            torch.full((), len(weights), dtype=torch.float64, device=weights.device),
+        ]
+    )
     weight, samples = all_reduce_(total)
     return (losses * weights).mean() * (samples / weight.clamp(min=1e-12)).to(losses.dtype)
 
@@ -91,18 +123,24 @@ def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def class_weights(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
     """Weights (C,) of mean 1 over the classes that have samples, 0 for others; ones for "none".
 
-    effective_number: (1 - beta) / (1 - beta^n) (Cui et al. 2019); inverse: 1 / n, its limit for beta -> 1.
+    effective_number: (1 - beta) / (1 - beta^n) (Cui et al. 2019); inverse: 1 / n, its limit for
+    beta -> 1.
     """
     present = counts > 0
     if config.class_weights == "none":
         return torch.ones_like(counts)
-    effective = counts if config.class_weights == "inverse" else (1 - config.beta**counts) / (1 - config.beta)
+    effective = (
+        counts
+        if config.class_weights == "inverse"
+        else (1 - config.beta**counts) / (1 - config.beta)
+    )
     weights = torch.where(present, 1 / effective.clamp(min=1e-12), 0.0)
     return weights * present.sum() / weights.sum().clamp(min=1e-12)
 
 
 def ldam_margins(counts: torch.Tensor, max_margin: float) -> torch.Tensor:
-    """Margins (C,) proportional to n^(-1/4), that of the rarest class ``max_margin`` (Cao et al. 2019).
+    """Margins (C,) proportional to n^(-1/4), that of the rarest class ``max_margin`` (Cao et al.
+    2019).
 
     A class without samples has the rarest one's.
     """
@@ -113,12 +151,11 @@ def ldam_margins(counts: torch.Tensor, max_margin: float) -> torch.Tensor:
 def label_smoothing(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
     """How much of the target the true class gives away, by class (C,).
 
-    label_aware_smoothing (head, tail): from ``tail`` for the rarest to ``head`` for the most frequent class along a quarter of a
-    sine (Zhong et al. 2021, "concave").
+    label_aware_smoothing (head, tail): from ``tail`` for the rarest to ``head`` for the most
+    frequent class along a quarter of a sine (Zhong et al. 2021, "concave").
     """
     if config.label_aware_smoothing is None:
         return torch.full_like(counts, config.label_smoothing)
     head, tail = config.label_aware_smoothing
     place = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
     return tail + (head - tail) * torch.sin(place * torch.pi / 2)
-

@@ -1,7 +1,8 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): each image of a batch is blended with, or gets a patch of, another one.
+"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): each image of a batch is blended with, or
+gets a patch of, another one.
 
-The partner is the sample at the mirrored place of this rank's batch, whose order is random already. How much is mixed, and where, is
-drawn once a step, the same on all ranks.
+The partner is the sample at the mirrored place of this rank's batch, whose order is random already.
+How much is mixed, and where, is drawn once a step, the same on all ranks.
 """
 
 import numpy as np
@@ -11,8 +12,12 @@ from lt_train.config.schema import ClassifierConfig
 from lt_train.random_streams import Stream, mix
 
 
-def mix_images(images: torch.Tensor, config: ClassifierConfig, seed: int, step: int) -> tuple[torch.Tensor, float]:
-    """``images`` (B, 3, H, W) mixed with ``images.flip(0)``, and the first one's share of each result; 1: nothing was mixed."""
+def mix_images(
+    images: torch.Tensor, config: ClassifierConfig, seed: int, step: int
+) -> tuple[torch.Tensor, float]:
+    """``images`` (B, 3, H, W) mixed with ``images.flip(0)``, and the first one's share of each
+    result; 1: nothing was mixed.
+    """
     alphas = {"mixup": config.mixup_alpha, "cutmix": config.cutmix_alpha}
     kinds = [kind for kind, alpha in alphas.items() if alpha > 0]
     if not kinds:
@@ -29,11 +34,14 @@ def mix_images(images: torch.Tensor, config: ClassifierConfig, seed: int, step: 
     return patched, 1 - (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
 
 
-def _patch(share: float, height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """A box of the image's shape that covers 1 - ``share`` of it, its centre anywhere, as far as it lies inside."""
+def _patch(
+    share: float, height: int, width: int, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A box of the image's shape that covers 1 - ``share`` of it, its centre anywhere, as far as it
+    lies inside.
+    """
     side = np.sqrt(1 - share)
     centre, size = generator.random(2) * (height, width), np.array([height, width]) * side
     start = np.clip(np.round(centre - size / 2), 0, (height, width)).astype(int)
     stop = np.clip(np.round(centre + size / 2), 0, (height, width)).astype(int)
     return int(start[0]), int(start[1]), int(stop[0]), int(stop[1])
-

@@ -1,8 +1,10 @@
-"""MoCo v2 (He et al. 2020, "Momentum Contrast"; Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning").
+"""MoCo v2 (He et al. 2020, "Momentum Contrast"; Chen et al. 2020, "Improved Baselines with Momentum
+Contrastive Learning").
 
-Differences from the published code change cost, not the method: each image travels once for ShuffleBN (all_to_all instead of
-all_gather), the key encoder is updated by one fused operation, the queue's pointer stays on the device, and a batch's keys
-enter the queue at the start of the next step, so that autograd's view of the queue needs no copy. Any batch size works.
+Differences from the published code change cost, not the method: each image travels once for
+ShuffleBN (all_to_all instead of all_gather), the key encoder is updated by one fused operation, the
+queue's pointer stays on the device, and a batch's keys enter the queue at the start of the next
+step, so that autograd's view of the queue needs no copy. Any batch size works.
 """
 
 import numpy as np
@@ -21,12 +23,18 @@ from lt_train.random_streams import Stream, mix
 
 
 class Moco(Method):
-    """Query encoder, momentum key encoder, and a queue of the newest ``queue_size`` keys of all ranks."""
+    """Query encoder, momentum key encoder, and a queue of the newest ``queue_size`` keys of all
+    ranks.
+    """
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        self.query_encoder = Encoder(make_backbone(config.model.backbone), config.moco.dim, config.moco.projector)
-        self.key_encoder = Encoder(make_backbone(config.model.backbone), config.moco.dim, config.moco.projector)
+        self.query_encoder = Encoder(
+            make_backbone(config.model.backbone), config.moco.dim, config.moco.projector
+        )
+        self.key_encoder = Encoder(
+            make_backbone(config.model.backbone), config.moco.dim, config.moco.projector
+        )
         self.key_encoder.requires_grad_(False)
 
         generator = torch.Generator().manual_seed(config.seed)
@@ -66,7 +74,9 @@ class Moco(Method):
         positive = (queries * keys).sum(1, keepdim=True)
         negative = queries @ self.queue.T
         logits = torch.cat([positive, negative], 1).float() / self.config.moco.temperature
-        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        loss = F.cross_entropy(
+            logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        )
         first = train_top1(logits, 0)
         return {"loss": loss, "contrast_top1": first}
 
@@ -78,42 +88,61 @@ class Moco(Method):
     def _shuffled_keys(
         self, images: torch.Tensor, place: np.ndarray, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys of this rank's ``images`` and of the global batch, encoded by other ranks in other company (ShuffleBN).
+        """Keys of this rank's ``images`` and of the global batch, encoded by other ranks in other
+        company (ShuffleBN).
 
-        A permutation of the global batch, the same on all ranks, deals every image to one rank. Keys travel back by the
-        gather that the queue needs anyway. On a single rank it shuffles the groups of split batch norm.
+        A permutation of the global batch, the same on all ranks, deals every image to one rank.
+        Keys travel back by the gather that the queue needs anyway. On a single rank it shuffles the
+        groups of split batch norm.
         """
         rank, size = rank_and_size()
         batch_size = self.config.global_batch_size
         shares = [rank_share(batch_size, other, size) for other in range(size)]
-        order = _permutation(batch_size, self.config.seed, step)  # place in the shuffled batch -> place in the batch
+        order = _permutation(
+            batch_size, self.config.seed, step
+        )  # place in the shuffled batch -> place in the batch
         wanted = [order[share.start : share.stop] for share in shares]  # by rank: what it encodes
         first, last = int(place[0]), int(place[-1])  # in a row: the batch is dealt in such shares
 
-        # send in the order in which each receiver holds them; then put what came, sorted by sender, into that order
+        # send in the order in which each receiver holds them; then put what came, sorted by sender,
+        # into that order
         to_send = [images_of[(first <= images_of) & (images_of <= last)] for images_of in wanted]
         picked = torch.cat(to_send).to(images.device, non_blocking=True) - first
         owner = torch.bucketize(wanted[rank], torch.tensor([share[-1] for share in shares]))
-        if torch.is_autocast_enabled(images.device.type):  # the encoder would round to it anyway: half the bytes
+        if torch.is_autocast_enabled(
+            images.device.type
+        ):  # the encoder would round to it anyway: half the bytes
             images = images.to(torch.get_autocast_dtype(images.device.type))
         received = all_to_all_rows(
-            _as_rows(images)[picked], [len(part) for part in to_send], torch.bincount(owner, minlength=size).tolist()
+            _as_rows(images)[picked],
+            [len(part) for part in to_send],
+            torch.bincount(owner, minlength=size).tolist(),
         )
         arrival = owner.argsort(stable=True).to(images.device, non_blocking=True)
         shuffled = torch.empty_like(received).index_copy_(0, arrival, received)
 
         keys = self.key_encoder(_as_images(shuffled))
         gathered = all_gather_rows(keys, [len(share) for share in shares])
-        all_keys = torch.empty_like(gathered).index_copy_(0, order.to(images.device, non_blocking=True), gathered)
+        all_keys = torch.empty_like(gathered).index_copy_(
+            0, order.to(images.device, non_blocking=True), gathered
+        )
         return all_keys[first : last + 1], all_keys
 
     def _enqueue_waiting(self) -> None:
-        """Write the last step's keys over the oldest ones; more keys than the queue holds leave the newest."""
+        """Write the last step's keys over the oldest ones; more keys than the queue holds leave the
+        newest.
+        """
         size = len(self.queue)
         keys = self.waiting_keys[-size:]
         places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % size
-        self.queue.index_copy_(0, places, torch.where(self.has_waiting_keys, keys, self.queue[places]))
-        self.queue_pointer.copy_(torch.where(self.has_waiting_keys, (self.queue_pointer + len(keys)) % size, self.queue_pointer))
+        self.queue.index_copy_(
+            0, places, torch.where(self.has_waiting_keys, keys, self.queue[places])
+        )
+        self.queue_pointer.copy_(
+            torch.where(
+                self.has_waiting_keys, (self.queue_pointer + len(keys)) % size, self.queue_pointer
+            )
+        )
 
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         return self.evaluate_knn(loaders, split)
@@ -125,15 +154,19 @@ def _permutation(size: int, seed: int, step: int) -> torch.Tensor:
 
 
 def _default_splits(global_batch_size: int) -> int:
-    """One rank: as many groups, up to 4, as leave 8 samples or more in each. Several ranks are groups already."""
+    """One rank: as many groups, up to 4, as leave 8 samples or more in each.
+
+    Several ranks are groups already.
+    """
     return 1 if rank_and_size()[1] > 1 else max(1, min(4, global_batch_size // 8))
 
 
 def _as_rows(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in channels_last memory -> (B, H, W, 3), the same memory, contiguous row by row for a collective."""
+    """(B, 3, H, W) in channels_last memory -> (B, H, W, 3), the same memory, contiguous row by row
+    for a collective.
+    """
     return images.permute(0, 2, 3, 1)
 
 
 def _as_images(rows: torch.Tensor) -> torch.Tensor:
     return rows.permute(0, 3, 1, 2)
-

@@ -1,8 +1,9 @@
 """Probabilistic contrastive learning for long-tailed recognition (ProCo; Du et al. 2024).
 
-Every class's contrastive features are taken for a von Mises-Fisher distribution on the unit sphere. The expected supervised contrastive
-loss over infinitely many samples of all classes then has a closed form, so that tail classes need no large batch
-to be contrasted with. One view trains the classifier, two more the projector; all share the backbone.
+Every class's contrastive features are taken for a von Mises-Fisher distribution on the unit sphere.
+The expected supervised contrastive loss over infinitely many samples of all classes then has a
+closed form, so that tail classes need no large batch to be contrasted with. One view trains the
+classifier, two more the projector; all share the backbone.
 """
 
 import math
@@ -21,13 +22,16 @@ MAX_CONCENTRATION = 1e4  # of a class with hardly any samples, whose features ma
 
 
 class Proco(Classifier):
-    """A classifier with a contrastive branch beside it, whose class statistics are those of all ranks."""
+    """A classifier with a contrastive branch beside it, whose class statistics are those of all
+    ranks.
+    """
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
         classes, dim = len(counts.labeled), config.proco.dim
         self.projector = make_projector(self.backbone.out_features, dim)
-        # of the epoch before, and of this one so far: estimates follow the network, and yet no class is ever without any
+        # of the epoch before, and of this one so far: estimates follow the network, and yet no
+        # class is ever without any
         self.register_buffer("feature_sums", torch.zeros(2, classes, dim))
         self.register_buffer("feature_counts", torch.zeros(2, classes))
 
@@ -42,12 +46,16 @@ class Proco(Classifier):
             self._update_statistics(projected, both, progress)
         contrast = F.cross_entropy(self.contrastive_logits(projected), both)
         return {
-            "loss": self.criterion(logits, labels, progress.epoch) + self.config.proco.weight * contrast,
+            "loss": (
+                self.criterion(logits, labels, progress.epoch) + self.config.proco.weight * contrast
+            ),
             "contrastive_loss": contrast,
             "train_top1": train_top1(logits, labels),
         }
 
-    def _update_statistics(self, features: torch.Tensor, labels: torch.Tensor, progress: Progress) -> None:
+    def _update_statistics(
+        self, features: torch.Tensor, labels: torch.Tensor, progress: Progress
+    ) -> None:
         if progress.starts_epoch:
             for statistic in (self.feature_sums, self.feature_counts):
                 statistic.copy_(torch.stack([statistic[1], torch.zeros_like(statistic[1])]))
@@ -61,23 +69,35 @@ class Proco(Classifier):
     def contrastive_logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (B, C) of unit ``features`` (B, dim) whose cross-entropy is the paper's loss.
 
-        log prior + log C_p(kappa_c) - log C_p(|kappa_c mu_c + z / temperature|), C_p the density's normaliser.
+        log prior + log C_p(kappa_c) - log C_p(|kappa_c mu_c + z / temperature|), C_p the density's
+        normaliser.
         """
         with torch.autocast(features.device.type, enabled=False):
-            directions, concentrations = mean_directions(self.feature_sums.sum(0), self.feature_counts.sum(0))
+            directions, concentrations = mean_directions(
+                self.feature_sums.sum(0), self.feature_counts.sum(0)
+            )
             scaled = features / self.config.proco.temperature
-            # |kappa mu + s|^2; in double precision, since large and nearly equal numbers are subtracted
+            # |kappa mu + s|^2; in double precision, since large and nearly equal numbers are
+            # subtracted
             cosines = (scaled @ directions.T).double()
-            squared = concentrations**2 + 2 * concentrations * cosines + scaled.double().pow(2).sum(1, keepdim=True)
+            squared = (
+                concentrations**2
+                + 2 * concentrations * cosines
+                + scaled.double().pow(2).sum(1, keepdim=True)
+            )
             dim = features.shape[1]
-            ratio = log_normaliser(concentrations, dim) - log_normaliser(squared.clamp(min=1e-12).sqrt(), dim)
+            ratio = log_normaliser(concentrations, dim) - log_normaliser(
+                squared.clamp(min=1e-12).sqrt(), dim
+            )
             return self.criterion.log_prior + ratio.float()
 
 
 def mean_directions(sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Estimates of von Mises-Fisher distributions from sums (C, p) of ``counts`` (C,) unit vectors: directions (C, p), concentrations (C,).
+    """Estimates of von Mises-Fisher distributions from sums (C, p) of ``counts`` (C,) unit vectors:
+    directions (C, p), concentrations (C,).
 
-    kappa = R (p - R^2) / (1 - R^2), R the length of the mean (Banerjee et al. 2005; float64); 0, the uniform distribution, without samples.
+    kappa = R (p - R^2) / (1 - R^2), R the length of the mean (Banerjee et al. 2005; float64); 0,
+    the uniform distribution, without samples.
     """
     mean = sums / counts.clamp(min=1)[:, None]
     length = mean.norm(dim=1).double().clamp(max=1 - 1e-9)
@@ -86,10 +106,12 @@ def mean_directions(sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Ten
 
 
 def log_normaliser(concentrations: torch.Tensor, dim: int) -> torch.Tensor:
-    """log of kappa^v / I_v(kappa) for v = dim / 2 - 1: the normaliser of the von Mises-Fisher density, but for a constant.
+    """log of kappa^v / I_v(kappa) for v = dim / 2 - 1: the normaliser of the von Mises-Fisher
+    density, but for a constant.
 
-    By the uniform expansion of I_v for large v (Abramowitz and Stegun 9.7.7) with three terms: for dim >= 16 the error is below 1e-4,
-    for 128 below 1e-8. Finite at 0 and differentiable everywhere, unlike a recurrence.
+    By the uniform expansion of I_v for large v (Abramowitz and Stegun 9.7.7) with three terms: for
+    dim >= 16 the error is below 1e-4, for 128 below 1e-8. Finite at 0 and differentiable
+    everywhere, unlike a recurrence.
     """
     v = dim / 2 - 1
     root = (1 + (concentrations / v) ** 2).sqrt()
@@ -98,5 +120,10 @@ def log_normaliser(concentrations: torch.Tensor, dim: int) -> torch.Tensor:
     u2 = (81 * t**2 - 462 * t**4 + 385 * t**6) / 1152
     u3 = (30375 * t**3 - 369603 * t**5 + 765765 * t**7 - 425425 * t**9) / 414720
     series = torch.log1p(u1 / v + u2 / v**2 + u3 / v**3)
-    return v * math.log(v) + v * (torch.log1p(root) - root) + 0.5 * math.log(2 * math.pi * v) + 0.5 * root.log() - series
-
+    return (
+        v * math.log(v)
+        + v * (torch.log1p(root) - root)
+        + 0.5 * math.log(2 * math.pi * v)
+        + 0.5 * root.log()
+        - series
+    )

@@ -1,9 +1,11 @@
-"""Semi-supervised training of Yang and Xu 2020, section 3: labeled and pseudo-labeled samples, L(D_L) + omega * L(D_U).
+"""Semi-supervised training of Yang and Xu 2020, section 3: labeled and pseudo-labeled samples,
+L(D_L) + omega * L(D_U).
 
-The pseudo-labels are a column of the unlabeled set's manifest (``unlabeled.label_column``), written by ``python -m lt_train
-pseudo_label`` or taken from a published file by data_prep. With ``unlabeled.share`` null both sets are sampled as one and epochs count
-their union, which is what the authors' code does; else every batch has that share of pseudo-labeled samples. Numbers of samples
-that losses and class weights go by count both kinds.
+The pseudo-labels are a column of the unlabeled set's manifest (``unlabeled.label_column``), written
+by ``python -m lt_train pseudo_label`` or taken from a published file by data_prep. With
+``unlabeled.share`` null both sets are sampled as one and epochs count their union, which is what
+the authors' code does; else every batch has that share of pseudo-labeled samples. Numbers of
+samples that losses and class weights go by count both kinds.
 """
 
 import torch
@@ -20,4 +22,3 @@ class Semi(Classifier):
             return None
         is_labeled = torch.from_numpy(batch.is_labeled).to(batch.label.device, non_blocking=True)
         return torch.where(is_labeled, 1.0, self.config.semi.weight)
-

@@ -1,7 +1,9 @@
-"""The sourcing classifier of Carmon et al. 2019, "Unlabeled Data Improves Adversarial Robustness", appendix B.6.
+"""The sourcing classifier of Carmon et al. 2019, "Unlabeled Data Improves Adversarial Robustness",
+appendix B.6.
 
-It tells the labeled set's classes, and images of a large pool as one class more, "other"; half of each batch comes from either side.
-Scoring the whole pool with it (``python -m lt_train score``) then finds the pool's images that look most like a known class.
+It tells the labeled set's classes, and images of a large pool as one class more, "other"; half of
+each batch comes from either side. Scoring the whole pool with it (``python -m lt_train score``)
+then finds the pool's images that look most like a known class.
 """
 
 import torch
@@ -25,7 +27,9 @@ class Sourcing(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         logits = self.predict(batch.views[0]).float()
-        labels = torch.where(batch.label < 0, self.known, batch.label)  # the pool's images have none
+        labels = torch.where(
+            batch.label < 0, self.known, batch.label
+        )  # the pool's images have none
         right = (logits.detach().argmax(1) == labels).float()
         return {"loss": F.cross_entropy(logits, labels), "train_top1": right.mean() * 100}
 
@@ -33,8 +37,9 @@ class Sourcing(Method):
         return self.classifier(self.backbone(images))
 
     def score(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest known class (B,) int64 of images (B, 3, H, W), and its probability among all C + 1 (B,) float32."""
+        """The likeliest known class (B,) int64 of images (B, 3, H, W), and its probability among
+        all C + 1 (B,) float32.
+        """
         probabilities = self.predict(images).float().softmax(1)
         scores, labels = probabilities[:, : self.known].max(1)
         return labels, scores
-

@@ -53,7 +53,9 @@ def _torchvision_resnet(block: type, layers: list[int], **options: int) -> nn.Mo
 
 
 class CifarResNet(nn.Module):
-    """The ResNet of He et al. 2016, section 4.2, for 32x32 images: 6n + 2 layers, parameter-free shortcuts (option A)."""
+    """The ResNet of He et al. 2016, section 4.2, for 32x32 images: 6n + 2 layers, parameter-free
+    shortcuts (option A).
+    """
 
     def __init__(self, blocks_per_stage: int, widths: tuple[int, int, int] = (16, 32, 64)):
         super().__init__()
@@ -62,7 +64,11 @@ class CifarResNet(nn.Module):
         inputs = (widths[0], *widths[:-1])
         for stage, (width_in, width) in enumerate(zip(inputs, widths), 1):
             blocks = [
-                _CifarBlock(width_in if block == 0 else width, width, stride=2 if stage > 1 and block == 0 else 1)
+                _CifarBlock(
+                    width_in if block == 0 else width,
+                    width,
+                    stride=2 if stage > 1 and block == 0 else 1,
+                )
                 for block in range(blocks_per_stage)
             ]
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
@@ -95,7 +101,9 @@ class _CifarBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """The pre-activation WRN of Zagoruyko and Komodakis 2016 for 32x32 images: depth 6n + 4, without dropout."""
+    """The pre-activation WRN of Zagoruyko and Komodakis 2016 for 32x32 images: depth 6n + 4,
+    without dropout.
+    """
 
     def __init__(self, depth: int, widen: int):
         super().__init__()
@@ -103,7 +111,11 @@ class WideResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
         for stage in range(1, 4):
             blocks = [
-                _WideBlock(widths[stage - 1] if block == 0 else widths[stage], widths[stage], stride=2 if stage > 1 and block == 0 else 1)
+                _WideBlock(
+                    widths[stage - 1] if block == 0 else widths[stage],
+                    widths[stage],
+                    stride=2 if stage > 1 and block == 0 else 1,
+                )
                 for block in range((depth - 4) // 6)
             ]
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
@@ -125,10 +137,13 @@ class _WideBlock(nn.Module):
         self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(width_in, width, 1, stride, bias=False) if width_in != width else None
+        self.shortcut = (
+            nn.Conv2d(width_in, width, 1, stride, bias=False) if width_in != width else None
+        )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         active = F.relu(self.bn1(features))
-        # where the width changes, the shortcut starts from the activation too, as in the authors' code
+        # where the width changes, the shortcut starts from the activation too, as in the authors'
+        # code
         shortcut = features if self.shortcut is None else self.shortcut(active)
         return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut

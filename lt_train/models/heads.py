@@ -8,21 +8,35 @@ from lt_train.config.schema import ClassifierConfig
 
 
 def make_classifier(config: ClassifierConfig, features: int, classes: int) -> nn.Module:
-    """The classifier that ``config.head`` names: features (B, ``features``) -> logits (B, ``classes``)."""
-    return CosineClassifier(features, classes, config.scale) if config.head == "cosine" else nn.Linear(features, classes)
+    """The classifier that ``config.head`` names: features (B, ``features``) -> logits (B,
+    ``classes``).
+    """
+    return (
+        CosineClassifier(features, classes, config.scale)
+        if config.head == "cosine"
+        else nn.Linear(features, classes)
+    )
 
 
 class CosineClassifier(nn.Module):
-    """``scale`` times the cosine between the features and each class's weights, without bias; float32."""
+    """``scale`` times the cosine between the features and each class's weights, without bias;
+    float32.
+    """
 
     def __init__(self, features: int, classes: int, scale: float):
         super().__init__()
-        self.weight = nn.Parameter(F.normalize(torch.empty(classes, features).uniform_(-1, 1), dim=1))
+        self.weight = nn.Parameter(
+            F.normalize(torch.empty(classes, features).uniform_(-1, 1), dim=1)
+        )
         self.scale = scale
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(features.device.type, enabled=False):  # bf16's 3 digits, times the scale, would be coarse logits
-            return self.scale * F.linear(F.normalize(features.float(), dim=1), F.normalize(self.weight, dim=1))
+        with torch.autocast(
+            features.device.type, enabled=False
+        ):  # bf16's 3 digits, times the scale, would be coarse logits
+            return self.scale * F.linear(
+                F.normalize(features.float(), dim=1), F.normalize(self.weight, dim=1)
+            )
 
 
 class ScaledClassifier(nn.Module):
@@ -38,10 +52,14 @@ class ScaledClassifier(nn.Module):
 
 
 def make_projector(features: int, dim: int, kind: str = "mlp") -> nn.Module:
-    """MoCo v2's two-layer MLP (Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning"), or v1's single layer."""
+    """MoCo v2's two-layer MLP (Chen et al. 2020, "Improved Baselines with Momentum Contrastive
+    Learning"), or v1's single layer.
+    """
     if kind == "linear":
         return nn.Linear(features, dim)
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, dim))
+    return nn.Sequential(
+        nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, dim)
+    )
 
 
 class Encoder(nn.Module):
@@ -54,4 +72,3 @@ class Encoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.projector(self.backbone(images)).float(), dim=1)
-

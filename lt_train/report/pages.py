@@ -1,4 +1,6 @@
-"""The report as text: Markdown, and one HTML file that needs nothing else, made of the same Markdown with plots between."""
+"""The report as text: Markdown, and one HTML file that needs nothing else, made of the same
+Markdown with plots between.
+"""
 
 import html
 import re
@@ -46,20 +48,41 @@ figcaption {{ color: var(--muted); font-size: 0.9rem; }}
 """
 
 
-def to_markdown(title: str, rows: list[Row], header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> str:
-    """The report's text: ``header`` and ``body`` of the table as plain text, and ``notes`` about runs."""
+def to_markdown(
+    title: str,
+    rows: list[Row],
+    header: list[str],
+    body: list[list[str]],
+    notes: list[tuple[str, str]],
+) -> str:
+    """The report's text: ``header`` and ``body`` of the table as plain text, and ``notes`` about
+    runs.
+    """
     return "\n".join([*_summary(title, rows, header, body, notes), *_runs(rows)]) + "\n"
 
 
-def to_html(title: str, rows: list[Row], header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> str:
-    """The same with plots, self-contained: no scripts and no address of anything, light or dark as the reader's system is."""
+def to_html(
+    title: str,
+    rows: list[Row],
+    header: list[str],
+    body: list[list[str]],
+    notes: list[tuple[str, str]],
+) -> str:
+    """The same with plots, self-contained: no scripts and no address of anything, light or dark as
+    the reader's system is.
+    """
     parts = [_render(_summary(title, rows, header, body, notes))]
     section = None
     for plot in make_plots(rows):
         if plot.section != section:
-            parts.append(("" if section is None else "</div>\n") + f"<h2>{html.escape(plot.section)}</h2>\n<div class=\"plots\">\n")
+            parts.append(
+                ("" if section is None else "</div>\n")
+                + f'<h2>{html.escape(plot.section)}</h2>\n<div class="plots">\n'
+            )
             section = plot.section
-        parts.append(f"<figure>\n{plot.svg}<figcaption>{html.escape(plot.caption)}</figcaption>\n</figure>\n")
+        parts.append(
+            f"<figure>\n{plot.svg}<figcaption>{html.escape(plot.caption)}</figcaption>\n</figure>\n"
+        )
     parts += ["" if section is None else "</div>\n", _render(_runs(rows))]
     return PAGE.format(title=html.escape(title), body="".join(parts))
 
@@ -68,7 +91,11 @@ def _render(lines: list[str]) -> str:
     # without links and raw HTML: names and descriptions are whatever somebody typed
     unwanted = ["link", "image", "autolink", "html_inline", "html_block", "reference"]
     parser = MarkdownIt("commonmark").enable("table").disable(unwanted)
-    return parser.render("\n".join(lines)).replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    return (
+        parser.render("\n".join(lines))
+        .replace("<table>", '<div class="scroll"><table>')
+        .replace("</table>", "</table></div>")
+    )
 
 
 def plain(text: str) -> str:
@@ -76,13 +103,24 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
-def _summary(title: str, rows: list[Row], header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> list[str]:
+def _summary(
+    title: str,
+    rows: list[Row],
+    header: list[str],
+    body: list[list[str]],
+    notes: list[tuple[str, str]],
+) -> list[str]:
     lines = [
         f"# {plain(title)}",
         "",
-        f"Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / "
-        f"fewer than {FEW_SHOT} training images. ECE, the expected calibration error, and the top-1 error are in % as well."
-        + (" The reference's error is what its paper reports; diff. is ours minus it, in points." if "reference" in header else "")
+        "Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more"
+        f" than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / fewer than {FEW_SHOT} training images."
+        " ECE, the expected calibration error, and the top-1 error are in % as well."
+        + (
+            " The reference's error is what its paper reports; diff. is ours minus it, in points."
+            if "reference" in header
+            else ""
+        )
         + (" Of several seeds: mean ± sample standard deviation." if "seeds" in header else ""),
         "",
         _line(header),
@@ -96,20 +134,34 @@ def _summary(title: str, rows: list[Row], header: list[str], body: list[list[str
 
 
 def _comparison(rows: list[Row]) -> list[str]:
-    """Say what each later classifier gained or lost against the first on the same data: measured, whichever way it went."""
-    runs = [row for row in rows if row.split == "test" and not row.is_posthoc and row.values("top1")]
+    """Say what each later classifier gained or lost against the first on the same data: measured,
+    whichever way it went.
+    """
+    runs = [
+        row for row in rows if row.split == "test" and not row.is_posthoc and row.values("top1")
+    ]
     scored = [row for row in runs if row.runs[0].result["headline"] == "top1"]
-    scored = [row for row in scored if row.runs[0].result["class_counts"] == scored[0].runs[0].result["class_counts"]]
+    scored = [
+        row
+        for row in scored
+        if row.runs[0].result["class_counts"] == scored[0].runs[0].result["class_counts"]
+    ]
     if len(scored) < 2:
         return []
     first, *others = scored
     start = mean(first.values("top1"))
-    seeds = "with one seed each" if all(len(row.runs) == 1 for row in scored) else "means over seeds"
+    seeds = (
+        "with one seed each" if all(len(row.runs) == 1 for row in scored) else "means over seeds"
+    )
     lines = [f"Against **{plain(first.name)}** ({start:.1f} % top-1 on test), {seeds}:", ""]
     for row in others:
         score = mean(row.values("top1"))
         difference = score - start
-        verdict = "no different" if abs(difference) < 0.05 else f"{abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
+        verdict = (
+            "no different"
+            if abs(difference) < 0.05
+            else f"{abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
+        )
         lines.append(f"- **{plain(row.name)}** is {verdict} ({score:.1f} %).")
     return [*lines, ""]
 
@@ -122,11 +174,19 @@ def _runs(rows: list[Row]) -> list[str]:
             continue
         result = row.runs[0].result
         seeds = [str(run.result["seed"]) for run in row.runs if run.result.get("seed") is not None]
-        device, precision, torch = (plain(str(value)) for value in (result.get("device"), result.get("precision"), result["versions"].get("torch")))
+        device, precision, torch = (
+            plain(str(value))
+            for value in (
+                result.get("device"),
+                result.get("precision"),
+                result["versions"].get("torch"),
+            )
+        )
         lines.append(
-            f"- **{plain(row.name)}**: {plain(result.get('description') or result['method'])}. {result['epochs']:g} epochs, "
-            f"{result['steps']} steps of {result['global_batch_size']} on {result['train_samples']:,} images; {result['ranks']} rank(s), "
-            f"{device}, {precision}; torch {torch}; "
+            f"- **{plain(row.name)}**: {plain(result.get('description') or result['method'])}."
+            f" {result['epochs']:g} epochs, {result['steps']} steps of"
+            f" {result['global_batch_size']} on {result['train_samples']:,} images;"
+            f" {result['ranks']} rank(s), {device}, {precision}; torch {torch}; "
             + (f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}; " if seeds else "")
             + f"finished {plain(max(run.result['finished'] for run in row.runs))}."
         )
@@ -135,4 +195,3 @@ def _runs(rows: list[Row]) -> list[str]:
 
 def _line(cells) -> str:
     return f"| {' | '.join(cells)} |"
-

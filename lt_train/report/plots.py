@@ -1,4 +1,6 @@
-"""The report's plots: Matplotlib figures as SVG text that takes its ink from the page and is the same bytes for the same results."""
+"""The report's plots: Matplotlib figures as SVG text that takes its ink from the page and is the
+same bytes for the same results.
+"""
 
 import io
 import re
@@ -18,7 +20,16 @@ from lt_train.report.rows import Row
 from lt_train.report.runs import Run
 
 INK = "#010203"  # becomes the page's text colour, whether that is dark or light
-COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c8c8c", "#7e57c2"]  # Okabe and Ito 2008, and two
+COLORS = [
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#56b4e9",
+    "#8c8c8c",
+    "#7e57c2",
+]  # Okabe and Ito 2008, and two
 STYLE = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a $ in a name is a $
@@ -32,7 +43,9 @@ STYLE = {
     "grid.color": INK,
     "grid.alpha": 0.15,
     "legend.frameon": False,
-    **dict.fromkeys(["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK),
+    **dict.fromkeys(
+        ["text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"], INK
+    ),
 }
 WIDTH = 9.0  # inches
 PER_FIGURE = len(COLORS)  # runs in one figure: as many as can be told apart
@@ -63,35 +76,65 @@ def make_plots(rows: list[Row]) -> list[Plot]:
 
     compared = [row for row in rows if row.difference is not None]
     for part in _parts(compared, 20):
-        add("Beside the reference", "Top-1 error on the test split, lower is better.", lambda: _references(part))
+        add(
+            "Beside the reference",
+            "Top-1 error on the test split, lower is better.",
+            lambda: _references(part),
+        )
     for part in _parts([row for row in rows if row.values("top1")]):
-        deviation = "; lines: standard deviation over seeds" if any(len(row.runs) > 1 for row in part) else ""
-        add("Many, medium and few", f"Accuracy by the classes' number of training images{deviation}.", lambda: _groups(part, colors(part)))
+        deviation = (
+            "; lines: standard deviation over seeds"
+            if any(len(row.runs) > 1 for row in part)
+            else ""
+        )
+        add(
+            "Many, medium and few",
+            f"Accuracy by the classes' number of training images{deviation}.",
+            lambda: _groups(part, colors(part)),
+        )
     for counts, alike in _by_classes(rows):
         for part in _parts(alike):
-            add("Accuracy by class", _class_caption(counts), lambda: _classes(part, counts, colors(part)))
+            add(
+                "Accuracy by class",
+                _class_caption(counts),
+                lambda: _classes(part, counts, colors(part)),
+            )
     for method, alike in _by_method(rows):
         for part in _parts(alike):
-            caption = f"Method {method}: training loss, and accuracy on the split that was evaluated most often, if it was more than once."
+            caption = (
+                f"Method {method}: training loss, and accuracy on the split that was evaluated most"
+                " often, if it was more than once."
+            )
             add("Training", caption, lambda: _training(part, colors(part)))
     for row in rows:
         sizes = {len(metrics["confusion"]) for metrics in row.metrics}
         if not row.is_posthoc and sizes != {0} and len(sizes) == 1:
-            caption = f"{row.name}, {row.split}: share of a class's images (row) that are taken for each class (column), from 0 % (dark) to 100 %"
+            caption = (
+                f"{row.name}, {row.split}: share of a class's images (row) that are taken for each"
+                " class (column), from 0 % (dark) to 100 %"
+            )
             caption += " (bright); brightness goes with its square root."
             add("Confusion", caption, lambda: _confusion(row))
     return plots
 
 
 def _svg(figure: Figure, salt: str) -> str:
-    """The figure as an SVG element to stand in a page; ``salt`` keeps its ids apart from other figures'."""
+    """The figure as an SVG element to stand in a page; ``salt`` keeps its ids apart from other
+    figures'.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"lt-train {salt}"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's browser has fonts for every script
-        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"]))
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # the reader's browser has fonts for every script
+        figure.savefig(
+            buffer, format="svg", metadata=dict.fromkeys(["Date", "Creator", "Format", "Type"])
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    return re.sub(r' id="[\w.]+_\d+"', "", text)  # names of groups, of which every figure has the same
+    return re.sub(
+        r' id="[\w.]+_\d+"', "", text
+    )  # names of groups, of which every figure has the same
 
 
 def _parts(rows: list, size: int = PER_FIGURE) -> list[list]:
@@ -101,7 +144,9 @@ def _parts(rows: list, size: int = PER_FIGURE) -> list[list]:
 def _short(name: str, length: int) -> str:
     name = " ".join(name.split())
     name = name if len(name) <= length else name[: length - 1] + "…"
-    return f"\u200b{name}" if name.startswith("_") else name  # Matplotlib leaves labels with a leading _ out of legends
+    return (
+        f"\u200b{name}" if name.startswith("_") else name
+    )  # Matplotlib leaves labels with a leading _ out of legends
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -119,10 +164,24 @@ def _references(rows: list[Row]) -> Figure:
     axes = figure.add_subplot()
     places = np.arange(len(rows))
     for offset, label, color, values, spread in (
-        (-0.2, "ours", COLORS[0], [np.mean(row.values("error")) for row in rows], [_std(row.values("error")) for row in rows]),
+        (
+            -0.2,
+            "ours",
+            COLORS[0],
+            [np.mean(row.values("error")) for row in rows],
+            [_std(row.values("error")) for row in rows],
+        ),
         (0.2, "reference", COLORS[6], [row.reference for row in rows], None),
     ):
-        bars = axes.barh(places + offset, values, 0.36, label=label, color=color, xerr=spread, error_kw={"ecolor": INK, "elinewidth": 1})
+        bars = axes.barh(
+            places + offset,
+            values,
+            0.36,
+            label=label,
+            color=color,
+            xerr=spread,
+            error_kw={"ecolor": INK, "elinewidth": 1},
+        )
         axes.bar_label(bars, fmt="%.2f", padding=4)
     axes.set_yticks(places, [_short(row.label, 48) for row in rows])
     axes.invert_yaxis()
@@ -137,13 +196,23 @@ def _groups(rows: list[Row], colors: dict[Row, str]) -> Figure:
     figure = Figure((WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     width = 0.82 / len(rows)
-    groups = {name: metric for name, metric in GROUPS.items() if any(row.values(metric) for row in rows)}
+    groups = {
+        name: metric for name, metric in GROUPS.items() if any(row.values(metric) for row in rows)
+    }
     for index, row in enumerate(rows):
         found = [row.values(metric) for metric in groups.values()]
         means = [np.mean(values) if values else np.nan for values in found]
         spread = [_std(values) for values in found] if len(row.runs) > 1 else None
         places = np.arange(len(groups)) + (index - (len(rows) - 1) / 2) * width
-        axes.bar(places, means, width * 0.92, label=row.label, color=colors[row], yerr=spread, error_kw={"ecolor": INK, "elinewidth": 1})
+        axes.bar(
+            places,
+            means,
+            width * 0.92,
+            label=row.label,
+            color=colors[row],
+            yerr=spread,
+            error_kw={"ecolor": INK, "elinewidth": 1},
+        )
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("accuracy (%)")
     axes.set_ylim(0, 100)
@@ -160,19 +229,29 @@ def _std(values: list[float]) -> float:
 
 
 def _by_classes(rows: list[Row]) -> list[tuple[np.ndarray, list[Row]]]:
-    """Rows with an accuracy for each class, by their training counts: only the same ones can share an axis."""
+    """Rows with an accuracy for each class, by their training counts: only the same ones can share
+    an axis.
+    """
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         counts = row.runs[0].class_counts
-        if counts.any() and all(len(metrics["per_class"]) == len(counts) for metrics in row.metrics):
+        if counts.any() and all(
+            len(metrics["per_class"]) == len(counts) for metrics in row.metrics
+        ):
             found.setdefault(tuple(counts), []).append(row)
     return [(np.array(counts), alike) for counts, alike in found.items()]
 
 
 def _class_caption(counts: np.ndarray) -> str:
-    each = f"each point is the mean of about {len(counts) / MAX_CLASSES:.0f} neighbouring classes of {len(counts):,}"
+    each = (
+        f"each point is the mean of about {len(counts) / MAX_CLASSES:.0f} neighbouring classes of"
+        f" {len(counts):,}"
+    )
     joined = f"; {each}" if len(counts) > MAX_CLASSES else ""
-    return f"Accuracy by class, from the class with most training images to that with fewest{joined}; below: training images."
+    return (
+        f"Accuracy by class, from the class with most training images to that with fewest{joined};"
+        " below: training images."
+    )
 
 
 def _classes(rows: list[Row], counts: np.ndarray, colors: dict[Row, str]) -> Figure:
@@ -184,11 +263,26 @@ def _classes(rows: list[Row], counts: np.ndarray, colors: dict[Row, str]) -> Fig
     marker = {"marker": "o", "markersize": 4} if size <= 50 else {}
     for row in rows:
         accuracy = _mean_rows([metrics["per_class"] for metrics in row.metrics])
-        upper.plot(x, _binned(accuracy[order], MAX_CLASSES), label=row.label, color=colors[row], linewidth=1.4, **marker)
+        upper.plot(
+            x,
+            _binned(accuracy[order], MAX_CLASSES),
+            label=row.label,
+            color=colors[row],
+            linewidth=1.4,
+            **marker,
+        )
     upper.set_ylabel("accuracy (%)")
     upper.set_ylim(-3, 103)
     upper.grid(axis="y")
-    lower.fill_between(x, _binned(np.maximum(counts[order], 0.5), MAX_CLASSES), 0.5, step="mid", color=INK, alpha=0.25, linewidth=0)
+    lower.fill_between(
+        x,
+        _binned(np.maximum(counts[order], 0.5), MAX_CLASSES),
+        0.5,
+        step="mid",
+        color=INK,
+        alpha=0.25,
+        linewidth=0,
+    )
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     lower.set_ylabel("images")
@@ -210,14 +304,25 @@ def _mark_groups(upper: Axes, lower: Axes, counts: np.ndarray) -> None:
         places = np.flatnonzero(members)
         if len(places) > 0.07 * len(counts):  # room for the name
             middle = (places[0] + places[-1]) / 2
-            upper.annotate(name.removesuffix("_shot"), (middle, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", alpha=0.7)
+            upper.annotate(
+                name.removesuffix("_shot"),
+                (middle, 1),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="bottom",
+                alpha=0.7,
+            )
         if len(places) and places[0] > 0:
             for axes in (upper, lower):
-                axes.axvline(places[0] - 0.5, color=INK, alpha=0.4, linewidth=0.8, linestyle=(0, (3, 3)))
+                axes.axvline(
+                    places[0] - 0.5, color=INK, alpha=0.4, linewidth=0.8, linestyle=(0, (3, 3))
+                )
 
 
 def _binned(values: np.ndarray, bins: int) -> np.ndarray:
-    """Means of ``bins`` runs of neighbouring values, or the values themselves if they are no more; NaN is left out."""
+    """Means of ``bins`` runs of neighbouring values, or the values themselves if they are no more;
+    NaN is left out.
+    """
     if len(values) <= bins:
         return values
     return np.array([_mean_rows(part[:, None])[0] for part in np.array_split(values, bins)])
@@ -248,11 +353,20 @@ def _training(rows: list[Row], colors: dict[Row, str]) -> Figure:
         for nth, run in enumerate(row.runs):
             style = {"color": colors[row], "linewidth": 1.3 if len(row.runs) == 1 else 0.9}
             label = {"label": row.label} if nth == 0 else {}
-            panels[0].plot(*_curve(run, [record for record in run.log if "split" not in record], "loss"), **style, **label)
+            panels[0].plot(
+                *_curve(run, [record for record in run.log if "split" not in record], "loss"),
+                **style,
+                **label,
+            )
             if on_the_way:
                 evaluated = _evaluations(run)
                 marker = "o" if len(evaluated) <= 40 else None
-                panels[1].plot(*_curve(run, evaluated, run.result["headline"]), **style, marker=marker, markersize=3)
+                panels[1].plot(
+                    *_curve(run, evaluated, run.result["headline"]),
+                    **style,
+                    marker=marker,
+                    markersize=3,
+                )
     for axes, name in zip(panels, ("loss", "accuracy (%)")):
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid()
@@ -269,9 +383,15 @@ def _evaluations(run: Run) -> list[dict]:
 
 def _curve(run: Run, records: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs and values of ``key``, thinned to MAX_POINTS means."""
-    points = [(record["step"], record[key]) for record in records if isinstance(record.get(key), (int, float))]
+    points = [
+        (record["step"], record[key])
+        for record in records
+        if isinstance(record.get(key), (int, float))
+    ]
     steps, values = np.array(points, np.float64).reshape(-1, 2).T
-    return _binned(steps * run.result["epochs"] / max(1, run.result["steps"]), MAX_POINTS), _binned(values, MAX_POINTS)
+    return _binned(steps * run.result["epochs"] / max(1, run.result["steps"]), MAX_POINTS), _binned(
+        values, MAX_POINTS
+    )
 
 
 # confusion
@@ -293,8 +413,15 @@ def _confusion(row: Row) -> Figure:
     if size <= 10:
         for true, predicted in np.ndindex(size, size):
             color = "white" if share[true, predicted] < 50 else "black"
-            axes.text(predicted, true, f"{share[true, predicted]:.0f}", ha="center", va="center", color=color, fontsize=7)
+            axes.text(
+                predicted,
+                true,
+                f"{share[true, predicted]:.0f}",
+                ha="center",
+                va="center",
+                color=color,
+                fontsize=7,
+            )
     axes.set(xlabel="predicted", ylabel="true class")
     axes.set_title(_short(row.label, 44), fontsize=10)
     return figure
-

@@ -30,9 +30,10 @@ class Posthoc:
 class Run:
     """A finished run.
 
-    ``result``: its result.json. ``metrics``: those of ``split``, without the headline's prefix: SCALARS and "error" in % or None,
-    "per_class" (C,) float64 in % with NaN for classes without samples, "confusion" (C, C) float64 or empty. ``log``: the records of
-    metrics.jsonl. ``warnings``: what its files tell of trouble.
+    ``result``: its result.json. ``metrics``: those of ``split``, without the headline's prefix:
+    SCALARS and "error" in % or None, "per_class" (C,) float64 in % with NaN for classes without
+    samples, "confusion" (C, C) float64 or empty. ``log``: the records of metrics.jsonl.
+    ``warnings``: what its files tell of trouble.
     """
 
     name: str
@@ -57,7 +58,9 @@ class Run:
 
 
 def find_runs(folders: list[Path]) -> dict[str, Path]:
-    """All runs in ``folders``, finished or not, by name: each folder itself, its sub-folders, and theirs."""
+    """All runs in ``folders``, finished or not, by name: each folder itself, its sub-folders, and
+    theirs.
+    """
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -69,14 +72,23 @@ def find_runs(folders: list[Path]) -> dict[str, Path]:
         except OSError as error:
             raise UserError(f"cannot read '{folder}': {error.strerror}") from error
         if not runs:
-            raise UserError(f"there is no run in '{folder}' or the folders in it: name a run.dir, or a folder of them")
+            raise UserError(
+                f"there is no run in '{folder}' or the folders in it: name a run.dir, or a folder"
+                " of them"
+            )
         found |= dict.fromkeys(runs)
-    base = folders[0].resolve() if len(folders) == 1 else Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    base = (
+        folders[0].resolve()
+        if len(folders) == 1
+        else Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    )
     return {run.relative_to(base).as_posix() if run != base else run.name: run for run in found}
 
 
 def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
-    """The finished runs in ``folders``, folder by folder in the order in which they finished; and how far each other one is."""
+    """The finished runs in ``folders``, folder by folder in the order in which they finished; and
+    how far each other one is.
+    """
     runs, unfinished = [], {}
     found = find_runs(folders)
     for name, folder in found.items():
@@ -86,14 +98,25 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
             unfinished[name] = _progress(folder)
     if not runs:
         states = "; ".join(f"{name}: {state}" for name, state in unfinished.items())
-        raise UserError(f"no run has finished in {', '.join(map(str, folders))} ({states}); the same training command again goes on with it")
+        raise UserError(
+            f"no run has finished in {', '.join(map(str, folders))} ({states}); the same training"
+            " command again goes on with it"
+        )
     given = [folder.resolve() for folder in folders]
-    order = {name: min(i for i, root in enumerate(given) if folder.is_relative_to(root)) for name, folder in found.items()}
-    return sorted(runs, key=lambda run: (order[run.name], run.result["finished"], run.name)), unfinished
+    order = {
+        name: min(i for i, root in enumerate(given) if folder.is_relative_to(root))
+        for name, folder in found.items()
+    }
+    return (
+        sorted(runs, key=lambda run: (order[run.name], run.result["finished"], run.name)),
+        unfinished,
+    )
 
 
 def _parse(path: Path, parse: Callable[[Any], Any], advice: str) -> Any:
-    """``parse`` of the JSON in a file; whatever is wrong with it is a :class:`UserError` that names the file."""
+    """``parse`` of the JSON in a file; whatever is wrong with it is a :class:`UserError` that names
+    the file.
+    """
     try:
         return parse(json.loads(path.read_text()))
     except OSError as error:
@@ -105,22 +128,43 @@ def _parse(path: Path, parse: Callable[[Any], Any], advice: str) -> Any:
 
 
 def _read_run(name: str, folder: Path) -> Run:
-    result, split, metrics = _parse(folder / "result.json", _checked, "delete it and give the training command again")
+    result, split, metrics = _parse(
+        folder / "result.json", _checked, "delete it and give the training command again"
+    )
     selected_on, posthoc = "none", ()
     if (folder / "posthoc.json").is_file():
         selected_on, posthoc = _parse(folder / "posthoc.json", _posthoc, "make it again")
     log, unreadable = read_log(folder)
-    warnings = [f"{unreadable} unreadable line(s) in its metrics.jsonl are left out"] if unreadable else []
+    warnings = (
+        [f"{unreadable} unreadable line(s) in its metrics.jsonl are left out"] if unreadable else []
+    )
     if (folder / "nonfinite.json").is_file():
-        warnings.append(f"its loss was not finite{_nonfinite_step(folder)}; nonfinite.json names the samples")
+        warnings.append(
+            f"its loss was not finite{_nonfinite_step(folder)}; nonfinite.json names the samples"
+        )
     return Run(name, result, split, metrics, posthoc, selected_on, tuple(log), tuple(warnings))
 
 
 def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
     """``result``, if it has what the report reads, and of it the split and the metrics to report."""
     number = (int, float)
-    needed = {"method": str, "headline": str, "metrics": dict, "class_counts": list, "classes": list, "finished": str, "versions": dict}
-    needed |= {"steps": int, "epochs": number, "train_samples": int, "seconds": number, "ranks": int, "global_batch_size": int}
+    needed = {
+        "method": str,
+        "headline": str,
+        "metrics": dict,
+        "class_counts": list,
+        "classes": list,
+        "finished": str,
+        "versions": dict,
+    }
+    needed |= {
+        "steps": int,
+        "epochs": number,
+        "train_samples": int,
+        "seconds": number,
+        "ranks": int,
+        "global_batch_size": int,
+    }
     optional = {"description": str, "seed": int, "reference_error": number, "selected_on": str}
     if not isinstance(result, dict):
         raise TypeError("it does not hold an object")
@@ -133,29 +177,47 @@ def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[s
 
 
 def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[str, Any]]:
-    """The test split where there is one, else the last (the loop evaluates validation first), and its metrics as in :class:`Run`."""
+    """The test split where there is one, else the last (the loop evaluates validation first), and
+    its metrics as in :class:`Run`.
+    """
     split = "test" if "test" in splits else next(reversed(splits), None)
-    found = {key.removeprefix(prefix): value for key, value in splits.get(split, {}).items() if key.startswith(prefix)}
-    metrics: dict[str, Any] = {key: None if found.get(key) is None else float(found[key]) for key in SCALARS}
+    found = {
+        key.removeprefix(prefix): value
+        for key, value in splits.get(split, {}).items()
+        if key.startswith(prefix)
+    }
+    metrics: dict[str, Any] = {
+        key: None if found.get(key) is None else float(found[key]) for key in SCALARS
+    }
     metrics["error"] = None if metrics["top1"] is None else 100 - metrics["top1"]
     metrics["per_class"] = np.array(found.get("per_class") or [], np.float64).ravel()
     confusion = np.array(found.get("confusion") or np.zeros((0, 0)), np.float64)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise ValueError("its confusion matrix is not square")
     metrics["confusion"] = confusion
-    if metrics["balanced"] is None and np.isfinite(metrics["per_class"]).any():  # results from before it was written
+    if (
+        metrics["balanced"] is None and np.isfinite(metrics["per_class"]).any()
+    ):  # results from before it was written
         metrics["balanced"] = float(np.nanmean(metrics["per_class"]))
     return split, metrics
 
 
 def _posthoc(content: dict[str, Any]) -> tuple[str, tuple[Posthoc, ...]]:
     others = [head for head in content["classifiers"] if head["name"] != AS_TRAINED]
-    posthoc = [Posthoc(str(head["name"]), str(head.get("parameter") or ""), *_reported(head["metrics"], "")) for head in others]
+    posthoc = [
+        Posthoc(
+            str(head["name"]), str(head.get("parameter") or ""), *_reported(head["metrics"], "")
+        )
+        for head in others
+    ]
     return content.get("selected_on") or "none", tuple(posthoc)
 
 
 def read_log(folder: Path) -> tuple[list[dict], int]:
-    """The records of metrics.jsonl, and how many lines cannot be read. A last line that a kill cut short is not counted."""
+    """The records of metrics.jsonl, and how many lines cannot be read.
+
+    A last line that a kill cut short is not counted.
+    """
     try:
         lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines(keepends=True)
     except OSError:
@@ -175,7 +237,11 @@ def _progress(folder: Path) -> str:
     """How far an unfinished run is, in words."""
     trained = [record for record in read_log(folder)[0] if "loss" in record]
     last = trained[-1] if trained else None
-    state = f"unfinished, step {last['step']} of {last.get('last_step', '?')}" if last else "unfinished, nothing logged yet"
+    state = (
+        f"unfinished, step {last['step']} of {last.get('last_step', '?')}"
+        if last
+        else "unfinished, nothing logged yet"
+    )
     if (folder / "nonfinite.json").is_file():
         state += f"; stopped because its loss was not finite{_nonfinite_step(folder)}"
     return state
@@ -186,4 +252,3 @@ def _nonfinite_step(folder: Path) -> str:
         return f" at step {json.loads((folder / 'nonfinite.json').read_text())['step']}"
     except (OSError, ValueError, TypeError, KeyError):
         return ""
-

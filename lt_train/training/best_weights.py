@@ -1,4 +1,6 @@
-"""The weights that were best on a split, kept beside the checkpoints where ``run.select`` asks for them."""
+"""The weights that were best on a split, kept beside the checkpoints where ``run.select`` asks for
+them.
+"""
 
 from pathlib import Path
 
@@ -10,9 +12,12 @@ from lt_train.methods.base import Method
 
 
 class BestWeights:
-    """``best.pt`` in a run's folder: the method's state, its step and its metric. With ``select`` "last", there is none.
+    """``best.pt`` in a run's folder: the method's state, its step and its metric.
 
-    Selecting on the test split is what the code of Yang and Xu 2020 does; its numbers are no fair estimate, and reports say so.
+    With ``select`` "last", there is none.
+
+    Selecting on the test split is what the code of Yang and Xu 2020 does; its numbers are no fair
+    estimate, and reports say so.
     """
 
     def __init__(self, folder: Path, select: str):
@@ -44,5 +49,6 @@ class BestWeights:
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"cannot read {self.path}: {error}; remove it and train again from a checkpoint") from error
-
+            raise UserError(
+                f"cannot read {self.path}: {error}; remove it and train again from a checkpoint"
+            ) from error

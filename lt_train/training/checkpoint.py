@@ -1,7 +1,8 @@
 """Checkpoints that are complete or absent: written beside, checksummed, fsynced, renamed.
 
-``checkpoints/step-00001234/`` holds the files that the engine wrote and meta.json with the step, the config and every file's
-sha256. The newest folder whose checksums hold is the one to resume from; a torn one is passed over, loudly.
+``checkpoints/step-00001234/`` holds the files that the engine wrote and meta.json with the step,
+the config and every file's sha256. The newest folder whose checksums hold is the one to resume
+from; a torn one is passed over, loudly.
 """
 
 import hashlib
@@ -37,7 +38,9 @@ class CheckpointStore:
         self.folder, self.keep, self.world = folder, keep, world
 
     def save(self, step: int, meta: dict, write: Callable[[Path], None]) -> None:
-        """Save one checkpoint: ``write(folder)`` is called on every rank and may write any files there."""
+        """Save one checkpoint: ``write(folder)`` is called on every rank and may write any files
+        there.
+        """
         final = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{final.name}.partial"
         try:
@@ -58,16 +61,25 @@ class CheckpointStore:
             if is_lost_peer(error):
                 raise
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot write the checkpoint {final}: {reason}; is the disk full? The last good one is kept") from error
+            raise UserError(
+                f"cannot write the checkpoint {final}: {reason}; is the disk full? The last good"
+                " one is kept"
+            ) from error
         self.world.barrier()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose checksums hold, or None."""
-        found = self._newest(sorted(self.folder.glob("step-*"), reverse=True)) if self.world.is_main else None
+        found = (
+            self._newest(sorted(self.folder.glob("step-*"), reverse=True))
+            if self.world.is_main
+            else None
+        )
         return broadcast_object(found)
 
     def find(self, step: int | None) -> Checkpoint | None:
-        """The checkpoint of ``step``, or a :class:`UserError` if there is none that holds; without ``step``, the newest one."""
+        """The checkpoint of ``step``, or a :class:`UserError` if there is none that holds; without
+        ``step``, the newest one.
+        """
         if step is None:
             return self.newest()
         wanted = [path for path in [self.folder / f"step-{step:08d}"] if path.exists()]
@@ -75,7 +87,9 @@ class CheckpointStore:
         if checkpoint is None:
             others = [path for path in sorted(self.folder.glob("step-*")) if path not in wanted]
             have = ", ".join(path.name.removeprefix("step-").lstrip("0") for path in others)
-            raise UserError(f"{self.folder} has no intact checkpoint of step {step}; it has {have or 'none'}")
+            raise UserError(
+                f"{self.folder} has no intact checkpoint of step {step}; it has {have or 'none'}"
+            )
         return checkpoint
 
     def _newest(self, paths: list[Path]) -> Checkpoint | None:
@@ -89,7 +103,9 @@ class CheckpointStore:
                         raise ValueError(f"{name} does not match its checksum")
                 return Checkpoint(path, meta)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, error)
+                log.warning(
+                    "checkpoint %s is damaged (%s): falling back to the one before", path, error
+                )
         return None
 
     def _seal(self, folder: Path, meta: dict) -> None:
@@ -102,7 +118,9 @@ class CheckpointStore:
         fsync(folder)
 
     def _prune(self, newest: Path) -> None:
-        """Keep ``newest`` and those before it; later ones are damaged or of an abandoned run, partial ones of killed saves."""
+        """Keep ``newest`` and those before it; later ones are damaged or of an abandoned run,
+        partial ones of killed saves.
+        """
         found = sorted(self.folder.glob("step-*"))
         older = [path for path in found if path <= newest]
         later = [path for path in found if path > newest]

@@ -1,7 +1,8 @@
-"""One interface to two ways of training on many ranks: DDP (through accelerate) and DeepSpeed (ZeRO 0 to 2).
+"""One interface to two ways of training on many ranks: DDP (through accelerate) and DeepSpeed (ZeRO
+0 to 2).
 
-Both wrap the same method, average gradients over ranks, and keep batch norm's running statistics equal on all ranks, so that any
-rank's state is the run's state.
+Both wrap the same method, average gradients over ranks, and keep batch norm's running statistics
+equal on all ranks, so that any rank's state is the run's state.
 """
 
 import os
@@ -20,22 +21,32 @@ from lt_train.training.optim import make_optimizer
 
 
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
-    """The engine that ``config.engine.name`` names, with ``method`` on ``world.device`` in training mode."""
+    """The engine that ``config.engine.name`` names, with ``method`` on ``world.device`` in training
+    mode.
+    """
     method.to(world.device).train()
     if config.engine.compile:
         for encoder in method.encoders():
             encoder.compile()
-    return {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}[config.engine.name](config, method, world)
+    return {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}[config.engine.name](
+        config, method, world
+    )
 
 
 class Engine:
-    """Forward, backward and step of one method; save and load of everything that a resumed run needs."""
+    """Forward, backward and step of one method; save and load of everything that a resumed run
+    needs.
+    """
 
-    STATE_FILE = "state.pt"  # in a checkpoint of either engine: a dict whose "method" is the method's state
+    STATE_FILE = (  # in a checkpoint of either engine: a dict whose "method" is the method's state
+        "state.pt"
+    )
 
     def __init__(self, config: Config, method: Method, world: World):
         self.config, self.method, self.world = config, method, world
-        self.dtype = torch.bfloat16 if uses_bf16(config.engine.precision, world.device) else torch.float32
+        self.dtype = (
+            torch.bfloat16 if uses_bf16(config.engine.precision, world.device) else torch.float32
+        )
         self._statistics: SharedStatistics | None = None
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -70,7 +81,9 @@ class Engine:
 
 
 class DDPEngine(Engine):
-    """torch's DistributedDataParallel, set up by accelerate; a single process is not wrapped at all."""
+    """torch's DistributedDataParallel, set up by accelerate; a single process is not wrapped at
+    all.
+    """
 
     def __init__(self, config: Config, method: Method, world: World):
         super().__init__(config, method, world)
@@ -79,15 +92,20 @@ class DDPEngine(Engine):
         self.accelerator = Accelerator(
             cpu=world.device.type == "cpu",
             mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
         )
         method.to(memory_format=torch.channels_last)
-        # Only the model: a prepared loader may repeat samples, a prepared schedule steps once a rank
+        # Only the model: a prepared loader may repeat samples, a prepared schedule steps once a
+        # rank
         self.optimizer = make_optimizer(config.optim, method)
         self.wrapped = self.accelerator.prepare_model(method)
         if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             raise RuntimeError("accelerate did not wrap the method for several ranks")
-        self._trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self._trained = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         self._statistics = SharedStatistics(method, world)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -103,7 +121,10 @@ class DDPEngine(Engine):
 
     def save(self, folder: Path) -> None:
         if self.world.is_main:
-            torch.save({"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}, folder / self.STATE_FILE)
+            torch.save(
+                {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()},
+                folder / self.STATE_FILE,
+            )
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / self.STATE_FILE, map_location="cpu", weights_only=True)
@@ -112,19 +133,27 @@ class DDPEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """DeepSpeed, called directly: accelerate's own route falls back to DDP without a word on CPU ranks."""
+    """DeepSpeed, called directly: accelerate's own route falls back to DDP without a word on CPU
+    ranks.
+    """
 
     TAG = "deepspeed"
 
     def __init__(self, config: Config, method: Method, world: World):
         super().__init__(config, method, world)
         if world.size == 1 and not dist.is_initialized():
-            dist.init_process_group("gloo" if world.device.type == "cpu" else "nccl", store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(
+                "gloo" if world.device.type == "cpu" else "nccl",
+                store=dist.HashStore(),
+                rank=0,
+                world_size=1,
+            )
         if world.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        # weights stay in torch's default layout, which DeepSpeed's flat buffers need; images arrive in channels_last all the same
+        # weights stay in torch's default layout, which DeepSpeed's flat buffers need; images arrive
+        # in channels_last all the same
         self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
             model=method,
             optimizer=make_optimizer(config.optim, method),
@@ -134,7 +163,8 @@ class DeepSpeedEngine(Engine):
                 "train_micro_batch_size_per_gpu": max(1, config.global_batch_size // world.size),
                 "zero_optimization": {"stage": config.engine.zero_stage},
                 "zero_allow_untested_optimizer": True,
-                # parameters stay float32, as with DDP; its own "bf16" mode would round batch norm and MoCo's queue too
+                # parameters stay float32, as with DDP; its own "bf16" mode would round batch norm
+                # and MoCo's queue too
                 "torch_autocast": {"enabled": self.dtype == torch.bfloat16, "dtype": "bfloat16"},
                 "gradient_clipping": config.optim.clip_grad_norm or 0.0,
                 "steps_per_print": 10**9,
@@ -152,25 +182,31 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         self.wrapped.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
-        if self.world.is_main:  # once more, in a form that loads without DeepSpeed and without trusting a pickle
+        if (
+            self.world.is_main
+        ):  # once more, in a form that loads without DeepSpeed and without trusting a pickle
             torch.save({"method": self.method.state_dict()}, folder / self.STATE_FILE)
 
     def load(self, folder: Path) -> None:
-        # ZeRO cuts the optimizer's state into one part a rank, which the next run must have as many of
+        # ZeRO cuts the optimizer's state into one part a rank, which the next run must have as many
+        # of
         parts = len(list((folder / self.TAG).glob("zero_pp_rank_*")))
         if parts != (self.world.size if self.config.engine.zero_stage else 0):
             raise UserError(
-                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO {'1 or 2' if parts else 'off'} and can only go on "
-                "so; start it the same way, or train with engine.name=ddp, which resumes on any number of ranks"
+                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO"
+                f" {'1 or 2' if parts else 'off'} and can only go on so; start it the same way, or"
+                " train with engine.name=ddp, which resumes on any number of ranks"
             )
         self.wrapped.load_checkpoint(str(folder), tag=self.TAG)
 
 
 class SharedStatistics:
-    """Keeps the running statistics of all training batch norms equal on all ranks: their mean, every step.
+    """Keeps the running statistics of all training batch norms equal on all ranks: their mean,
+    every step.
 
-    Neither engine does: DDP would copy rank 0's, DeepSpeed leaves each rank its own. The statistics become views of one flat
-    tensor, so that this is one small all_reduce without copies, hidden behind the backward pass.
+    Neither engine does: DDP would copy rank 0's, DeepSpeed leaves each rank its own. The statistics
+    become views of one flat tensor, so that this is one small all_reduce without copies, hidden
+    behind the backward pass.
     """
 
     def __init__(self, method: Method, world: World):
@@ -178,7 +214,9 @@ class SharedStatistics:
         norms = [
             module
             for module in method.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.running_mean is not None
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            and module.training
+            and module.running_mean is not None
         ]
         sizes = [norm.num_features for norm in norms for _ in ("mean", "var")]
         self.flat = torch.zeros(sum(sizes), device=world.device)
@@ -202,14 +240,17 @@ class SharedStatistics:
 
 def autocast(config: Config, world: World) -> torch.autocast:
     """The precision in which a run computes, as a context."""
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device))
+    return torch.autocast(
+        world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device)
+    )
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as told, or for "auto" where the device has instructions for it."""
+    """Whether to compute in bfloat16: as told, or for "auto" where the device has instructions for
+    it.
+    """
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()
-

@@ -1,4 +1,7 @@
-"""What is recorded of a run: a progress bar, metrics.jsonl and TensorBoard events. Only rank 0 writes."""
+"""What is recorded of a run: a progress bar, metrics.jsonl and TensorBoard events.
+
+Only rank 0 writes.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +19,10 @@ from lt_train.console import Every, console, say
 
 
 class Monitor:
-    """Records of one run: ``record`` at log steps, ``evaluated`` after an evaluation. Use as a context manager."""
+    """Records of one run: ``record`` at log steps, ``evaluated`` after an evaluation.
+
+    Use as a context manager.
+    """
 
     def __init__(self, folder: Path, first_step: int, last_step: int, enabled: bool):
         self.enabled = enabled
@@ -26,7 +32,9 @@ class Monitor:
 
         self._file = folder / "metrics.jsonl"
         self._drop_after(first_step)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
         self._title = folder.name
         self._plain = Every(at_once=True)
         self._bar = Progress(
@@ -41,7 +49,9 @@ class Monitor:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(self._title, total=last_step, completed=first_step, rate="", loss="")
+        self._task = self._bar.add_task(
+            self._title, total=last_step, completed=first_step, rate="", loss=""
+        )
 
     def __enter__(self) -> "Monitor":
         if self.enabled:
@@ -67,7 +77,9 @@ class Monitor:
     def evaluated(self, step: int, split: str, metrics: dict) -> None:
         """Log an evaluation's scalars."""
         if self.enabled:
-            scalars = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+            scalars = {
+                name: value for name, value in metrics.items() if isinstance(value, (int, float))
+            }
             self._append({"step": step, "split": split, **scalars}, split)
 
     def _append(self, record: dict, prefix: str) -> None:
@@ -81,6 +93,7 @@ class Monitor:
         """Forget records past the checkpoint that the run goes on from: it will write them again."""
         if self._file.exists():
             lines = self._file.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [
+                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
+            ]
             self._file.write_text("".join(kept))
-

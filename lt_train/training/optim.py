@@ -26,8 +26,9 @@ def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
 class Schedule:
     """Learning rate as a function of the step: linear warm-up, then cosine, steps or constant.
 
-    The base rate is ``optim.lr`` times ``global_batch_size / optim.lr_batch_size`` unless ``optim.scale_lr`` is false
-    (Goyal et al. 2017). Cosine goes from the base rate, after the warm-up, to zero at ``epochs``.
+    The base rate is ``optim.lr`` times ``global_batch_size / optim.lr_batch_size`` unless
+    ``optim.scale_lr`` is false (Goyal et al. 2017). Cosine goes from the base rate, after the
+    warm-up, to zero at ``epochs``.
     """
 
     def __init__(self, config: Config, positions_per_epoch: int):
@@ -38,7 +39,9 @@ class Schedule:
         self.steps_per_epoch = positions_per_epoch / self.batch_size
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.epochs = config.epochs
-        scale = config.global_batch_size / config.optim.lr_batch_size if config.optim.scale_lr else 1.0
+        scale = (
+            config.global_batch_size / config.optim.lr_batch_size if config.optim.scale_lr else 1.0
+        )
         self.base_lr = config.optim.lr * scale
 
     def epoch(self, step: int) -> float:
@@ -63,4 +66,3 @@ class Schedule:
             passed = bisect.bisect_right(optim.step_epochs, epoch)
             return self.base_lr * (optim.step_factors[passed - 1] if passed else 1.0)
         return self.base_lr
-

@@ -48,8 +48,7 @@ class RunFolder:
                 write_atomically(saved, to_yaml(self.config).encode())
             except OSError as error:
                 raise UserError(
-                    f"cannot write to run.dir {self.path}: {error.strerror}; "
-                    "choose another run.dir"
+                    f"cannot write to run.dir {self.path}: {error.strerror}; choose another run.dir"
                 ) from error
         self.world.barrier()
 

@@ -1,4 +1,6 @@
-"""The pipelines that configs/ ships: each row of the paper's table is one, each resolves whole, and methods go over all configs they fit."""
+"""The pipelines that configs/ ships: each row of the paper's table is one, each resolves whole, and
+methods go over all configs they fit.
+"""
 
 import functools
 from dataclasses import replace
@@ -55,7 +57,18 @@ MEMBERS = list_members(PIPELINE_DIR)
 SELF_SUPERVISED = ("moco", "rotation")
 MIXES = ("mixup", "cutmix")
 COSINE = ("cosine", "ldam", "ldam_drw")
-OTHER_LOSSES = ("focal", "cb_ce", "inverse_weights", "drw", "ldam", "ldam_drw", "balanced_softmax", "logit_adjustment", "label_smoothing", "label_aware_smoothing")
+OTHER_LOSSES = (
+    "focal",
+    "cb_ce",
+    "inverse_weights",
+    "drw",
+    "ldam",
+    "ldam_drw",
+    "balanced_softmax",
+    "logit_adjustment",
+    "label_smoothing",
+    "label_aware_smoothing",
+)
 
 
 @functools.cache
@@ -66,9 +79,14 @@ def experiments() -> dict[str, Experiment]:
 
 @functools.cache
 def kinds_of_configs() -> dict[tuple[str, str, str], tuple[str, Config]]:
-    """A config, with its name, for each stage, loader and kind of decoupling: what the checks of keys go by."""
+    """A config, with its name, for each stage, loader and kind of decoupling: what the checks of
+    keys go by.
+    """
     loaded = ((name, load_config(name)) for name, _ in list_configs())
-    return {(config.stage, config.data.loader, config.decoupled.method): (name, config) for name, config in loaded}
+    return {
+        (config.stage, config.data.loader, config.decoupled.method): (name, config)
+        for name, config in loaded
+    }
 
 
 def fits(method: str, config: Config) -> bool:
@@ -83,7 +101,11 @@ def fits(method: str, config: Config) -> bool:
 
 
 def configs_of(experiment: Experiment) -> dict[str, Config]:
-    return {stage.name: load_config(stage.config, list(stage.overrides)) for stage in experiment.stages if stage.kind == "train"}
+    return {
+        stage.name: load_config(stage.config, list(stage.overrides))
+        for stage in experiment.stages
+        if stage.kind == "train"
+    }
 
 
 def configs(name: str, *overrides: str) -> dict[str, Config]:
@@ -91,7 +113,9 @@ def configs(name: str, *overrides: str) -> dict[str, Config]:
 
 
 def test_the_paper_s_table_is_there_and_nothing_else_claims_a_reference():
-    assert {member.name: member.reference for member in MEMBERS if member.reference is not None} == REFERENCE
+    assert {
+        member.name: member.reference for member in MEMBERS if member.reference is not None
+    } == REFERENCE
 
 
 def test_names_are_unique_and_no_config_s():
@@ -101,40 +125,91 @@ def test_names_are_unique_and_no_config_s():
 
 @pytest.mark.slow
 def test_every_member_resolves_from_data_to_evaluation():
-    """Run folders and prepared sets follow from the stages before; the run that a member is for carries what it is."""
+    """Run folders and prepared sets follow from the stages before; the run that a member is for
+    carries what it is.
+    """
     for member in MEMBERS:
         experiment, made = experiments()[member.name], set()
         for stage in experiment.stages:
             assert set(stage.after) <= made
             made.add(stage.name)
-        assert len({(stage.kind, stage.run_dir) for stage in experiment.stages}) == len(experiment.stages)
-        assert experiment.stages[0].kind == "prepare" and not any("{" in word for stage in experiment.stages for word in stage.command)
+        assert len({(stage.kind, stage.run_dir) for stage in experiment.stages}) == len(
+            experiment.stages
+        )
+        assert experiment.stages[0].kind == "prepare" and not any(
+            "{" in word for stage in experiment.stages for word in stage.command
+        )
         if member.values:
             last = [stage for stage in experiment.stages if stage.kind == "train"][-1]
             assert (last.name, last.run_dir) == ("train", f"runs/{member.name}/train")
-            assert {f"data.root={experiment.stages[0].run_dir}", f'description="{member.description}"'} <= set(last.overrides)
-            told = [word for stage in experiment.stages for word in stage.command if word.startswith("reference_error=")]
-            assert told == ([] if member.reference is None else [f"reference_error={member.reference}"]) and set(told) <= set(last.overrides)
-            assert [stage.words for stage in experiment.stages if stage.name == "evaluate"] == [("evaluate", last.run_dir)]
+            assert {
+                f"data.root={experiment.stages[0].run_dir}",
+                f'description="{member.description}"',
+            } <= set(last.overrides)
+            told = [
+                word
+                for stage in experiment.stages
+                for word in stage.command
+                if word.startswith("reference_error=")
+            ]
+            assert told == (
+                [] if member.reference is None else [f"reference_error={member.reference}"]
+            ) and set(told) <= set(last.overrides)
+            assert [stage.words for stage in experiment.stages if stage.name == "evaluate"] == [
+                ("evaluate", last.run_dir)
+            ]
 
 
 def test_rotation_then_ldam_drw():
     rotation, train = configs("cifar10_lt_rotation_ldam_drw_100").values()
-    assert (rotation.stage, rotation.epochs, rotation.optim.step_epochs, rotation.rotation.all_four) == ("rotation", 200, (160, 180), False)
-    assert (train.loss.name, train.classifier.head, train.classifier.scale) == ("ldam", "cosine", 30)
-    assert (train.loss.class_weights, train.loss.weights_from_epoch, train.sampler.name) == ("effective_number", 160, "instance_balanced")
+    assert (
+        rotation.stage,
+        rotation.epochs,
+        rotation.optim.step_epochs,
+        rotation.rotation.all_four,
+    ) == ("rotation", 200, (160, 180), False)
+    assert (train.loss.name, train.classifier.head, train.classifier.scale) == (
+        "ldam",
+        "cosine",
+        30,
+    )
+    assert (train.loss.class_weights, train.loss.weights_from_epoch, train.sampler.name) == (
+        "effective_number",
+        160,
+        "instance_balanced",
+    )
     assert train.model.init_from == rotation.run.dir == "runs/cifar10_lt_100/rotation"
     assert train.data.root == rotation.data.root == "data/cifar10_lt_100"
-    assert (rotation.reference_error, train.reference_error) == (None, 22.17) and "ldam_drw after rotation" in train.description
+    assert (rotation.reference_error, train.reference_error) == (
+        None,
+        22.17,
+    ) and "ldam_drw after rotation" in train.description
 
 
 def test_the_schedule_of_the_small_sets():
-    """DESIGN's recipe: 200 epochs, lr 0.1, weight decay 2e-4, batch 128, 5 epochs of warm-up, x0.01 after 160 and x1e-4 after 180."""
+    """DESIGN's recipe: 200 epochs, lr 0.1, weight decay 2e-4, batch 128, 5 epochs of warm-up, x0.01
+    after 160 and x1e-4 after 180.
+    """
     (train,) = configs("cifar100_lt_ce_10").values()
     optim = train.optim
-    assert (train.epochs, train.global_batch_size, optim.lr, optim.lr_batch_size, optim.weight_decay) == (200, 128, 0.1, 128, 2e-4)
-    assert (optim.warmup_epochs, optim.step_epochs, optim.step_factors, optim.momentum) == (5, (160, 180), (0.01, 1e-4), 0.9)
-    assert train.model.backbone == "resnet32_cifar" and train.loss == Config().loss and train.sampler == Config().sampler
+    assert (
+        train.epochs,
+        train.global_batch_size,
+        optim.lr,
+        optim.lr_batch_size,
+        optim.weight_decay,
+    ) == (200, 128, 0.1, 128, 2e-4)
+    assert (optim.warmup_epochs, optim.step_epochs, optim.step_factors, optim.momentum) == (
+        5,
+        (160, 180),
+        (0.01, 1e-4),
+        0.9,
+    )
+    assert (
+        train.model.backbone == "resnet32_cifar"
+        and train.loss == Config().loss
+        and train.sampler == Config().sampler
+    )
 
 
 def test_balanced_training_is_resample_on_small_and_class_aware_on_large_sets():
@@ -143,60 +218,139 @@ def test_balanced_training_is_resample_on_small_and_class_aware_on_large_sets():
     assert (sampler.name, sampler.samples_per_class) == ("class_balanced", 4)
 
 
-@pytest.mark.parametrize(("data", "batch", "decay", "epochs"), [("imagenet_lt", 128, 5e-4, 10), ("inat18", 100, 1e-4, 30)])
+@pytest.mark.parametrize(
+    ("data", "batch", "decay", "epochs"),
+    [("imagenet_lt", 128, 5e-4, 10), ("inat18", 100, 1e-4, 30)],
+)
 def test_moco_then_crt(data, batch, decay, epochs):
     moco, ce, crt = configs(f"{data}_moco_crt").values()
-    assert (moco.stage, moco.epochs, moco.global_batch_size, moco.optim.lr, moco.optim.weight_decay) == ("moco", 200, 128, 0.015, 1e-4)
-    assert (ce.epochs, ce.global_batch_size, ce.optim.lr, ce.optim.lr_batch_size, ce.optim.weight_decay) == (90, batch, 0.2, batch, decay)
+    assert (
+        moco.stage,
+        moco.epochs,
+        moco.global_batch_size,
+        moco.optim.lr,
+        moco.optim.weight_decay,
+    ) == ("moco", 200, 128, 0.015, 1e-4)
+    assert (
+        ce.epochs,
+        ce.global_batch_size,
+        ce.optim.lr,
+        ce.optim.lr_batch_size,
+        ce.optim.weight_decay,
+    ) == (90, batch, 0.2, batch, decay)
     assert (ce.model.init_from, crt.model.init_from) == (moco.run.dir, ce.run.dir)
-    assert (crt.stage, crt.epochs, crt.global_batch_size, crt.optim.lr, crt.optim.lr_batch_size) == ("decoupled", epochs, 512, 0.2, 512)
-    assert (crt.sampler.name, crt.sampler.samples_per_class, crt.optim.weight_decay) == ("class_balanced", 4, decay)
+    assert (
+        crt.stage,
+        crt.epochs,
+        crt.global_batch_size,
+        crt.optim.lr,
+        crt.optim.lr_batch_size,
+    ) == ("decoupled", epochs, 512, 0.2, 512)
+    assert (crt.sampler.name, crt.sampler.samples_per_class, crt.optim.weight_decay) == (
+        "class_balanced",
+        4,
+        decay,
+    )
 
 
 @pytest.mark.parametrize("data", ["cifar10_lt", "svhn_lt"])
 def test_semi_supervised_rows_label_d_u_with_their_own_classifier(data):
-    """The column by which D_U is drawn is not the pseudo-label: of SVHN's extra images it is the truth."""
+    """The column by which D_U is drawn is not the pseudo-label: of SVHN's extra images it is the
+    truth.
+    """
     experiment = load_experiment(f"{data}_semi_50_100", [])
     ce, train = configs_of(experiment).values()
     commands = {stage.name: stage.command for stage in experiment.stages}
     assert commands["pseudo_label"] == ("pseudo_label", ce.run.dir, "--data", train.unlabeled.root)
-    assert " ".join(commands["unlabeled"][1:]).endswith(f"--imbalance-ratio 50 --imbalance-ratio-unlabeled 100 --out {train.unlabeled.root}")
-    assert (train.unlabeled.label_column, train.unlabeled.share, train.global_batch_size, train.optim.lr_batch_size) == ("pseudo_label", None, 256, 256)
-    assert ce.data.root == train.data.root == f"data/{data}_50" and ce.optim.lr == train.optim.lr == 0.1
+    assert " ".join(commands["unlabeled"][1:]).endswith(
+        f"--imbalance-ratio 50 --imbalance-ratio-unlabeled 100 --out {train.unlabeled.root}"
+    )
+    assert (
+        train.unlabeled.label_column,
+        train.unlabeled.share,
+        train.global_batch_size,
+        train.optim.lr_batch_size,
+    ) == ("pseudo_label", None, 256, 256)
+    assert (
+        ce.data.root == train.data.root == f"data/{data}_50"
+        and ce.optim.lr == train.optim.lr == 0.1
+    )
 
 
 def test_seeds_draw_pseudo_labels_of_their_own():
-    first, second = ({stage.name: stage.run_dir for stage in load_experiment("cifar10_lt_semi_50_1", [], suffix).stages} for suffix in ("-seed0", "-seed1"))
-    assert first["labeled"] == second["labeled"] and not any(first[name] == second[name] for name in first if name != "labeled")
+    first, second = (
+        {
+            stage.name: stage.run_dir
+            for stage in load_experiment("cifar10_lt_semi_50_1", [], suffix).stages
+        }
+        for suffix in ("-seed0", "-seed1")
+    )
+    assert first["labeled"] == second["labeled"] and not any(
+        first[name] == second[name] for name in first if name != "labeled"
+    )
 
 
 def test_what_comes_before_the_classifier_is_shared_by_all_methods():
-    first, second = configs("cifar10_lt_rotation_ce_100"), configs("cifar10_lt_rotation_resample_100")
-    assert first["rotation"] == second["rotation"] and first["train"].run.dir != second["train"].run.dir
-    assert configs("cifar10_lt_crt_50")["ce"] == configs("cifar10_lt_semi_50_1")["ce"] == configs("cifar10_lt_semi_rest_50")["ce"]
+    first, second = (
+        configs("cifar10_lt_rotation_ce_100"),
+        configs("cifar10_lt_rotation_resample_100"),
+    )
+    assert (
+        first["rotation"] == second["rotation"]
+        and first["train"].run.dir != second["train"].run.dir
+    )
+    assert (
+        configs("cifar10_lt_crt_50")["ce"]
+        == configs("cifar10_lt_semi_50_1")["ce"]
+        == configs("cifar10_lt_semi_rest_50")["ce"]
+    )
 
 
 def test_heads_follow_plain_cross_entropy_alone():
-    with_heads = {name for name, experiment in experiments().items() if any(stage.words[:1] == ("heads",) for stage in experiment.stages)}
+    with_heads = {
+        name
+        for name, experiment in experiments().items()
+        if any(stage.words[:1] == ("heads",) for stage in experiment.stages)
+    }
     assert with_heads == {member.name for member in MEMBERS if member.values.get("method") == "ce"}
 
 
 def test_compress_scales_every_stage():
     for name, before in configs("svhn_lt_rotation_ldam_drw_10").items():
         after = configs("svhn_lt_rotation_ldam_drw_10", "compress=20")[name]
-        assert after.epochs == before.epochs / 20 == 10 and after.optim.step_epochs == (8, 9) and after.optim.warmup_epochs == 0.25
+        assert (
+            after.epochs == before.epochs / 20 == 10
+            and after.optim.step_epochs == (8, 9)
+            and after.optim.warmup_epochs == 0.25
+        )
         assert after.loss.weights_from_epoch == before.loss.weights_from_epoch / 20
 
 
 def test_a_method_goes_over_every_stage_or_one():
-    both, one = configs("cifar10_lt_rotation_ce_100", "+randaugment"), configs("cifar10_lt_rotation_ce_100", "train:+randaugment")
-    assert [config.view.randaugment_ops for config in (*both.values(), *one.values())] == [2, 2, 0, 2]
+    both, one = (
+        configs("cifar10_lt_rotation_ce_100", "+randaugment"),
+        configs("cifar10_lt_rotation_ce_100", "train:+randaugment"),
+    )
+    assert [config.view.randaugment_ops for config in (*both.values(), *one.values())] == [
+        2,
+        2,
+        0,
+        2,
+    ]
 
 
 def test_data_lies_where_lt_train_data_points(monkeypatch):
     monkeypatch.setenv("LT_TRAIN_DATA", "/shards")
     experiment = load_experiment("cifar10_lt_ce_100", [])
-    assert experiment.stages[0].words == ("cifar10_lt", "--source", "/shards", "--imbalance-ratio", "100", "--out", "/shards/cifar10_lt_100")
+    assert experiment.stages[0].words == (
+        "cifar10_lt",
+        "--source",
+        "/shards",
+        "--imbalance-ratio",
+        "100",
+        "--out",
+        "/shards/cifar10_lt_100",
+    )
     assert configs_of(experiment)["train"].data.root == "/shards/cifar10_lt_100"
 
 
@@ -204,8 +358,12 @@ def test_data_lies_where_lt_train_data_points(monkeypatch):
 
 
 @pytest.mark.parametrize("method", [name for name, _ in list_variants()])
-def test_a_method_goes_over_every_kind_of_config_that_it_fits_and_changes_its_own_keys_alone(method):
-    """MoCo v1 is for self-supervised stages, the others for those with labels; what makes no sense together is refused."""
+def test_a_method_goes_over_every_kind_of_config_that_it_fits_and_changes_its_own_keys_alone(
+    method,
+):
+    """MoCo v1 is for self-supervised stages, the others for those with labels; what makes no sense
+    together is refused.
+    """
     for name, plain in kinds_of_configs().values():
         if (plain.stage in SELF_SUPERVISED) != (method == "moco_v1"):
             continue
@@ -214,49 +372,118 @@ def test_a_method_goes_over_every_kind_of_config_that_it_fits_and_changes_its_ow
                 load_config(name, [f"+{method}"])
             continue
         changed = load_config(name, [f"+{method}"])
-        assert (changed.run.dir, changed.description) == (f"{plain.run.dir}+{method}", plain.description)
-        keys = ("view", "optim", "moco") if method == "moco_v1" else ("view", "sampler", "loss", "classifier")
-        assert replace(changed, run=plain.run, **{key: getattr(plain, key) for key in keys}) == plain
+        assert (changed.run.dir, changed.description) == (
+            f"{plain.run.dir}+{method}",
+            plain.description,
+        )
+        keys = (
+            ("view", "optim", "moco")
+            if method == "moco_v1"
+            else ("view", "sampler", "loss", "classifier")
+        )
+        assert (
+            replace(changed, run=plain.run, **{key: getattr(plain, key) for key in keys}) == plain
+        )
 
 
-@pytest.mark.parametrize("method", [name for name, _ in list_variants() if name not in ("ce", "moco_v1")])
+@pytest.mark.parametrize(
+    "method", [name for name, _ in list_variants() if name not in ("ce", "moco_v1")]
+)
 def test_a_method_changes_something(method):
-    plain, changed = (load_config("classifier_cifar10_lt", ["run.dir=x", *more]) for more in ([], [f"+{method}"]))
+    plain, changed = (
+        load_config("classifier_cifar10_lt", ["run.dir=x", *more]) for more in ([], [f"+{method}"])
+    )
     assert changed != plain
 
 
 def test_every_method_says_what_it_is_in_the_comment_that_it_begins_with():
-    assert all(description[:1].isalpha() and len(description) > 10 for _, description in list_variants())
-    assert all(path.read_text().startswith("# ") for path in (CONFIG_DIR / "methods").glob("*.yaml"))
+    assert all(
+        description[:1].isalpha() and len(description) > 10 for _, description in list_variants()
+    )
+    assert all(
+        path.read_text().startswith("# ") for path in (CONFIG_DIR / "methods").glob("*.yaml")
+    )
 
 
 def test_methods_say_what_the_papers_do():
-    """LDAM's margin and scale and DRW's start are Cao et al.'s, beta Cui et al.'s, the smoothing MiSLAS's."""
+    """LDAM's margin and scale and DRW's start are Cao et al.'s, beta Cui et al.'s, the smoothing
+    MiSLAS's.
+    """
     loss = load_config("classifier_cifar10_lt", ["+ldam_drw"]).loss
-    assert (loss.name, loss.max_margin, loss.class_weights, loss.beta, loss.weights_from_epoch) == ("ldam", 0.5, "effective_number", 0.9999, 160)
+    assert (loss.name, loss.max_margin, loss.class_weights, loss.beta, loss.weights_from_epoch) == (
+        "ldam",
+        0.5,
+        "effective_number",
+        0.9999,
+        160,
+    )
     loss = load_config("classifier_cifar10_lt", ["+cb_ce"]).loss
-    assert (loss.name, loss.class_weights, loss.beta, loss.weights_from_epoch) == ("cross_entropy", "effective_number", 0.9999, 0)
-    assert load_config("classifier_cifar10_lt", ["+label_aware_smoothing"]).loss.label_aware_smoothing == (0.3, 0.0)
+    assert (loss.name, loss.class_weights, loss.beta, loss.weights_from_epoch) == (
+        "cross_entropy",
+        "effective_number",
+        0.9999,
+        0,
+    )
+    assert load_config(
+        "classifier_cifar10_lt", ["+label_aware_smoothing"]
+    ).loss.label_aware_smoothing == (0.3, 0.0)
     first = load_config("moco_imagenet_lt", ["+moco_v1"])
-    assert (first.view.jitter, first.view.jitter_probability, first.view.blur_probability) == ((0.4, 0.4, 0.4, 0.4), 1.0, 0.0)
-    assert (first.moco.projector, first.moco.temperature, first.optim.schedule) == ("linear", 0.07, "step")
-    assert (first.optim.lr, first.optim.lr_batch_size, first.optim.step_epochs) == (0.03, 256, (120, 160))
+    assert (first.view.jitter, first.view.jitter_probability, first.view.blur_probability) == (
+        (0.4, 0.4, 0.4, 0.4),
+        1.0,
+        0.0,
+    )
+    assert (first.moco.projector, first.moco.temperature, first.optim.schedule) == (
+        "linear",
+        0.07,
+        "step",
+    )
+    assert (first.optim.lr, first.optim.lr_batch_size, first.optim.step_epochs) == (
+        0.03,
+        256,
+        (120, 160),
+    )
 
 
 def test_the_linear_probe_is_moco_s():
     config = load_config("linear_probe_imagenet_lt")
-    assert (config.stage, config.decoupled.method, config.sampler.name, config.epochs) == ("decoupled", "crt", "instance_balanced", 100)
+    assert (config.stage, config.decoupled.method, config.sampler.name, config.epochs) == (
+        "decoupled",
+        "crt",
+        "instance_balanced",
+        100,
+    )
     optim = config.optim
-    assert (optim.lr, optim.lr_batch_size, optim.weight_decay, optim.step_epochs, optim.step_factors) == (30, 256, 0, (60, 80), (0.1, 0.01))
+    assert (
+        optim.lr,
+        optim.lr_batch_size,
+        optim.weight_decay,
+        optim.step_epochs,
+        optim.step_factors,
+    ) == (30, 256, 0, (60, 80), (0.1, 0.01))
 
 
 def test_stages_of_several_views_differ_in_them():
     for name in ("fixmatch_cifar10_lt", "fixmatch_imagenet_lt"):
         config = load_config(name)
-        assert config.unlabeled.share == 0.875 and (config.view.randaugment_ops, config.second_view.randaugment_ops) == (0, 2)
-        assert config.view.size == config.second_view.size and config.view.crop == config.second_view.crop
+        assert config.unlabeled.share == 0.875 and (
+            config.view.randaugment_ops,
+            config.second_view.randaugment_ops,
+        ) == (0, 2)
+        assert (
+            config.view.size == config.second_view.size
+            and config.view.crop == config.second_view.crop
+        )
     for name in ("proco_cifar10_lt", "proco_imagenet_lt"):
         config = load_config(name)
         first, second = config.view, config.second_view
-        assert (first.randaugment_ops, second.randaugment_ops, first.size, second.crop) == (2, 0, second.size, "random_resized")
-        assert second.grayscale_probability > first.grayscale_probability == 0 and second.jitter[3] > first.jitter[3] == 0
+        assert (first.randaugment_ops, second.randaugment_ops, first.size, second.crop) == (
+            2,
+            0,
+            second.size,
+            "random_resized",
+        )
+        assert (
+            second.grayscale_probability > first.grayscale_probability == 0
+            and second.jitter[3] > first.jitter[3] == 0
+        )

@@ -1,4 +1,6 @@
-"""Where images come from: the published CIFAR-10-LT, class folders, lists of 'path label' lines, and CSVs."""
+"""Where images come from: the published CIFAR-10-LT, class folders, lists of 'path label' lines,
+and CSVs.
+"""
 
 import io
 import os
@@ -9,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.helpers.sources import Attack, contents, fill, png, prepared, samples, source_of, touch
 
 from data_prep.reading.check import Checker
 from data_prep.reading.source import Source
@@ -17,6 +18,7 @@ from data_prep.reading.subsets import Draw, imbalanced_counts
 from data_prep.sets.cifar import CIFAR10_CLASSES
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
+from tests.helpers.sources import Attack, contents, fill, png, prepared, samples, source_of, touch
 
 PER_CLASS = 5000
 
@@ -25,7 +27,9 @@ PER_CLASS = 5000
 
 
 def published_algorithm(labels: np.ndarray, imb_factor: float) -> list[int]:
-    """IMBALANCECIFAR10 of Cao et al. 2019 (LDAM-DRW), retold: its np.random.seed(0) is a RandomState(0)."""
+    """IMBALANCECIFAR10 of Cao et al. 2019 (LDAM-DRW), retold: its np.random.seed(0) is a
+    RandomState(0).
+    """
     img_max, cls_num = 50_000 / 10, 10
     random, new_indices = np.random.RandomState(0), []
     for the_class in range(cls_num):
@@ -36,7 +40,9 @@ def published_algorithm(labels: np.ndarray, imb_factor: float) -> list[int]:
     return new_indices
 
 
-@pytest.mark.parametrize(("ratio", "imb_factor", "size"), [(100, 0.01, 12_406), (50, 0.02, 13_996), (10, 0.1, 20_431)])
+@pytest.mark.parametrize(
+    ("ratio", "imb_factor", "size"), [(100, 0.01, 12_406), (50, 0.02, 13_996), (10, 0.1, 20_431)]
+)
 def test_cifar10_lt_is_the_published_subset_index_for_index(ratio, imb_factor, size):
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), PER_CLASS))
     counts = imbalanced_counts(PER_CLASS, 10, ratio)
@@ -50,11 +56,14 @@ RATIO = 5000  # leaves 8,168 images, so that a stand-in for CIFAR-10 need not ho
 
 @dataclass(frozen=True)
 class Cifar:
-    """A training set with little more than RATIO needs, in both layouts; of image number i, the first four bytes are i."""
+    """A training set with little more than RATIO needs, in both layouts; of image number i, the
+    first four bytes are i.
+    """
 
     labels: np.ndarray  # in the order of the batches
     official: Path  # holds cifar-10-batches-py
-    folders: Path  # train/ and test/ class folders; within a class, files are in the order of the batches
+    # train/ and test/ class folders; within a class, files are in the order of the batches
+    folders: Path
 
 
 @pytest.fixture(scope="module")
@@ -81,28 +90,40 @@ def write_batch(path: Path, indices: np.ndarray, labels: np.ndarray) -> None:
     """As published: protocol 2, with the module name that NumPy had then."""
     pixels = np.zeros((len(indices), 3 * 32 * 32), np.uint8)
     pixels[:, :4] = indices.astype("<u4")[:, None].view(np.uint8)
-    batch = pickle.dumps({b"data": pixels, b"labels": labels.tolist(), b"batch_label": b"x"}, protocol=2)
+    batch = pickle.dumps(
+        {b"data": pixels, b"labels": labels.tolist(), b"batch_label": b"x"}, protocol=2
+    )
     path.write_bytes(batch.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
 
 
 @pytest.fixture(scope="module")
 def both_layouts(cifar10) -> tuple[Source, Source]:
-    return tuple(source_of("cifar10_lt", "--source", root, "--imbalance-ratio", RATIO) for root in (cifar10.official, cifar10.folders))
+    return tuple(
+        source_of("cifar10_lt", "--source", root, "--imbalance-ratio", RATIO)
+        for root in (cifar10.official, cifar10.folders)
+    )
 
 
 def test_pickles_give_the_published_subset_under_their_place_in_the_class(cifar10, both_layouts):
     train = both_layouts[0].splits["train"]
     expected = published_algorithm(cifar10.labels, 1 / RATIO)
-    keys = [f"{CIFAR10_CLASSES[label]}/{np.flatnonzero(cifar10.labels == label).searchsorted(index):04d}" for index, label in zip(expected, train.labels)]
+    keys = [
+        f"{CIFAR10_CLASSES[label]}/{np.flatnonzero(cifar10.labels == label).searchsorted(index):04d}"
+        for index, label in zip(expected, train.labels)
+    ]
     assert train.keys == keys
     np.testing.assert_array_equal(train.labels, cifar10.labels[expected])
 
 
 def test_pickles_and_class_folders_give_the_same_images(both_layouts):
-    """The labels of all, and which image every 50th is; the test set, taken whole, may come in another order."""
+    """The labels of all, and which image every 50th is; the test set, taken whole, may come in
+    another order.
+    """
     official, folders = both_layouts
     np.testing.assert_array_equal(official.splits["train"].labels, folders.splits["train"].labels)
-    np.testing.assert_array_equal(*(np.bincount(source.splits["test"].labels) for source in both_layouts))
+    np.testing.assert_array_equal(
+        *(np.bincount(source.splits["test"].labels) for source in both_layouts)
+    )
     for index in range(0, len(official.splits["train"].labels), 50):
         pixels = np.asarray(Image.open(io.BytesIO(official.splits["train"].images.read(index))))
         planes = pixels.transpose(2, 0, 1).tobytes()
@@ -115,7 +136,9 @@ def test_pickles_and_class_folders_give_the_same_keys(both_layouts):
 
 
 def test_another_seed_is_noted_as_not_the_published_subset(cifar10, both_layouts):
-    other = source_of("cifar10_lt", "--source", cifar10.official, "--imbalance-ratio", RATIO, "--seed", 1)
+    other = source_of(
+        "cifar10_lt", "--source", cifar10.official, "--imbalance-ratio", RATIO, "--seed", 1
+    )
     assert other.splits["train"].keys[:10] != both_layouts[0].splits["train"].keys[:10]
     assert "not the published subset" in other.notes[0] and not both_layouts[0].notes
 
@@ -130,7 +153,9 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path):
     assert (tmp_path / "attacked").exists(), "it would have run"
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle", pickle.dumps({b"labels": [1]}), pickle.dumps([1, 2])])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"not a pickle", pickle.dumps({b"labels": [1]}), pickle.dumps([1, 2])]
+)
 def test_a_damaged_batch_is_named(tmp_path, content):
     (tmp_path / "data_batch_1").write_bytes(content)
     with pytest.raises(UserError, match="data_batch_1"):
@@ -142,7 +167,9 @@ def test_a_cifar_with_too_few_images_is_refused(tmp_path):
         for name in CIFAR10_CLASSES:
             (tmp_path / split / name).mkdir(parents=True)
             (tmp_path / split / name / "0.png").touch()
-    with pytest.raises(UserError, match="class 'airplane'.*has 1 training images and 5000 are needed"):
+    with pytest.raises(
+        UserError, match="class 'airplane'.*has 1 training images and 5000 are needed"
+    ):
         source_of("cifar10_lt", "--source", tmp_path)
 
 
@@ -174,12 +201,20 @@ def test_a_class_that_training_lacks_is_named(tmp_path):
 def test_keys_have_no_dots_and_differ_where_only_the_suffix_does(tmp_path):
     """A webdataset key ends at its first dot."""
     touch(tmp_path, "v1.0/x.y.jpg", "v1.0/z.jpg", "v1.0/z.png")
-    assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["v1_0/x_y", "v1_0/z_jpg", "v1_0/z_png"]
+    assert source_of("folder", "--source", tmp_path).splits["train"].keys == [
+        "v1_0/x_y",
+        "v1_0/z_jpg",
+        "v1_0/z_png",
+    ]
 
 
 def test_a_class_folder_that_webdataset_would_pass_over_gets_another_key(tmp_path):
     touch(tmp_path, "__bg__/1.jpg", "cat/__2__.jpg", "__dog/3.jpg")
-    assert source_of("folder", "--source", tmp_path).splits["train"].keys == ["_bg__/1", "__dog/3", "cat/__2__"]
+    assert source_of("folder", "--source", tmp_path).splits["train"].keys == [
+        "_bg__/1",
+        "__dog/3",
+        "cat/__2__",
+    ]
 
 
 def test_keys_hold_as_much_of_the_path_as_tells_files_apart(tmp_path):
@@ -196,12 +231,21 @@ def test_files_that_would_share_a_key_are_named(tmp_path):
 @pytest.mark.parametrize("options", [{"val": 0.2}, {"val": 0.1, "test": 0.3}])
 def test_fractions_are_held_out_of_every_class(tmp_path, options):
     counts = {"a": 50, "b": 10, "c": 3}
-    touch(tmp_path, *(f"{name}/{number}.jpg" for name, count in counts.items() for number in range(count)))
-    arguments = ["--source", tmp_path, *(f"--{split}-fraction={share}" for split, share in options.items())]
+    touch(
+        tmp_path,
+        *(f"{name}/{number}.jpg" for name, count in counts.items() for number in range(count)),
+    )
+    arguments = [
+        "--source",
+        tmp_path,
+        *(f"--{split}-fraction={share}" for split, share in options.items()),
+    ]
     splits = samples(source_of("folder", *arguments))
     for split, share in options.items():
         held_out = list(splits[split].values())
-        assert {name: held_out.count(name) for name in counts} == {name: round(share * n) for name, n in counts.items()}
+        assert {name: held_out.count(name) for name in counts} == {
+            name: round(share * n) for name, n in counts.items()
+        }
     assert sorted(key for split in splits.values() for key in split) == sorted(
         f"{name}/{number}" for name, count in counts.items() for number in range(count)
     )
@@ -213,7 +257,9 @@ def test_fractions_are_held_out_of_every_class(tmp_path, options):
 def test_impossible_fractions_are_refused(tmp_path, val, test):
     touch(tmp_path, "a/1.jpg")
     with pytest.raises(UserError, match="--val-fraction"):
-        source_of("folder", "--source", tmp_path, f"--val-fraction={val}", f"--test-fraction={test}")
+        source_of(
+            "folder", "--source", tmp_path, f"--val-fraction={val}", f"--test-fraction={test}"
+        )
 
 
 def test_a_fraction_for_a_split_that_exists_is_refused(tmp_path):
@@ -233,7 +279,13 @@ def test_lists_make_splits(tmp_path):
     assert samples(beside) == {"train": {"images/a b": "0", "images/1": "1"}}
     (tmp_path / "train.txt").write_text("1.jpg 0\n")
     elsewhere = source_of(
-        "folder", "--source", tmp_path / "images", "--list", tmp_path / "train.txt", "--val-list", tmp_path / "val.txt"
+        "folder",
+        "--source",
+        tmp_path / "images",
+        "--list",
+        tmp_path / "train.txt",
+        "--val-list",
+        tmp_path / "val.txt",
     )
     assert samples(elsewhere) == {"train": {"1": "0"}, "val": {"2": "0"}}
 
@@ -276,14 +328,26 @@ def write_lists(root: Path, lists: dict[str, str]) -> list:
     """The options that name them."""
     for split, lines in lists.items():
         (root / f"{split}.txt").write_text(lines, encoding="utf-8")
-    return [word for split in lists for word in (f"--{split}-list".replace("--train-", "--"), root / f"{split}.txt")]
+    return [
+        word
+        for split in lists
+        for word in (f"--{split}-list".replace("--train-", "--"), root / f"{split}.txt")
+    ]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_labels_that_training_lacks_are_counted_and_the_first_named(tmp_path, split):
     touch(tmp_path, "1.jpg", "2.jpg", "3.jpg")
-    with pytest.raises(UserError, match=rf"2 {split} image\(s\) have a label out of range, first 2 \(3.jpg\); training labels go from 0 to 1"):
-        source_of("folder", *write_lists(tmp_path, {"train": LABELS["train"], split: LABELS["val"]}))
+    with pytest.raises(
+        UserError,
+        match=(
+            rf"2 {split} image\(s\) have a label out of range, first 2 \(3.jpg\); training labels"
+            r" go from 0 to 1"
+        ),
+    ):
+        source_of(
+            "folder", *write_lists(tmp_path, {"train": LABELS["train"], split: LABELS["val"]})
+        )
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -293,13 +357,20 @@ def test_all_missing_images_are_counted_and_the_first_ten_named(tmp_path, split)
     lists = {"train": f"{names[0]} 0\n"} | {split: "".join(f"{name} 0\n" for name in names)}
     with pytest.raises(UserError) as error:
         source_of("folder", *write_lists(tmp_path, lists))
-    assert str(error.value).startswith("500 of the 1000 images of ") and f"({split})" in str(error.value)
-    assert str(error.value).endswith(": " + ", ".join(names[1:20:2]) + ", ...") and names[21] not in str(error.value)
+    assert str(error.value).startswith("500 of the 1000 images of ") and f"({split})" in str(
+        error.value
+    )
+    assert str(error.value).endswith(": " + ", ".join(names[1:20:2]) + ", ...") and names[
+        21
+    ] not in str(error.value)
 
 
 def test_up_to_ten_missing_images_are_all_named(tmp_path):
     with pytest.raises(UserError, match="10 of the 10 images .*: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9$"):
-        source_of("folder", *write_lists(tmp_path, {"train": "".join(f"{number} 0\n" for number in range(10))}))
+        source_of(
+            "folder",
+            *write_lists(tmp_path, {"train": "".join(f"{number} 0\n" for number in range(10))}),
+        )
 
 
 OUTSIDE = [
@@ -311,12 +382,17 @@ OUTSIDE = [
 @pytest.mark.parametrize("kind", ["list", "csv"])
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_a_path_out_of_the_source_folder_is_refused(tmp_path, kind, path):
-    """The last one, when what the source folder is called is taken off its front, is absolute still."""
+    """The last one, when what the source folder is called is taken off its front, is absolute
+    still.
+    """
     touch(tmp_path, "secret.jpg", "root/a/1.jpg")
     path = path.format(root=tmp_path / "root", parent=tmp_path)
     lines = {"list": f"a/1.jpg 0\n{path} 0\n", "csv": f"path,label\na/1.jpg,0\n{path},0\n"}
     (tmp_path / "file").write_text(lines[kind])
-    with pytest.raises(UserError, match="leaves the source folder|lies outside|1 of the 2 images .* do not exist under"):
+    with pytest.raises(
+        UserError,
+        match="leaves the source folder|lies outside|1 of the 2 images .* do not exist under",
+    ):
         source_of("folder", "--source", tmp_path / "root", f"--{kind}", tmp_path / "file")
 
 
@@ -326,34 +402,78 @@ def test_nothing_absolute_is_left_of_a_path_in_the_source_folder(tmp_path):
     root = tmp_path / "root"
     lists = write_lists(tmp_path, {"train": f"{root}/a/1.jpg 0\n{root}//a/./2.jpg 0\n"})
     source = source_of("folder", "--source", root, *lists)
-    assert source.splits["train"].images.names == ["a/1.jpg", "a/2.jpg"] and source.splits["train"].keys == ["a/1", "a/2"]
+    assert source.splits["train"].images.names == ["a/1.jpg", "a/2.jpg"] and source.splits[
+        "train"
+    ].keys == ["a/1", "a/2"]
     (tmp_path / "train.txt").write_text(f"{root}//etc/hostname 0\n")
-    with pytest.raises(UserError, match="1 of the 1 images .* do not exist under .*: etc/hostname$"):
+    with pytest.raises(
+        UserError, match="1 of the 1 images .* do not exist under .*: etc/hostname$"
+    ):
         source_of("folder", "--source", root, *lists)
 
 
 STRANGE = [
     *("a b", " c  d", "it's", '"q"', "a,b", "#1", "50%"),
-    *("\N{SNOWMAN}", "\N{GRINNING FACE}", "e\N{COMBINING ACUTE ACCENT}", "\N{LATIN SMALL LETTER E WITH ACUTE}"),
-    *("\N{NO-BREAK SPACE}x", "x\N{IDEOGRAPHIC SPACE}y", "\N{NARROW NO-BREAK SPACE}PM", "line\N{LINE SEPARATOR}line"),
+    *(
+        "\N{SNOWMAN}",
+        "\N{GRINNING FACE}",
+        "e\N{COMBINING ACUTE ACCENT}",
+        "\N{LATIN SMALL LETTER E WITH ACUTE}",
+    ),
+    *(
+        "\N{NO-BREAK SPACE}x",
+        "x\N{IDEOGRAPHIC SPACE}y",
+        "\N{NARROW NO-BREAK SPACE}PM",
+        "line\N{LINE SEPARATOR}line",
+    ),
     "\N{ARABIC LETTER BEH}\N{ZERO WIDTH NON-JOINER}\N{ARABIC LETTER BEH}",
 ]
 
 
 def test_any_text_may_be_in_a_name(tmp_path):
-    """Spaces, both forms of an accented letter, joiners of scripts that need them, quotes, commas: in folders, lists, CSVs and shards."""
+    """Spaces, both forms of an accented letter, joiners of scripts that need them, quotes, commas:
+    in folders, lists, CSVs and shards.
+    """
     images = tmp_path / "images"
     pixels = np.arange(len(STRANGE) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3)
-    fill(images, {f"{'xy'[number % 2]} \N{SNOWMAN}/{name}.png": png(pixels[number]) for number, name in enumerate(STRANGE)})
-    rows = sorted((f"{folder} \N{SNOWMAN}/{name}.png", label) for label, folder in enumerate("xy") for name in STRANGE[label::2])
-    (tmp_path / "list").write_text("".join(f"{name} {label}\n" for name, label in rows), encoding="utf-8")
+    fill(
+        images,
+        {
+            f"{'xy'[number % 2]} \N{SNOWMAN}/{name}.png": png(pixels[number])
+            for number, name in enumerate(STRANGE)
+        },
+    )
+    rows = sorted(
+        (f"{folder} \N{SNOWMAN}/{name}.png", label)
+        for label, folder in enumerate("xy")
+        for name in STRANGE[label::2]
+    )
+    (tmp_path / "list").write_text(
+        "".join(f"{name} {label}\n" for name, label in rows), encoding="utf-8"
+    )
     quoted = [name.replace('"', '""') for name, _ in rows]
-    (tmp_path / "csv").write_text("path,label\n" + "".join(f'"{name}",{label}\n' for name, (_, label) in zip(quoted, rows)), encoding="utf-8")
-    sources = [source_of("folder", "--source", images, *more) for more in ([], ["--list", tmp_path / "list"], ["--csv", tmp_path / "csv"])]
-    expected = {"train": [(name.removesuffix(".png"), label, (images / name).read_bytes()) for name, label in rows]}
-    assert all(contents(source) == expected and source.classes == ["x \N{SNOWMAN}", "y \N{SNOWMAN}"] for source in sources)
+    (tmp_path / "csv").write_text(
+        "path,label\n" + "".join(f'"{name}",{label}\n' for name, (_, label) in zip(quoted, rows)),
+        encoding="utf-8",
+    )
+    sources = [
+        source_of("folder", "--source", images, *more)
+        for more in ([], ["--list", tmp_path / "list"], ["--csv", tmp_path / "csv"])
+    ]
+    expected = {
+        "train": [
+            (name.removesuffix(".png"), label, (images / name).read_bytes()) for name, label in rows
+        ]
+    }
+    assert all(
+        contents(source) == expected and source.classes == ["x \N{SNOWMAN}", "y \N{SNOWMAN}"]
+        for source in sources
+    )
     manifest = Manifest(prepared(sources[1], tmp_path / "out", 5), "train")
-    found = {manifest.key(index): (int(manifest.labels[index]), bytes(manifest.read(index))) for index in range(len(manifest))}
+    found = {
+        manifest.key(index): (int(manifest.labels[index]), bytes(manifest.read(index)))
+        for index in range(len(manifest))
+    }
     assert found == {key: (label, content) for key, label, content in expected["train"]}
 
 
@@ -368,10 +488,16 @@ def test_control_characters_and_what_is_not_utf8_are_refused(tmp_path, name):
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_lists_and_csvs_of_windows_are_read(tmp_path, encoding, newline):
     touch(tmp_path, "1.jpg", "2 \N{SNOWMAN}.jpg")
-    (tmp_path / "list").write_bytes(newline.join(["1.jpg 0", "2 \N{SNOWMAN}.jpg 1", ""]).encode(encoding))
-    (tmp_path / "csv").write_bytes(newline.join(["path,label", "1.jpg,0", "2 \N{SNOWMAN}.jpg,1", ""]).encode(encoding))
+    (tmp_path / "list").write_bytes(
+        newline.join(["1.jpg 0", "2 \N{SNOWMAN}.jpg 1", ""]).encode(encoding)
+    )
+    (tmp_path / "csv").write_bytes(
+        newline.join(["path,label", "1.jpg,0", "2 \N{SNOWMAN}.jpg,1", ""]).encode(encoding)
+    )
     for kind in ("list", "csv"):
-        assert samples(source_of("folder", f"--{kind}", tmp_path / kind)) == {"train": {"1": "0", "2 \N{SNOWMAN}": "1"}}
+        assert samples(source_of("folder", f"--{kind}", tmp_path / kind)) == {
+            "train": {"1": "0", "2 \N{SNOWMAN}": "1"}
+        }
 
 
 def test_a_list_that_is_not_utf8_is_refused(tmp_path):
@@ -387,7 +513,12 @@ def test_more_lists_without_a_training_list_are_refused_not_ignored(tmp_path, ot
     options = {"--source": tmp_path, "--csv": tmp_path / "file"}
     for option in ("--val-list", "--test-list"):
         with pytest.raises(UserError, match="go with --list"):
-            source_of("folder", option, tmp_path / "list", *(word for other in others for word in (other, options[other])))
+            source_of(
+                "folder",
+                option,
+                tmp_path / "list",
+                *(word for other in others for word in (other, options[other])),
+            )
 
 
 def test_a_folder_that_cannot_be_listed_is_named_not_left_out(tmp_path, monkeypatch):
@@ -411,7 +542,8 @@ def test_a_folder_that_cannot_be_listed_is_named_not_left_out(tmp_path, monkeypa
 def test_a_csv_makes_splits_with_classes_by_name(tmp_path):
     touch(tmp_path, *(f"images/{number}.jpg" for number in range(6)))
     (tmp_path / "all.csv").write_text(
-        "author, Image , CLASS ,split\nme, images/0.jpg ,dog,train\nyou,images/1.jpg, cat,validation\n,images/2.jpg,cat,\n\n"
+        "author, Image , CLASS ,split\nme, images/0.jpg ,dog,train\nyou,images/1.jpg,"
+        " cat,validation\n,images/2.jpg,cat,\n\n"
         "x,images/3.jpg,dog,TEST\nx,images/4.jpg,cat,Training\nx,images/5.jpg,dog,val,more,columns\n"
     )
     source = source_of("folder", "--csv", tmp_path / "all.csv", "--name", "pets")
@@ -436,7 +568,9 @@ def test_a_csv_of_numbers_keeps_them_as_labels_and_names_classes_by_folder(tmp_p
 def test_a_csvs_paths_are_relative_to_the_source(tmp_path):
     touch(tmp_path, "images/a/1.jpg", "images/b/2.jpg")
     (tmp_path / "all.csv").write_text(f"path,label\na/1.jpg,x\n{tmp_path}/images/b/2.jpg,y\n")
-    assert samples(source_of("folder", "--csv", tmp_path / "all.csv", "--source", tmp_path / "images")) == {"train": {"a/1": "x", "b/2": "y"}}
+    assert samples(
+        source_of("folder", "--csv", tmp_path / "all.csv", "--source", tmp_path / "images")
+    ) == {"train": {"a/1": "x", "b/2": "y"}}
     with pytest.raises(UserError, match="1 of the 2 images .*a/1.jpg"):
         source_of("folder", "--csv", tmp_path / "all.csv")
 
@@ -453,8 +587,14 @@ def test_a_csvs_paths_are_relative_to_the_source(tmp_path):
         (b"path,label\n1.jpg,x\n,y\n", "line 3"),
         (b'path,label\n1.jpg,"x\ny"\n2.jpg,\n', "line 4"),
         (b"path,label,split\n1.jpg,x,train\n2.jpg,x,dev\n", "line 3: .*split of train, val, test"),
-        (b"path,label,split\n1.jpg,x,train\n2.jpg,y,test\n", "the class 'y' .* has no training images"),
-        (b"path,label,split\n1.jpg,0,train\n2.jpg,1,val\n", r"1 val image\(s\) have a label out of range"),
+        (
+            b"path,label,split\n1.jpg,x,train\n2.jpg,y,test\n",
+            "the class 'y' .* has no training images",
+        ),
+        (
+            b"path,label,split\n1.jpg,0,train\n2.jpg,1,val\n",
+            r"1 val image\(s\) have a label out of range",
+        ),
         (b"path,label\n1.jpg,0\n2.jpg,99999999999999999999\n", "no training image has label 1"),
         (b"path,label\n1.jpg,0\n1.jpg,0\n", "same key"),
         (b"path,label\ngone.jpg,0\n", "1 of the 1 images"),
@@ -498,19 +638,32 @@ def balanced(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "wanted"),
     [
-        ("exp", {"b": 100, "e": int(100 * 0.05**0.25), "c": int(100 * 0.05**0.5), "a": int(100 * 0.05**0.75), "d": 3}),  # of d, 5 are wanted
+        (
+            "exp",
+            {
+                "b": 100,
+                "e": int(100 * 0.05**0.25),
+                "c": int(100 * 0.05**0.5),
+                "a": int(100 * 0.05**0.75),
+                "d": 3,
+            },
+        ),  # of d, 5 are wanted
         ("step", {"b": 100, "e": 100, "c": 5, "a": 5, "d": 3}),
     ],
 )
 def test_a_tail_begins_with_the_largest_class(balanced, kind, wanted):
     whole = source_of("folder", "--source", balanced)
-    source = source_of("folder", "--source", balanced, "--imbalance-ratio", 20, "--imbalance-type", kind)
+    source = source_of(
+        "folder", "--source", balanced, "--imbalance-ratio", 20, "--imbalance-type", kind
+    )
     found = samples(source)
     classes = list(found["train"].values())
     assert {name: classes.count(name) for name in SIZES} == wanted
     assert samples(whole)["test"] == found["test"] and len(found["test"]) == 35
     assert list(found["train"]) == sorted(found["train"]), "in the source's order"
-    kept = f"--imbalance-ratio keeps {sum(wanted.values())} of 303 training images, 100 to 3 a class"
+    kept = (
+        f"--imbalance-ratio keeps {sum(wanted.values())} of 303 training images, 100 to 3 a class"
+    )
     assert source.notes == [f"{kept}; 1 class(es) have fewer images than their share"]
     assert not whole.notes
 
@@ -524,7 +677,9 @@ def test_a_tail_is_drawn_as_the_published_ones_and_follows_from_the_seed(balance
         expected += indices[:count].tolist()
     whole = source_of("folder", "--source", balanced).splits["train"].keys
     options = ["--source", balanced, "--imbalance-ratio", 50, "--seed"]
-    first, again, other = (source_of("folder", *options, seed).splits["train"].keys for seed in (4, 4, 5))
+    first, again, other = (
+        source_of("folder", *options, seed).splits["train"].keys for seed in (4, 4, 5)
+    )
     assert first == again == [whole[index] for index in sorted(expected)] and first != other
 
 
@@ -542,13 +697,24 @@ def test_an_impossible_tail_is_refused(balanced, ratio):
 
 def test_what_is_held_out_is_not_in_the_tail_and_is_as_large_as_without_one(balanced):
     options = ["--source", balanced, "--val-fraction", 0.2]
-    held_out, both = (samples(source_of("folder", *options, *more)) for more in ([], ["--imbalance-ratio", 20]))
+    held_out, both = (
+        samples(source_of("folder", *options, *more)) for more in ([], ["--imbalance-ratio", 20])
+    )
     assert both["val"] == held_out["val"] and len(both["val"]) == 8 + 20 + 12 + 1 + 20
-    assert both["train"].items() < held_out["train"].items() and not set(both["train"]) & set(both["val"])
+    assert both["train"].items() < held_out["train"].items() and not set(both["train"]) & set(
+        both["val"]
+    )
     assert list(both["train"].values()).count("b") == 80
 
 
-@pytest.mark.parametrize("options", [["--val-fraction", 0.9], ["--val-fraction", 0.5, "--test-fraction", 0.49], ["--test-fraction", 0.99]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--val-fraction", 0.9],
+        ["--val-fraction", 0.5, "--test-fraction", 0.49],
+        ["--test-fraction", 0.99],
+    ],
+)
 def test_a_training_image_of_every_class_stays(tmp_path, options):
     """One of one would be held out by 0.9, and two of two by 0.5 and 0.49."""
     touch(tmp_path, "a/1.jpg", "b/1.jpg", "b/2.jpg", "c/1.jpg", "c/2.jpg", "c/3.jpg")
@@ -560,11 +726,17 @@ def test_a_training_image_of_every_class_stays(tmp_path, options):
 # --- the decoder check
 
 
-@pytest.mark.parametrize(("largest", "good"), [(255, True), (100, True), (1023, False), (65535, False)])
+@pytest.mark.parametrize(
+    ("largest", "good"), [(255, True), (100, True), (1023, False), (65535, False)]
+)
 @pytest.mark.parametrize("kind", [b"P5", b"P6"])
 def test_a_ppm_of_more_than_8_bits_is_refused(kind, largest, good):
     """Pillow makes 8 bits of it without a word."""
-    content = kind + b"\n4 2\n%d\n" % largest + bytes(8 * (1 if kind == b"P5" else 3) * (1 if good else 2))
+    content = (
+        kind
+        + b"\n4 2\n%d\n" % largest
+        + bytes(8 * (1 if kind == b"P5" else 3) * (1 if good else 2))
+    )
     if good:
         assert (Checker()(content).extension, Checker()(content).content) == ("ppm", content)
     else:

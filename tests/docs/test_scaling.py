@@ -1,4 +1,6 @@
-"""The model of the step time: closed forms, message sizes against the modules and collectives that make them, monotonic in ranks."""
+"""The model of the step time: closed forms, message sizes against the modules and collectives that
+make them, monotonic in ranks.
+"""
 
 import pytest
 import torch
@@ -29,23 +31,34 @@ def test_gradient_bytes_are_those_of_the_stages(costs):
     counts = torch.ones(1000)
     with torch.device("meta"):
         classifier = Classifier(config, counts)
-    assert costs["classifier"].gradients == trained_bytes(classifier) == 4 * (23_508_032 + 2048 * 1000 + 1000)
+    assert (
+        costs["classifier"].gradients
+        == trained_bytes(classifier)
+        == 4 * (23_508_032 + 2048 * 1000 + 1000)
+    )
     assert costs["moco"].gradients == 4 * (23_508_032 + 2048 * 2048 + 2048 + 2048 * 128 + 128)
     small = Moco(load_config("moco_demo"), torch.ones(10))
     gradients, tensors, statistics = model_size("resnet10", dim=128)
     assert gradients == trained_bytes(small)
     assert tensors == sum(part.requires_grad for part in small.parameters())
-    flat = [norm.num_features for norm in small.modules() if isinstance(norm, torch.nn.BatchNorm2d)]  # of both encoders
+    flat = [
+        norm.num_features for norm in small.modules() if isinstance(norm, torch.nn.BatchNorm2d)
+    ]  # of both encoders
     assert 2 * statistics == 4 * 2 * sum(flat)
 
 
 def test_checkpoint_bytes_are_those_of_weights_momentum_and_queue(costs):
     small = Moco(load_config("moco_demo"), torch.ones(10))
     gradients, _, statistics = model_size("resnet10", dim=128)
-    saved = trained_bytes(small) + sum(tensor.nbytes for tensor in small.state_dict().values())  # momentum is as large as the gradients
+    saved = trained_bytes(small) + sum(
+        tensor.nbytes for tensor in small.state_dict().values()
+    )  # momentum is as large as the gradients
     counted = 3 * gradients + 2 * statistics + small.queue.nbytes + small.waiting_keys.nbytes
     assert counted == pytest.approx(saved, abs=1024)  # counters
-    assert costs["moco"].checkpoint - 65536 * 128 * 4 == 3 * costs["moco"].gradients + costs["moco"].statistics
+    assert (
+        costs["moco"].checkpoint - 65536 * 128 * 4
+        == 3 * costs["moco"].gradients + costs["moco"].statistics
+    )
 
 
 def test_a_shuffled_image_is_bf16():
@@ -54,16 +67,26 @@ def test_a_shuffled_image_is_bf16():
 
 @pytest.mark.parametrize("ranks", SIZES)
 def test_volumes(ranks):
-    assert volume("all_reduce", 1000, ranks) == 2 * volume("all_gather", 1000, ranks) == 2 * volume("all_to_all", 1000, ranks)
+    assert (
+        volume("all_reduce", 1000, ranks)
+        == 2 * volume("all_gather", 1000, ranks)
+        == 2 * volume("all_to_all", 1000, ranks)
+    )
     assert volume("all_gather", 1000, ranks) == pytest.approx(1000 * (ranks - 1) / ranks)
 
 
 def test_collectives_without_latency_reach_the_stated_bandwidth():
     fabric = Fabric(launch=0, near=0, far=0, reached=1)
     assert fabric.seconds("all_reduce", 450e9, 8) == pytest.approx(2 * 7 / 8)
-    assert fabric.seconds("all_reduce", 400e9, 64) == pytest.approx(2 * 63 / 64)  # eight NICs of 50 GB/s a node
-    assert fabric.seconds("all_to_all", 50e9, 64) == pytest.approx(56 / 64)  # what goes to the 56 GPUs of other nodes
-    assert all(fabric.seconds(kind, 1e9, 1) == 0 for kind in ("all_reduce", "all_gather", "all_to_all"))
+    assert fabric.seconds("all_reduce", 400e9, 64) == pytest.approx(
+        2 * 63 / 64
+    )  # eight NICs of 50 GB/s a node
+    assert fabric.seconds("all_to_all", 50e9, 64) == pytest.approx(
+        56 / 64
+    )  # what goes to the 56 GPUs of other nodes
+    assert all(
+        fabric.seconds(kind, 1e9, 1) == 0 for kind in ("all_reduce", "all_gather", "all_to_all")
+    )
 
 
 @pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "all_to_all"])
@@ -88,8 +111,12 @@ def test_the_parts_add_up_and_gradients_that_cannot_hide_are_exposed(costs):
     times = step(costs["moco"], 64, 32)
     assert times["total"] == pytest.approx(times["busy"] + times["waiting"] + times["exposed"])
     slow = Fabric(nic=1e6)
-    volume_seconds = volume("all_reduce", costs["classifier"].gradients, 64) / (8 * 1e6 * slow.reached)
-    assert step(costs["classifier"], 64, 256, slow)["exposed"] == pytest.approx(volume_seconds, rel=0.02)
+    volume_seconds = volume("all_reduce", costs["classifier"].gradients, 64) / (
+        8 * 1e6 * slow.reached
+    )
+    assert step(costs["classifier"], 64, 256, slow)["exposed"] == pytest.approx(
+        volume_seconds, rel=0.02
+    )
 
 
 def test_rows_that_check_batch_refuses_are_not_in_the_tables():
@@ -97,7 +124,9 @@ def test_rows_that_check_batch_refuses_are_not_in_the_tables():
         check_batch(SamplerConfig(), 128, 256)
     rows = [line for line in scaling.tables() if "global 128" in line]
     assert [row.split("|")[2].strip() for row in rows] == ["1", "8", "64"] * 2
-    config = load_config("crt_imagenet_lt", ["model.init_from=x"])  # docs/scaling.md: 128 ranks at most
+    config = load_config(
+        "crt_imagenet_lt", ["model.init_from=x"]
+    )  # docs/scaling.md: 128 ranks at most
     check_batch(config.sampler, config.global_batch_size, 128)
     with pytest.raises(UserError):
         check_batch(config.sampler, config.global_batch_size, 129)

@@ -1,4 +1,5 @@
-"""Every method computes what it did when runs.json was recorded: a refactoring must give identical losses.
+"""Every method computes what it did when runs.json was recorded: a refactoring must give identical
+losses.
 
 On the processor and torch that recorded it to the last bit, elsewhere within 1e-5.
 """
@@ -6,6 +7,7 @@ On the processor and torch that recorded it to the last bit, elsewhere within 1e
 import json
 
 import pytest
+
 from tests.golden.golden_runs import RECORD, machine, run_all
 
 pytestmark = pytest.mark.slow

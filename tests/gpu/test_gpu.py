@@ -1,4 +1,7 @@
-"""What only a GPU shows: decoding by nvJPEG, NCCL, bf16, DeepSpeed and torch.compile on CUDA. Needs one NVIDIA GPU."""
+"""What only a GPU shows: decoding by nvJPEG, NCCL, bf16, DeepSpeed and torch.compile on CUDA.
+
+Needs one NVIDIA GPU.
+"""
 
 import io
 import json
@@ -35,8 +38,23 @@ def config(root: Path, *overrides: str):
 def run(tmp_path: Path, root: Path, name: str, config_name: str, *overrides: str) -> list[float]:
     """Train one process under torchrun (so NCCL is up); the losses it logged."""
     folder = tmp_path / name
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "lt_train"]
-    settings = [f"data.root={root}", f"run.dir={folder}", "run.log_every=1", "global_batch_size=32", *overrides]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "1",
+        "-m",
+        "lt_train",
+    ]
+    settings = [
+        f"data.root={root}",
+        f"run.dir={folder}",
+        "run.log_every=1",
+        "global_batch_size=32",
+        *overrides,
+    ]
     done = subprocess.run([*torchrun, config_name, *settings], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "NVIDIA" in json.loads((folder / "result.json").read_text())["device"]
@@ -47,7 +65,12 @@ def run(tmp_path: Path, root: Path, name: str, config_name: str, *overrides: str
 def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
     settings = config(demo_root)
     factory = RunData(settings, World(device=torch.device("cuda", 0)))
-    reference = transforms.Compose([transforms.Resize(settings.eval_view.resize), transforms.CenterCrop(settings.eval_view.size)])
+    reference = transforms.Compose(
+        [
+            transforms.Resize(settings.eval_view.resize),
+            transforms.CenterCrop(settings.eval_view.size),
+        ]
+    )
     manifest, differences = factory.manifest("val"), []
     for batch in factory.evaluate("val"):
         for sample_id, ours in zip(batch["sample_id"].tolist(), pixels(batch["views"][0])):
@@ -60,7 +83,10 @@ def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
 
 def test_training_views_do_not_depend_on_the_device(demo_root):
     settings = config(demo_root, "view.jitter=[0.4,0.4,0.4,0.1]")
-    batches = [next(iter(RunData(settings, World(device=torch.device(name))).train(2, 3, 4))) for name in ("cpu", "cuda:0")]
+    batches = [
+        next(iter(RunData(settings, World(device=torch.device(name))).train(2, 3, 4)))
+        for name in ("cpu", "cuda:0")
+    ]
     assert torch.equal(batches[0]["sample_id"], batches[1]["sample_id"].cpu())
     for on_cpu, on_gpu in zip(*(batch["views"] for batch in batches)):
         assert np.abs(pixels(on_cpu) - pixels(on_gpu)).mean() < 3
@@ -68,12 +94,18 @@ def test_training_views_do_not_depend_on_the_device(demo_root):
 
 def test_rand_augment_does_not_depend_on_the_device():
     """But for rounding: of the sharpening convolution in TF32, and of nearest neighbours half-way."""
-    noise = torch.randint(0, 256, (140, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(
+        0, 256, (140, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     images = torch.cat([noise, noise // 3 + 40])
     drawn = draw_operations(1, 10, Uniforms(0, np.arange(len(images)), 0))
     assert len(np.unique(drawn.operation)) == len(OPERATIONS)
-    on_cpu, on_gpu = (apply_operations(images.to(device), drawn).cpu().int() for device in ("cpu", "cuda:0"))
-    assert ((on_cpu - on_gpu).abs() > 1).float().mean() < 1e-3 and (on_cpu != on_gpu).float().mean() < 0.05
+    on_cpu, on_gpu = (
+        apply_operations(images.to(device), drawn).cpu().int() for device in ("cpu", "cuda:0")
+    )
+    assert ((on_cpu - on_gpu).abs() > 1).float().mean() < 1e-3 and (
+        on_cpu != on_gpu
+    ).float().mean() < 0.05
 
 
 def test_views_of_two_sizes_and_kinds_on_the_gpu(demo_root):
@@ -81,16 +113,22 @@ def test_views_of_two_sizes_and_kinds_on_the_gpu(demo_root):
     settings = ("view.size=64", "view.blur_probability=0.5")
     strong = ("size=48", "scale=[0.4,1.0]", "randaugment_ops=2")
     mixed = config(demo_root, *settings, *(f"second_view.{setting}" for setting in strong))
-    same = [config(demo_root, *settings), config(demo_root, *(f"view.{setting}" for setting in strong))]
+    same = [
+        config(demo_root, *settings),
+        config(demo_root, *(f"view.{setting}" for setting in strong)),
+    ]
     first, *others = (
-        next(iter(RunData(one, World(device=torch.device("cuda", 0))).train(2, 0, 1)))["views"] for one in (mixed, *same)
+        next(iter(RunData(one, World(device=torch.device("cuda", 0))).train(2, 0, 1)))["views"]
+        for one in (mixed, *same)
     )
     for index, views in enumerate(others):
         torch.testing.assert_close(first[index], views[index])
 
 
 def test_bf16_training_over_nccl_learns(demo_root, tmp_path):
-    losses = run(tmp_path, demo_root, "bf16", "classifier_demo", "engine.precision=bf16", "max_steps=40")
+    losses = run(
+        tmp_path, demo_root, "bf16", "classifier_demo", "engine.precision=bf16", "max_steps=40"
+    )
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
@@ -102,29 +140,68 @@ def test_bf16_training_over_nccl_learns(demo_root, tmp_path):
         ["+mixup", "+cutmix", "+cb_ce", "view.randaugment_ops=2"],
         ["method=experts"],
         ["method=proco", "+balanced_softmax"],
-        ["method=fixmatch", "unlabeled.root={root}", "second_view.randaugment_ops=2", "fixmatch.threshold=0.2"],
+        [
+            "method=fixmatch",
+            "unlabeled.root={root}",
+            "second_view.randaugment_ops=2",
+            "fixmatch.threshold=0.2",
+        ],
     ],
     ids=lambda settings: settings[0],
 )
 def test_every_method_trains_as_on_the_cpu(demo_root, tmp_path, settings):
     """One step, since bf16's rounding grows from step to step; then the metrics of the commands."""
     settings = [setting.format(root=demo_root) for setting in settings]
-    found = run(tmp_path, demo_root, "gpu", "classifier_demo", *settings, "engine.precision=fp32", "max_steps=1")
-    stage = [sys.executable, "-m", "lt_train", "classifier_demo", f"data.root={demo_root}", f"run.dir={tmp_path}/cpu", "run.log_every=1"]
+    found = run(
+        tmp_path,
+        demo_root,
+        "gpu",
+        "classifier_demo",
+        *settings,
+        "engine.precision=fp32",
+        "max_steps=1",
+    )
+    stage = [
+        sys.executable,
+        "-m",
+        "lt_train",
+        "classifier_demo",
+        f"data.root={demo_root}",
+        f"run.dir={tmp_path}/cpu",
+        "run.log_every=1",
+    ]
     hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*stage, "global_batch_size=32", *settings, "engine.precision=fp32", "max_steps=1"], check=True, env=hidden)
-    on_cpu = [json.loads(line) for line in (tmp_path / "cpu" / "metrics.jsonl").read_text().splitlines()]
+    subprocess.run(
+        [*stage, "global_batch_size=32", *settings, "engine.precision=fp32", "max_steps=1"],
+        check=True,
+        env=hidden,
+    )
+    on_cpu = [
+        json.loads(line) for line in (tmp_path / "cpu" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert found[0] == pytest.approx(on_cpu[0]["loss"], rel=2e-2)
-    subprocess.run([sys.executable, "-m", "lt_train", "evaluate", str(tmp_path / "gpu")], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "lt_train", "evaluate", str(tmp_path / "gpu")], check=True
+    )
 
 
 def test_deepspeed_and_compile_give_the_losses_of_ddp(demo_root, tmp_path):
     exact = ("engine.precision=fp32", "max_steps=5")
     expected = run(tmp_path, demo_root, "ddp", "moco_demo", *exact)
     for stage in (1, 2):
-        found = run(tmp_path, demo_root, f"zero{stage}", "moco_demo", "engine.name=deepspeed", f"engine.zero_stage={stage}", *exact)
+        found = run(
+            tmp_path,
+            demo_root,
+            f"zero{stage}",
+            "moco_demo",
+            "engine.name=deepspeed",
+            f"engine.zero_stage={stage}",
+            *exact,
+        )
         assert found == pytest.approx(expected, rel=2e-2)
-    assert run(tmp_path, demo_root, "compiled", "moco_demo", "engine.compile=true", *exact) == pytest.approx(expected, rel=2e-2)
+    assert run(
+        tmp_path, demo_root, "compiled", "moco_demo", "engine.compile=true", *exact
+    ) == pytest.approx(expected, rel=2e-2)
 
 
 def test_deepspeed_bf16_resumes(demo_root, tmp_path):

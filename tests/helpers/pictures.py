@@ -12,9 +12,13 @@ ROTATED_BY_90 = 6
 def smooth_image(generator: np.random.Generator, width: int, height: int) -> Image.Image:
     """Low-frequency colour noise with a little detail on top, as photos have."""
     coarse, fine = (
-        generator.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8) for cell in (40, 8)
+        generator.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8)
+        for cell in (40, 8)
     )
-    layers = [Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC) for noise in (coarse, fine)]
+    layers = [
+        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        for noise in (coarse, fine)
+    ]
     return Image.blend(*layers, 0.15)
 
 

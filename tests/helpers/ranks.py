@@ -1,6 +1,7 @@
 """Run a function on several CPU ranks, each a process of its own, as a launcher would start them.
 
-A module that computes in the test process as well imports the fixture :func:`one_thread`, which then holds for all its tests.
+A module that computes in the test process as well imports the fixture :func:`one_thread`, which
+then holds for all its tests.
 """
 
 import faulthandler
@@ -21,7 +22,9 @@ from lt_train import distributed
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """For small networks on a busy machine, threads that wait for each other cost twenty times what they give."""
+    """For small networks on a busy machine, threads that wait for each other cost twenty times what
+    they give.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,20 +32,30 @@ def one_thread() -> Iterator[None]:
 
 
 def run_on_ranks(size: int, function: Callable, *arguments, timeout: float = 90.0) -> list[Any]:
-    """``function(world, *arguments)`` of every rank, in rank order. Fails when a rank fails, or after ``timeout`` seconds.
+    """``function(world, *arguments)`` of every rank, in rank order.
+
+    Fails when a rank fails, or after ``timeout`` seconds.
 
     ``function`` must be at the top level of its module.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # takes a free port
+    store = dist.TCPStore(
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )  # takes a free port
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
         ranks = mp.start_processes(
-            _run_rank, (size, store.port, Path(folder), function, arguments), nprocs=size, join=False, start_method="spawn"
+            _run_rank,
+            (size, store.port, Path(folder), function, arguments),
+            nprocs=size,
+            join=False,
+            start_method="spawn",
         )
         try:
             while not ranks.join(timeout=max(0.0, deadline - time.monotonic())):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(f"{function.__name__} on {size} ranks took more than {timeout:.0f} s")
+                    raise TimeoutError(
+                        f"{function.__name__} on {size} ranks took more than {timeout:.0f} s"
+                    )
         finally:
             for process in ranks.processes:
                 process.kill()
@@ -50,7 +63,9 @@ def run_on_ranks(size: int, function: Callable, *arguments, timeout: float = 90.
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
 
 
-def _run_rank(rank: int, size: int, port: int, folder: Path, function: Callable, arguments: tuple) -> None:
+def _run_rank(
+    rank: int, size: int, port: int, folder: Path, function: Callable, arguments: tuple
+) -> None:
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),

@@ -1,4 +1,6 @@
-"""What the tests of the methods share: methods on a backbone that is a fixed function, and batches for them."""
+"""What the tests of the methods share: methods on a backbone that is a fixed function, and batches
+for them.
+"""
 
 from dataclasses import replace
 
@@ -26,7 +28,9 @@ class Pooled(nn.Module):
 def make_method(config: Config, pseudo_counts: torch.Tensor | None = None) -> Method:
     """The method on :class:`Pooled`, with a classifier that fits."""
     torch.manual_seed(0)
-    method = METHODS[config.method](replace(config, model=ModelConfig("resnet32_cifar")), COUNTS, pseudo_counts)
+    method = METHODS[config.method](
+        replace(config, model=ModelConfig("resnet32_cifar")), COUNTS, pseudo_counts
+    )
     method.backbone = Pooled()
     if isinstance(getattr(method, "classifier", None), nn.Linear):
         method.classifier = nn.Linear(FEATURES, len(COUNTS))

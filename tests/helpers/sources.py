@@ -1,4 +1,6 @@
-"""What the tests of the data sources share: asking for one as the command line does, and files to make one of."""
+"""What the tests of the data sources share: asking for one as the command line does, and files to
+make one of.
+"""
 
 import argparse
 import io
@@ -46,14 +48,18 @@ def fill(root: Path, contents: dict[str, bytes]) -> None:
 def samples(source: Source) -> dict[str, dict[str, str]]:
     """Split -> key -> class name."""
     return {
-        name: dict(zip(split.keys, (source.classes[label] for label in split.labels))) for name, split in source.splits.items()
+        name: dict(zip(split.keys, (source.classes[label] for label in split.labels)))
+        for name, split in source.splits.items()
     }
 
 
 def contents(source: Source) -> dict[str, list[tuple[str, int, bytes]]]:
     """Split -> (key, label, bytes) of every sample, in the source's order."""
     return {
-        name: [(key, label, split.images.read(index)) for index, (key, label) in enumerate(zip(split.keys, split.labels.tolist()))]
+        name: [
+            (key, label, split.images.read(index))
+            for index, (key, label) in enumerate(zip(split.keys, split.labels.tolist()))
+        ]
         for name, split in source.splits.items()
     }
 
@@ -81,19 +87,41 @@ class Attack:
 
 
 def python2_pickle(content: dict[str, np.ndarray | list[int | str]]) -> bytes:
-    """As Python 2 and the NumPy of its time wrote dicts with uint8 arrays and lists, byte for byte: all text is plain bytes."""
-    items = b"".join(_python2_text(key) + _python2_value(value) + b"s" for key, value in content.items())
+    """As Python 2 and the NumPy of its time wrote dicts with uint8 arrays and lists, byte for byte:
+    all text is plain bytes.
+    """
+    items = b"".join(
+        _python2_text(key) + _python2_value(value) + b"s" for key, value in content.items()
+    )
     return b"\x80\x02}" + items + b"."
 
 
 def _python2_value(value: np.ndarray | list[int | str]) -> bytes:
     if isinstance(value, list):
-        return b"(" + b"".join(_python2_text(item) if isinstance(item, str) else _python2_int(item) for item in value) + b"l"
+        return (
+            b"("
+            + b"".join(
+                _python2_text(item) if isinstance(item, str) else _python2_int(item)
+                for item in value
+            )
+            + b"l"
+        )
     assert value.dtype == np.uint8
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * _python2_int(-1) + b"K\x00tb"
+    dtype = (
+        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * _python2_int(-1) + b"K\x00tb"
+    )
     shape = b"(" + b"".join(map(_python2_int, value.shape)) + b"t"
-    return empty + b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<i", value.size) + value.tobytes() + b"tb"
+    return (
+        empty
+        + b"(K\x01"
+        + shape
+        + dtype
+        + b"\x89T"
+        + struct.pack("<i", value.size)
+        + value.tobytes()
+        + b"tb"
+    )
 
 
 def _python2_text(text: str) -> bytes:

@@ -1,4 +1,6 @@
-"""Whole runs through the commands that users type: kill and resume, rank counts, bad input, launcher, benchmark."""
+"""Whole runs through the commands that users type: kill and resume, rank counts, bad input,
+launcher, benchmark.
+"""
 
 import json
 import os
@@ -15,12 +17,28 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("global_batch_size=16", "view.size=32", "eval_view.size=32", "eval_view.resize=36", "epochs=3", "run.log_every=1")
+SMALL = (
+    "global_batch_size=16",
+    "view.size=32",
+    "eval_view.size=32",
+    "eval_view.resize=36",
+    "epochs=3",
+    "run.log_every=1",
+)
 LIMIT = 240  # seconds that any one command may take
 
 
 def torchrun(ranks: int, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "-m",
+        *arguments,
+    ]
 
 
 def single(*arguments: str) -> list[str]:
@@ -55,7 +73,9 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
 
 
 def kill_everything(pid: int) -> None:
-    """SIGKILL a launcher and, since it gives its ranks sessions of their own, every process below it, ranks first."""
+    """SIGKILL a launcher and, since it gives its ranks sessions of their own, every process below
+    it, ranks first.
+    """
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         kill_everything(int(child))
     os.kill(pid, signal.SIGKILL)
@@ -64,7 +84,10 @@ def kill_everything(pid: int) -> None:
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
-    momenta = {f"momentum.{key}": entry["momentum_buffer"] for key, entry in state["optimizer"]["state"].items()}
+    momenta = {
+        f"momentum.{key}": entry["momentum_buffer"]
+        for key, entry in state["optimizer"]["state"].items()
+    }
     return {**state["stage"], **momenta}
 
 
@@ -82,7 +105,9 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("config", ["moco_demo", "classifier_demo"])
 def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, tmp_path):
-    """SIGKILL of every process at a random moment of a 2-rank run, twice; the end must be bit for bit that of a calm run."""
+    """SIGKILL of every process at a random moment of a 2-rank run, twice; the end must be bit for
+    bit that of a calm run.
+    """
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     options = ["run.checkpoint_every=4", "data.val_split=none"]
     succeed(torchrun(2, "lt_train", config, *settings(demo_root, calm, *options)))
@@ -101,7 +126,9 @@ def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, 
     assert "resumed from step" in done.stderr
     assert_same_state(calm, killed)
     assert [record["step"] for record in records(killed)] == list(range(1, steps + 1))
-    assert [record["loss"] for record in records(killed)] == [record["loss"] for record in records(calm)]
+    assert [record["loss"] for record in records(killed)] == [
+        record["loss"] for record in records(calm)
+    ]
 
 
 def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_path):
@@ -122,7 +149,14 @@ def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_pa
 def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
     launcher = Path(__file__).parents[2] / "launch" / "local.py"
     folder = tmp_path / "run"
-    command = [sys.executable, str(launcher), "classifier_demo", "--ranks", "2", *settings(demo_root, folder)]
+    command = [
+        sys.executable,
+        str(launcher),
+        "classifier_demo",
+        "--ranks",
+        "2",
+        *settings(demo_root, folder),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for_step(1, process, folder)
     process.send_signal(signal.SIGTERM)
@@ -133,19 +167,39 @@ def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
 
 
 def test_srun_tasks_train_as_one_run_as_under_torchrun(demo_root, tmp_path):
-    """SLURM's variables alone make the same ranks: the losses are those of torchrun, not of two runs beside each other."""
+    """SLURM's variables alone make the same ranks: the losses are those of torchrun, not of two
+    runs beside each other.
+    """
     options = ["max_steps=4", "data.val_split=none", "data.test_split=none"]
-    succeed(torchrun(2, "lt_train", "classifier_demo", *settings(demo_root, tmp_path / "torchrun", *options)))
+    succeed(
+        torchrun(
+            2, "lt_train", "classifier_demo", *settings(demo_root, tmp_path / "torchrun", *options)
+        )
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    common = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = single("lt_train", "classifier_demo", *settings(demo_root, tmp_path / "srun", *options))
+    common = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    command = single(
+        "lt_train", "classifier_demo", *settings(demo_root, tmp_path / "srun", *options)
+    )
     tasks = [
-        subprocess.Popen(command, env={**os.environ, **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}) for rank in range(2)
+        subprocess.Popen(
+            command,
+            env={**os.environ, **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+        )
+        for rank in range(2)
     ]
     assert [task.wait(timeout=LIMIT) for task in tasks] == [0, 0]
-    losses = [[record["loss"] for record in records(tmp_path / name)] for name in ("torchrun", "srun")]
+    losses = [
+        [record["loss"] for record in records(tmp_path / name)] for name in ("torchrun", "srun")
+    ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
 
 
@@ -153,24 +207,41 @@ def test_a_run_that_is_past_the_steps_asked_for_is_refused(demo_root, tmp_path):
     options = settings(demo_root, tmp_path / "run")
     succeed(single("lt_train", "classifier_demo", *options, "max_steps=3"))
     refused = call(single("lt_train", "classifier_demo", *options, "max_steps=2"))
-    assert refused.returncode == 2 and "past the 2 steps" in refused.stderr and "Traceback" not in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "past the 2 steps" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
 
 
 def test_a_run_may_go_on_with_another_number_of_ranks(demo_root, tmp_path):
-    """The same global batches in the same order: losses of 1 rank, and of 2 ranks taken over by 3, agree but for rounding."""
-    options = ["run.checkpoint_every=5", "engine.precision=fp32", "data.val_split=none", "data.test_split=none"]
+    """The same global batches in the same order: losses of 1 rank, and of 2 ranks taken over by 3,
+    agree but for rounding.
+    """
+    options = [
+        "run.checkpoint_every=5",
+        "engine.precision=fp32",
+        "data.val_split=none",
+        "data.test_split=none",
+    ]
     crt = ["classifier_demo", "optim.lr=0.001"]
     one, many = tmp_path / "one", tmp_path / "many"
     succeed(torchrun(1, "lt_train", *crt, *settings(demo_root, one, *options, "max_steps=10")))
     succeed(torchrun(2, "lt_train", *crt, *settings(demo_root, many, *options, "max_steps=5")))
     succeed(torchrun(3, "lt_train", *crt, *settings(demo_root, many, *options, "max_steps=10")))
     # batch norm sees each rank's share alone, so the losses are close, not equal
-    assert [record["loss"] for record in records(many)] == pytest.approx([record["loss"] for record in records(one)], rel=0.35)
-    assert [record["epoch"] for record in records(many)] == [record["epoch"] for record in records(one)]
+    assert [record["loss"] for record in records(many)] == pytest.approx(
+        [record["loss"] for record in records(one)], rel=0.35
+    )
+    assert [record["epoch"] for record in records(many)] == [
+        record["epoch"] for record in records(one)
+    ]
 
 
 def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(demo_root, tmp_path):
-    """The same backbone evaluated on 1 and on 3 ranks gives the same accuracies over the same 50 samples."""
+    """The same backbone evaluated on 1 and on 3 ranks gives the same accuracies over the same 50
+    samples.
+    """
     base, results = tmp_path / "base", []
     succeed(single("lt_train", "classifier_demo", *settings(demo_root, base)))
     for ranks in (1, 3):
@@ -183,19 +254,35 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(demo_root, t
 
 
 def test_pipeline_runs_skips_and_reports(demo_root, tmp_path):
-    """launch/local.py: two stages on 2 ranks, a report that holds their numbers, and a second call that trains nothing."""
+    """launch/local.py: two stages on 2 ranks, a report that holds their numbers, and a second call
+    that trains nothing.
+    """
     pipeline = tmp_path / "runs" / "demo"
     launcher = Path(__file__).parents[2] / "launch" / "local.py"
     (tmp_path / "data").mkdir()
-    command = [sys.executable, str(launcher), "demo", "--ranks", "2", *SMALL, "epochs=1", "crt:epochs=0.5", "moco:moco.queue_size=64"]
+    command = [
+        sys.executable,
+        str(launcher),
+        "demo",
+        "--ranks",
+        "2",
+        *SMALL,
+        "epochs=1",
+        "crt:epochs=0.5",
+        "moco:moco.queue_size=64",
+    ]
     done = succeed(command, cwd=tmp_path)
-    results = {path.parent.name: json.loads(path.read_text()) for path in pipeline.glob("*/result.json")}
+    results = {
+        path.parent.name: json.loads(path.read_text()) for path in pipeline.glob("*/result.json")
+    }
     assert set(results) == {"moco", "scratch", "pretrained", "crt"}
     report = (pipeline / "report.md").read_text()
     for name, result in results.items():
         top1 = result["metrics"]["test"]["knn_top1" if name == "moco" else "top1"]
         assert f"{top1:.1f}" in report and name in report
-    assert (pipeline / "crt" / "backbone.safetensors").is_file() and list((pipeline / "moco" / "tensorboard").iterdir())
+    assert (pipeline / "crt" / "backbone.safetensors").is_file() and list(
+        (pipeline / "moco" / "tensorboard").iterdir()
+    )
     times = {path: path.stat().st_mtime_ns for path in pipeline.glob("*/result.json")}
     again = succeed(command, cwd=tmp_path)
     assert again.stderr.count("already done") == 4
@@ -204,8 +291,21 @@ def test_pipeline_runs_skips_and_reports(demo_root, tmp_path):
 
 
 def test_benchmark_writes_its_table_and_json(demo_root, tmp_path):
-    command = single("lt_train.benchmark", "classifier_demo", *settings(demo_root, tmp_path / "unused"))
-    done = succeed([*command, "--baseline", "--repeats", "1", "--seconds", "0.2", "--json", str(tmp_path / "b.json")])
+    command = single(
+        "lt_train.benchmark", "classifier_demo", *settings(demo_root, tmp_path / "unused")
+    )
+    done = succeed(
+        [
+            *command,
+            "--baseline",
+            "--repeats",
+            "1",
+            "--seconds",
+            "0.2",
+            "--json",
+            str(tmp_path / "b.json"),
+        ]
+    )
     result = json.loads((tmp_path / "b.json").read_text())
     for name in ("synthetic", "loader", "end_to_end", "baseline", "bare_loop"):
         assert result[name]["images_per_s"] > 0 and name in done.stdout
@@ -216,7 +316,10 @@ BAD_INPUT = {
     "missing data set": (["classifier_demo", "data.root=nowhere"], "not a prepared data set"),
     "no data set": (["classifier_demo", "data.root=''"], "data.root is not set"),
     "unknown config": (["clasifier_demo"], "did you mean 'classifier_demo'"),
-    "misspelt key": (["classifier_demo", "optim.learning_rate=1"], "unknown key 'optim.learning_rate'"),
+    "misspelt key": (
+        ["classifier_demo", "optim.learning_rate=1"],
+        "unknown key 'optim.learning_rate'",
+    ),
     "run.dir below a file": (["classifier_demo", "run.dir={file}/run"], "cannot write to run.dir"),
     "missing backbone": (["crt_demo", "model.init_from=nowhere"], "model.init_from"),
 }
@@ -227,14 +330,27 @@ def test_bad_input_gives_one_line_and_a_nonzero_exit(case, demo_root, tmp_path):
     arguments, words = BAD_INPUT[case]
     (tmp_path / "file").write_text("")
     arguments = [argument.format(file=tmp_path / "file") for argument in arguments]
-    defaults = [arguments[0], f"data.root={demo_root}", f"run.dir={tmp_path / 'run'}", *arguments[1:]]
+    defaults = [
+        arguments[0],
+        f"data.root={demo_root}",
+        f"run.dir={tmp_path / 'run'}",
+        *arguments[1:],
+    ]
     done = call(single("lt_train", *defaults))
     assert done.returncode == 2 and words in done.stderr
-    assert [line for line in done.stderr.splitlines() if "warn" not in line.lower()] == [done.stderr.splitlines()[-1]]
+    assert [line for line in done.stderr.splitlines() if "warn" not in line.lower()] == [
+        done.stderr.splitlines()[-1]
+    ]
 
 
 def test_more_ranks_than_a_class_balanced_batch_allows(demo_root, tmp_path):
-    options = settings(demo_root, tmp_path / "run", "sampler.name=class_balanced", "global_batch_size=8", "sampler.samples_per_class=4")
+    options = settings(
+        demo_root,
+        tmp_path / "run",
+        "sampler.name=class_balanced",
+        "global_batch_size=8",
+        "sampler.samples_per_class=4",
+    )
     done = call(torchrun(3, "lt_train", "classifier_demo", *options))
     assert done.returncode != 0
     assert done.stderr.count("lt_train: error:") == 1 and "use at most 2 ranks" in done.stderr
@@ -244,13 +360,32 @@ def test_a_changed_config_is_refused_with_the_difference_and_may_be_allowed(demo
     options = settings(demo_root, tmp_path / "run", "max_steps=2")
     succeed(single("lt_train", "classifier_demo", *options))
     refused = call(single("lt_train", "classifier_demo", *options, "optim.lr=0.3"))
-    assert refused.returncode == 2 and "optim.lr: 0.05 -> 0.3" in refused.stderr and "Traceback" not in refused.stderr
-    succeed(single("lt_train", "classifier_demo", *options, "optim.lr=0.3", "max_steps=3", "resume.allow_changes=[optim.lr]"))
+    assert (
+        refused.returncode == 2
+        and "optim.lr: 0.05 -> 0.3" in refused.stderr
+        and "Traceback" not in refused.stderr
+    )
+    succeed(
+        single(
+            "lt_train",
+            "classifier_demo",
+            *options,
+            "optim.lr=0.3",
+            "max_steps=3",
+            "resume.allow_changes=[optim.lr]",
+        )
+    )
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(demo_root, tmp_path):
-    options = settings(demo_root, tmp_path / "run", "optim.lr=1e30", "optim.warmup_epochs=0", "engine.precision=fp32")
+    options = settings(
+        demo_root,
+        tmp_path / "run",
+        "optim.lr=1e30",
+        "optim.warmup_epochs=0",
+        "engine.precision=fp32",
+    )
     done = call(single("lt_train", "classifier_demo", *options))
     assert done.returncode == 2 and "the loss is" in done.stderr and "Traceback" not in done.stderr
     named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -262,4 +397,7 @@ def test_a_shard_that_goes_missing_is_one_line(demo_root, damaged_copy, tmp_path
     (root / "train-000001.tar").unlink()
     done = call(torchrun(2, "lt_train", "classifier_demo", *settings(root, tmp_path / "run")))
     assert done.returncode != 0 and "cannot read shard" in done.stderr
-    assert "Traceback (most recent call last):\n  File \"" + str(Path(__file__).parents[2]) not in done.stderr
+    assert (
+        'Traceback (most recent call last):\n  File "' + str(Path(__file__).parents[2])
+        not in done.stderr
+    )

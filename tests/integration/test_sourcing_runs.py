@@ -1,4 +1,6 @@
-"""The way from a raw pool to D_U through the commands that users type: shard, train, score (with a kill), select, train on it."""
+"""The way from a raw pool to D_U through the commands that users type: shard, train, score (with a
+kill), select, train on it.
+"""
 
 import json
 import os
@@ -20,12 +22,20 @@ pytestmark = pytest.mark.slow
 
 LIMIT = 240  # seconds that any one command may take
 CLASSES, POOL, COPIES = 10, 1800, 60
-SMALL = ("model.backbone=resnet32_cifar", "engine.precision=fp32", "global_batch_size=32", "epochs=4", "run.log_every=5")
+SMALL = (
+    "model.backbone=resnet32_cifar",
+    "engine.precision=fp32",
+    "global_batch_size=32",
+    "epochs=4",
+    "run.log_every=5",
+)
 
 
 def run(*arguments: object) -> str:
     """Run a module's command; returns what it wrote to stderr."""
-    done = subprocess.run([sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)], capture_output=True, text=True, timeout=LIMIT
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
@@ -33,12 +43,16 @@ def run(*arguments: object) -> str:
 def coloured(generator: np.random.Generator, label: int, number: int) -> np.ndarray:
     """Noise of a colour that tells the class."""
     colour = np.random.default_rng(label).integers(40, 216, 3)
-    return np.clip(colour + generator.integers(-90, 90, (number, 32, 32, 3)), 0, 255).astype(np.uint8)
+    return np.clip(colour + generator.integers(-90, 90, (number, 32, 32, 3)), 0, 255).astype(
+        np.uint8
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """labeled/: ten classes with a test split; pool/: images like theirs, grey noise, and copies of test images."""
+    """labeled/: ten classes with a test split; pool/: images like theirs, grey noise, and copies of
+    test images.
+    """
     root, generator = tmp_path_factory.mktemp("sourcing"), np.random.default_rng(0)
     for label in range(CLASSES):
         for split, number in (("train", 12), ("test", 6)):
@@ -47,16 +61,35 @@ def folder(tmp_path_factory) -> Path:
                 Image.fromarray(pixels).save(root / "images" / split / str(label) / f"{index}.png")
     run("data_prep", "folder", "--source", root / "images", "--out", root / "labeled")
     pool = np.concatenate([coloured(generator, index % (2 * CLASSES), 1) for index in range(POOL)])
-    tests = [np.asarray(Image.open(path)) for path in sorted((root / "images" / "test").glob("*/*.png"))]
-    pool[:: POOL // COPIES] = np.clip(np.stack(tests).astype(int) + generator.integers(-5, 6, (COPIES, 32, 32, 3)), 0, 255)
+    tests = [
+        np.asarray(Image.open(path)) for path in sorted((root / "images" / "test").glob("*/*.png"))
+    ]
+    pool[:: POOL // COPIES] = np.clip(
+        np.stack(tests).astype(int) + generator.integers(-5, 6, (COPIES, 32, 32, 3)), 0, 255
+    )
     np.save(root / "pool.npy", pool)
-    run("data_prep", "tinyimages", "--source", root / "pool.npy", "--samples-per-shard", "100", "--out", root / "pool")
+    run(
+        "data_prep",
+        "tinyimages",
+        "--source",
+        root / "pool.npy",
+        "--samples-per-shard",
+        "100",
+        "--out",
+        root / "pool",
+    )
     run("lt_train", "sourcing_cifar10", *settings(root))
     return root
 
 
 def settings(root: Path) -> list[str]:
-    return [f"data.root={root}/labeled", f"unlabeled.root={root}/pool", "unlabeled.max_samples=300", f"run.dir={root}/run", *SMALL]
+    return [
+        f"data.root={root}/labeled",
+        f"unlabeled.root={root}/pool",
+        "unlabeled.max_samples=300",
+        f"run.dir={root}/run",
+        *SMALL,
+    ]
 
 
 def contents(scores: Path) -> dict[str, bytes]:
@@ -67,13 +100,34 @@ def contents(scores: Path) -> dict[str, bytes]:
 def scores(folder) -> Path:
     """Scored by two array tasks of two ranks each."""
     for task in ("0/2", "1/2"):
-        run("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lt_train", "score", "sourcing_cifar10", *settings(folder), "--task", task)
+        run(
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "lt_train",
+            "score",
+            "sourcing_cifar10",
+            *settings(folder),
+            "--task",
+            task,
+        )
     return folder / "run" / "scores"
 
 
 def test_a_killed_scoring_goes_on_and_ends_with_the_same_scores(folder, scores):
     out = folder / "killed"
-    command = [sys.executable, "-m", "lt_train", "score", "sourcing_cifar10", *settings(folder), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "lt_train",
+        "score",
+        "sourcing_cifar10",
+        *settings(folder),
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + LIMIT
     while len(list(out.glob("train-*.arrow"))) < 3:
@@ -102,7 +156,9 @@ def test_the_selection_becomes_a_set_that_a_stage_can_train_on(folder, scores):
     labels = chosen.column("sourced_label")
     assert 0 < len(chosen) <= 60 * CLASSES and np.bincount(labels, minlength=CLASSES).max() <= 60
     pixels = np.load(folder / "pool.npy")[[int(chosen.key(index)) for index in range(len(chosen))]]
-    test = np.stack([np.asarray(Image.open(path)) for path in (folder / "images" / "test").glob("*/*.png")])
+    test = np.stack(
+        [np.asarray(Image.open(path)) for path in (folder / "images" / "test").glob("*/*.png")]
+    )
     assert not NearDuplicates(test)(pixels).any()
     by_key = {pool.key(index): index for index in range(len(pool))}
     every = [part for _, *part in ScoreStore(scores, read_dataset(folder / "pool")).read(CLASSES)]
@@ -110,7 +166,14 @@ def test_the_selection_becomes_a_set_that_a_stage_can_train_on(folder, scores):
     ids = [by_key[chosen.key(index)] for index in range(len(chosen))]
     np.testing.assert_array_equal(labels, all_labels[ids])
     np.testing.assert_array_equal(chosen.column("score"), all_scores[ids])
-    run("lt_train", "sourcing_cifar10", *settings(folder), f"unlabeled.root={out}", f"run.dir={folder}/again", "max_steps=2")
+    run(
+        "lt_train",
+        "sourcing_cifar10",
+        *settings(folder),
+        f"unlabeled.root={out}",
+        f"run.dir={folder}/again",
+        "max_steps=2",
+    )
     assert json.loads((folder / "again" / "result.json").read_text())["steps"] == 2
 
 
@@ -126,6 +189,21 @@ def test_the_selection_becomes_a_set_that_a_stage_can_train_on(folder, scores):
 )
 def test_bad_input_to_score_is_told_in_one_line(folder, arguments, word):
     done = subprocess.run(
-        [sys.executable, "-m", "lt_train", "score", arguments[0], *settings(folder), *arguments[1:]], capture_output=True, text=True, timeout=LIMIT
+        [
+            sys.executable,
+            "-m",
+            "lt_train",
+            "score",
+            arguments[0],
+            *settings(folder),
+            *arguments[1:],
+        ],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
-    assert done.returncode == 2 and word in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and word in done.stderr.splitlines()[-1]
+        and "Traceback" not in done.stderr
+    )

@@ -1,4 +1,6 @@
-"""launch/job.py: what a job decides before and after an attempt, and what its ranks and tasks leave behind."""
+"""launch/job.py: what a job decides before and after an attempt, and what its ranks and tasks leave
+behind.
+"""
 
 import os
 import signal
@@ -8,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.helpers.stubs import stub
 
 from launch import job
 from launch.job import RankJob, TaskJob, bad_nodes, begin, end
 from lt_train.errors import LostPeer, UserError
+from tests.helpers.stubs import stub
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,10 +25,24 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def slurm_job(tmp_path, monkeypatch):
     """Job 71 on n1 and n2. Function that sets its restart count and returns its folder of attempts."""
-    nodes, refusal = 'if [ "$1" = show ]; then echo n1; echo n2; fi', f"[ -e {tmp_path}/waits ] || {{ touch {tmp_path}/waits; exit 1; }}"
-    stub(tmp_path, "scontrol", f'echo "$@" >> {tmp_path}/asked', nodes, f'[ "$1" != update ] || {refusal}')
+    nodes, refusal = (
+        'if [ "$1" = show ]; then echo n1; echo n2; fi',
+        f"[ -e {tmp_path}/waits ] || {{ touch {tmp_path}/waits; exit 1; }}",
+    )
+    stub(
+        tmp_path,
+        "scontrol",
+        f'echo "$@" >> {tmp_path}/asked',
+        nodes,
+        f'[ "$1" != update ] || {refusal}',
+    )
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for name, value in {"JOB_ID": "71", "STEP_ID": "0", "PROCID": "0", "JOB_NODELIST": "n[1-2]"}.items():
+    for name, value in {
+        "JOB_ID": "71",
+        "STEP_ID": "0",
+        "PROCID": "0",
+        "JOB_NODELIST": "n[1-2]",
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     for name in ("SLURM_ARRAY_JOB_ID", "RANK"):
@@ -50,7 +66,15 @@ def slurm_job(tmp_path, monkeypatch):
 @pytest.fixture
 def asked(tmp_path):
     """Function: what scontrol was asked to do."""
-    return lambda: [line for line in (tmp_path / "asked").read_text().splitlines() if not line.startswith("show")] if (tmp_path / "asked").exists() else []
+    return lambda: (
+        [
+            line
+            for line in (tmp_path / "asked").read_text().splitlines()
+            if not line.startswith("show")
+        ]
+        if (tmp_path / "asked").exists()
+        else []
+    )
 
 
 def mark(attempts: Path, restart: int, **ranks: str) -> None:
@@ -65,15 +89,45 @@ def mark(attempts: Path, restart: int, **ranks: str) -> None:
         ({"rank_0": "n1 0", "rank_1": "n2 0"}, 0, 0, 0, False, ""),
         ({"rank_0": "n1 2", "rank_1": "n2"}, 143, 0, 2, False, "a mistake"),
         ({}, 2, 0, 2, False, "a mistake"),
-        ({"rank_0": "n1 75", "rank_1": "n2 75"}, 75, 0, 75, True, "asked to leave: restart 1 of at most 3"),
-        ({"rank_0": "n1 75", "rank_1": "n2"}, 137, 2, 137, True, "asked to leave: restart 3 of at most 3"),
+        (
+            {"rank_0": "n1 75", "rank_1": "n2 75"},
+            75,
+            0,
+            75,
+            True,
+            "asked to leave: restart 1 of at most 3",
+        ),
+        (
+            {"rank_0": "n1 75", "rank_1": "n2"},
+            137,
+            2,
+            137,
+            True,
+            "asked to leave: restart 3 of at most 3",
+        ),
         ({"rank_0": "n1 75"}, 75, 3, 75, False, "asked to leave, after 3 restarts: giving up"),
-        ({"rank_0": "n1 error", "rank_1": "n2 76"}, 1, 0, 1, True, "ended with status 1: restart 1"),
+        (
+            {"rank_0": "n1 error", "rank_1": "n2 76"},
+            1,
+            0,
+            1,
+            True,
+            "ended with status 1: restart 1",
+        ),
         ({}, 1, 1, 1, True, "ended with status 1: restart 2"),
-        ({"rank_0": "n1", "rank_1": "n2 76"}, 137, 3, 137, False, "ended with status 137, after 3 restarts: giving up"),
+        (
+            {"rank_0": "n1", "rank_1": "n2 76"},
+            137,
+            3,
+            137,
+            False,
+            "ended with status 137, after 3 restarts: giving up",
+        ),
     ],
 )
-def test_what_follows_an_attempt(slurm_job, asked, capsys, marks, status, restart, leaves, requeued, words):
+def test_what_follows_an_attempt(
+    slurm_job, asked, capsys, marks, status, restart, leaves, requeued, words
+):
     attempts = slurm_job(restart)
     mark(attempts, restart, **marks)
     assert end(attempts, status, 3) == leaves
@@ -91,13 +145,17 @@ def test_of_an_array_the_task_alone_starts_again(slurm_job, asked, monkeypatch):
 def test_a_job_that_slurm_does_not_take_back_is_one_line(slurm_job, capsys, tmp_path):
     stub(tmp_path, "scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
     assert end(slurm_job(0), 75, 3) == 75
-    assert capsys.readouterr().err.splitlines()[1:] == ["launch: cannot restart: Requested operation is presently disabled"]
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "launch: cannot restart: Requested operation is presently disabled"
+    ]
 
 
 def test_a_node_is_bad_when_it_fails_twice_while_others_live(tmp_path):
     mark(tmp_path, 0, rank_0="n1 76", rank_1="n2", rank_2="n2")
     assert bad_nodes(tmp_path, 1) == set()  # once, though with two ranks
-    mark(tmp_path, 1, rank_0="n1", rank_1="n2")  # all vanished: the job was cancelled, or the controller was away
+    mark(
+        tmp_path, 1, rank_0="n1", rank_1="n2"
+    )  # all vanished: the job was cancelled, or the controller was away
     mark(tmp_path, 2, rank_0="n1", rank_1="n2 0", rank_2="")
     assert bad_nodes(tmp_path, 3) == set()
     mark(tmp_path, 4, rank_0="n1 error", rank_1="n2")  # attempt 3 never began
@@ -112,14 +170,24 @@ def test_a_job_leaves_a_node_that_failed_twice(slurm_job, asked, capsys):
     update = "update JobId=71 ExcNodeList=n2"
     assert asked() == ["requeue 71", update, update]  # at first the job did not wait yet
     assert "excluded: n2" in capsys.readouterr().err
-    assert begin(slurm_job(2), 9) == 1 and asked()[3:] == ["requeue 71", update]  # Slurm gave it again
+    assert begin(slurm_job(2), 9) == 1 and asked()[3:] == [
+        "requeue 71",
+        update,
+    ]  # Slurm gave it again
     assert begin(slurm_job(9), 9) == 0 and len(asked()) == 5  # no restart is left
 
 
 def test_an_attempt_begins_without_what_earlier_ones_left(slurm_job, asked, tmp_path):
     attempts = slurm_job(1)
     folder = attempts.parent
-    names = ("71_0_result.pkl", "71_3_result.pkl", "171_0_result.pkl", "7_1_result.pkl", "71_submitted.pkl", "71_0_log.out")
+    names = (
+        "71_0_result.pkl",
+        "71_3_result.pkl",
+        "171_0_result.pkl",
+        "7_1_result.pkl",
+        "71_submitted.pkl",
+        "71_0_log.out",
+    )
     for name in names:
         (folder / name).touch()
     mark(attempts, 0, rank_0="n1 75")
@@ -136,7 +204,10 @@ def test_an_array_task_forgets_its_own_results_alone(slurm_job, monkeypatch):
     for name in ("70_1_0_result.pkl", "70_0_1_result.pkl", "70_11_0_result.pkl"):
         (attempts.parent / name).touch()
     assert begin(attempts / "1", 3) == 0
-    assert sorted(path.name for path in attempts.parent.glob("*.pkl")) == ["70_0_1_result.pkl", "70_11_0_result.pkl"]
+    assert sorted(path.name for path in attempts.parent.glob("*.pkl")) == [
+        "70_0_1_result.pkl",
+        "70_11_0_result.pkl",
+    ]
 
 
 # --- ranks and tasks
@@ -189,7 +260,11 @@ def test_a_rank_leaves_its_node_and_how_it_ended(slurm_job, main, raised, status
     else:
         call()
     ((node, address, port),) = during
-    assert (node, address, file.read_text()) == ("n1", "n1", f"n1 {status}") and 20_000 <= port < 40_000
+    assert (node, address, file.read_text()) == (
+        "n1",
+        "n1",
+        f"n1 {status}",
+    ) and 20_000 <= port < 40_000
 
 
 def test_ranks_meet_at_another_port_after_a_restart(slurm_job):
@@ -205,18 +280,28 @@ def run_task(folder: Path, module: str, call: str) -> subprocess.Popen:
     """A process that makes a call of TaskJob, whose module has this text."""
     (folder / "part.py").write_text(module)
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    return subprocess.Popen([sys.executable, "-c", f"from launch.job import TaskJob; {call}"], env=environment, cwd=folder)
+    return subprocess.Popen(
+        [sys.executable, "-c", f"from launch.job import TaskJob; {call}"],
+        env=environment,
+        cwd=folder,
+    )
 
 
 @pytest.mark.parametrize(("count", "words"), [(1, ["a b"]), (4, ["a b", "--task", "3/4"])])
 def test_a_task_passes_its_number_on_and_its_status_back(tmp_path, count, words):
-    module = "import pathlib, sys\npathlib.Path('words').write_text(repr(sys.argv[1:]))\nsys.exit(2)\n"
+    module = (
+        "import pathlib, sys\npathlib.Path('words').write_text(repr(sys.argv[1:]))\nsys.exit(2)\n"
+    )
     task = run_task(tmp_path, module, f"{TaskJob('part', ('a b',), count - 1, count)}()")
     assert task.wait(30) == 2 and (tmp_path / "words").read_text() == repr(words)
 
 
 def test_a_task_that_is_asked_to_leave_ends_its_child(tmp_path):
-    module = "import os, pathlib, time\npathlib.Path('new').write_text(str(os.getpid()))\nos.rename('new', 'child')\ntime.sleep(60)\n"
+    module = (
+        "import os, pathlib,"
+        " time\npathlib.Path('new').write_text(str(os.getpid()))\nos.rename('new',"
+        " 'child')\ntime.sleep(60)\n"
+    )
     task = run_task(tmp_path, module, f"{TaskJob('part', (), 0, 1)}()")
     deadline = time.monotonic() + 30
     while not (tmp_path / "child").exists():

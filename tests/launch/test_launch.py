@@ -1,4 +1,7 @@
-"""launch/ without a cluster: sites, pipelines, snapshots, what is printed, and the command line. For jobs, see test_launch_jobs.py and test_job.py."""
+"""launch/ without a cluster: sites, pipelines, snapshots, what is printed, and the command line.
+
+For jobs, see test_launch_jobs.py and test_job.py.
+"""
 
 import json
 import re
@@ -38,11 +41,24 @@ def site_file(tmp_path):
 
 
 def test_options_go_over_the_site_file_and_a_stage_between_them(site_file):
-    file = site_file("nodes: 2\ntime: 12:30:00\nmem_per_gpu: 32\nsetup: [module load x]\nenvironment: {A: 1}\npartition: fast\n")
+    file = site_file(
+        "nodes: 2\ntime: 12:30:00\nmem_per_gpu: 32\nsetup: [module load x]\nenvironment: {A:"
+        " 1}\npartition: fast\n"
+    )
     options = {"nodes": 3, "partition": None}
     site = load_site(file, options)
-    assert (site.nodes, site.partition, site.mem_per_gpu, site.setup, site.environment) == (3, "fast", "32", ("module load x",), {"A": "1"})
-    assert site.time == "12:30:00" and site.minutes == 750 and site.gpus_per_node == Site().gpus_per_node
+    assert (site.nodes, site.partition, site.mem_per_gpu, site.setup, site.environment) == (
+        3,
+        "fast",
+        "32",
+        ("module load x",),
+        {"A": "1"},
+    )
+    assert (
+        site.time == "12:30:00"
+        and site.minutes == 750
+        and site.gpus_per_node == Site().gpus_per_node
+    )
     stage = apply(site, {"nodes": 8, "partition": "slow", "time": "60"}, "stage", options)
     assert (stage.nodes, stage.partition, stage.minutes, stage.setup) == (3, "slow", 60, site.setup)
     assert load_site(site_file(""), {}) == Site()
@@ -76,7 +92,12 @@ def test_a_mistake_in_the_site_file_names_file_and_key(site_file, text, words):
 
 
 def test_a_mistake_in_an_option_names_the_option_and_not_the_site_file(site_file):
-    for key, value in {"nodes": 0, "cpu_ranks_per_node": -1, "time": "x", "mem_per_gpu": "G"}.items():
+    for key, value in {
+        "nodes": 0,
+        "cpu_ranks_per_node": -1,
+        "time": "x",
+        "mem_per_gpu": "G",
+    }.items():
         with pytest.raises(UserError, match=f"^--{key.replace('_', '-')} must"):
             load_site(site_file("nodes: 2\n"), {key: value})
 
@@ -89,7 +110,16 @@ def test_a_site_file_that_is_not_there_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "minutes"),
-    [("90", 90), ("2:00", 2), ("0:30", 1), ("24:00:00", 1440), ("1:30:01", 91), ("1-0", 1440), ("1-2:30", 1590), ("2-01:00:00", 2940)],
+    [
+        ("90", 90),
+        ("2:00", 2),
+        ("0:30", 1),
+        ("24:00:00", 1440),
+        ("1:30:01", 91),
+        ("1-0", 1440),
+        ("1-2:30", 1590),
+        ("2-01:00:00", 2940),
+    ],
 )
 def test_times_are_slurms(text, minutes):
     """https://slurm.schedmd.com/sbatch.html#OPT_time; seconds are rounded up."""
@@ -105,8 +135,14 @@ def test_what_is_no_time_is_refused(text):
 def test_the_environment_of_jobs(monkeypatch):
     monkeypatch.setenv("WHERE", "/scratch")
     assert environment(Site(cpus_per_gpu=3)) == {"OMP_NUM_THREADS": "3"}
-    many = environment(Site(nodes=2, environment={"TORCH_FR_BUFFER_SIZE": "7", "TMPDIR": "$WHERE/tmp"}))
-    assert many["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1" and many["TORCH_FR_BUFFER_SIZE"] == "7" and many["TMPDIR"] == "/scratch/tmp"
+    many = environment(
+        Site(nodes=2, environment={"TORCH_FR_BUFFER_SIZE": "7", "TMPDIR": "$WHERE/tmp"})
+    )
+    assert (
+        many["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+        and many["TORCH_FR_BUFFER_SIZE"] == "7"
+        and many["TMPDIR"] == "/scratch/tmp"
+    )
 
 
 # --- pipelines
@@ -132,14 +168,43 @@ STAGES = """\
 
 
 def test_stages_of_all_three_kinds(pipeline_of):
-    experiment = pipeline_of(STAGES, ("epochs=2", "scores:epochs=3", "known:data.root=a:b"), "-seed1")
+    experiment = pipeline_of(
+        STAGES, ("epochs=2", "scores:epochs=3", "known:data.root=a:b"), "-seed1"
+    )
     data, known, scores = experiment.stages
-    assert (experiment.name, experiment.root, experiment.has_report) == ("p-seed1", "runs/p-seed1", True)
-    assert (data.kind, data.run_dir, data.tasks, data.command) == ("prepare", "data/x", 2, ("demo", "--out", "data/x", "--seed", "3"))
-    assert (known.kind, known.run_dir, known.after, known.resources) == ("train", "runs/p-seed1/known", ("data",), {"nodes": 2})
-    assert known.command == ("sourcing_cifar10", "run.dir=runs/p-seed1/known", "data.root=data/x", "epochs=2", "data.root=a:b")
+    assert (experiment.name, experiment.root, experiment.has_report) == (
+        "p-seed1",
+        "runs/p-seed1",
+        True,
+    )
+    assert (data.kind, data.run_dir, data.tasks, data.command) == (
+        "prepare",
+        "data/x",
+        2,
+        ("demo", "--out", "data/x", "--seed", "3"),
+    )
+    assert (known.kind, known.run_dir, known.after, known.resources) == (
+        "train",
+        "runs/p-seed1/known",
+        ("data",),
+        {"nodes": 2},
+    )
+    assert known.command == (
+        "sourcing_cifar10",
+        "run.dir=runs/p-seed1/known",
+        "data.root=data/x",
+        "epochs=2",
+        "data.root=a:b",
+    )
     assert (scores.kind, scores.run_dir, scores.tasks) == ("score", known.run_dir, 5)
-    assert scores.command == ("score", "sourcing_cifar10", "run.dir=runs/p-seed1/known", "seed=4", "epochs=2", "epochs=3")
+    assert scores.command == (
+        "score",
+        "sourcing_cifar10",
+        "run.dir=runs/p-seed1/known",
+        "seed=4",
+        "epochs=2",
+        "epochs=3",
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,7 +238,10 @@ def test_a_wrong_pipeline_is_one_line_that_names_the_mistake(pipeline_of, stages
 
 
 def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
-    train, prepare, score = (StageJob("x", kind, str(tmp_path), config="classifier_demo") for kind in ("train", "prepare", "score"))
+    train, prepare, score = (
+        StageJob("x", kind, str(tmp_path), config="classifier_demo")
+        for kind in ("train", "prepare", "score")
+    )
     (tmp_path / "config.yaml").write_text(to_yaml(load_config("classifier_demo")))
     for content, finished in (("", False), ("{}", False), ('{"steps": 3}', True)):
         (tmp_path / "result.json").write_text(content)
@@ -188,8 +256,18 @@ def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
 
 def test_a_snapshot_holds_the_packages_alone(tmp_path):
     snapshot.take_snapshot(tmp_path / "code")
-    assert {path.name for path in (tmp_path / "code").iterdir()} == {"launch", "lt_train", "data_prep", "configs", "commit.txt", "changes.diff"}
-    assert not list(tmp_path.rglob("__pycache__")) and (tmp_path / "code/configs/moco_demo.yaml").is_file()
+    assert {path.name for path in (tmp_path / "code").iterdir()} == {
+        "launch",
+        "lt_train",
+        "data_prep",
+        "configs",
+        "commit.txt",
+        "changes.diff",
+    }
+    assert (
+        not list(tmp_path.rglob("__pycache__"))
+        and (tmp_path / "code/configs/moco_demo.yaml").is_file()
+    )
     with pytest.raises(UserError, match="cannot copy the code"):
         snapshot.take_snapshot(tmp_path / "code")
 
@@ -200,13 +278,25 @@ def test_a_snapshot_says_what_it_is_and_needs_no_git(tmp_path, monkeypatch):
         (checkout / name).mkdir(parents=True)
         (checkout / name / "a.py").write_text("before\n")
     monkeypatch.setattr(snapshot, "ROOT", checkout)
-    assert snapshot.take_snapshot(tmp_path / "1") == "unknown" and (tmp_path / "1/launch/a.py").read_text() == "before\n"
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "one"]):
+    assert (
+        snapshot.take_snapshot(tmp_path / "1") == "unknown"
+        and (tmp_path / "1/launch/a.py").read_text() == "before\n"
+    )
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "one"],
+    ):
         subprocess.run(["git", *words], cwd=checkout, check=True)
     (checkout / "launch/a.py").write_bytes(b"after \xe9\n")  # not UTF-8
     (checkout / "launch/b.py").write_text("")
     commit = snapshot.take_snapshot(tmp_path / "2")
-    assert commit == subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True).stdout.strip()
+    assert (
+        commit
+        == subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True
+        ).stdout.strip()
+    )
     assert (tmp_path / "2/commit.txt").read_text() == f"{commit}\n"
     changes = (tmp_path / "2/changes.diff").read_text()
     assert "-before\n+after" in changes and changes.endswith("launch/b.py\n")
@@ -217,14 +307,27 @@ def test_a_snapshot_says_what_it_is_and_needs_no_git(tmp_path, monkeypatch):
 
 def seen(**changes) -> dict:
     """What a fit rank tells of itself."""
-    common = {"host": "n1", "rank": 0, "device": "CPU", "bandwidth": 2.5, "dali": "", "seen": 0.01, "skew": 0.001, "versions": {"torch": "2.11"}}
+    common = {
+        "host": "n1",
+        "rank": 0,
+        "device": "CPU",
+        "bandwidth": 2.5,
+        "dali": "",
+        "seen": 0.01,
+        "skew": 0.001,
+        "versions": {"torch": "2.11"},
+    }
     return {**common, **changes}
 
 
 def test_fit_nodes_give_a_line_each_and_no_problem(capsys):
     assert check._report([seen(), seen(rank=1, bandwidth=1.25), seen(host="n2", rank=2)]) == []
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("n1: ranks 0, 1, CPU, all_reduce 1.25 GB/s, DALI decodes") and lines[1].startswith("n2: ranks 2,")
+    assert (
+        len(lines) == 2
+        and lines[0].startswith("n1: ranks 0, 1, CPU, all_reduce 1.25 GB/s, DALI decodes")
+        and lines[1].startswith("n2: ranks 2,")
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,19 +340,29 @@ def test_fit_nodes_give_a_line_each_and_no_problem(capsys):
     ],
 )
 def test_an_unfit_node_is_named(changes, words, capsys):
-    (problem,) = check._report([seen(), seen(host="n2", rank=1, **changes), seen(host="n2", rank=2)])
+    (problem,) = check._report(
+        [seen(), seen(host="n2", rank=1, **changes), seen(host="n2", rank=2)]
+    )
     assert re.search(words, problem) and len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_the_scaling_table_counts_from_the_fewest_nodes_measured(tmp_path):
     files = {nodes: tmp_path / f"{nodes}.json" for nodes in (1, 2, 4, 8)}
     for nodes, rate in {2: 2000.0, 4: 3600.0}.items():  # 1 and 8 did not complete
-        result = {"ranks": nodes * 8, "synthetic": {"images_per_s": rate + 1}, "loader": {"images_per_s": rate + 2.25}, "end_to_end": {"images_per_s": rate}}
+        result = {
+            "ranks": nodes * 8,
+            "synthetic": {"images_per_s": rate + 1},
+            "loader": {"images_per_s": rate + 2.25},
+            "end_to_end": {"images_per_s": rate},
+        }
         files[nodes].write_text(json.dumps(result))
     with open(tmp_path / "shown", "w") as shown:
         show_scaling(files, tmp_path / "scaling.md", Console(file=shown, width=200))
     assert (tmp_path / "scaling.md").read_text().splitlines() == [
-        "| nodes | ranks | synthetic, images/s | loader, images/s | end to end, images/s | efficiency |",
+        (
+            "| nodes | ranks | synthetic, images/s | loader, images/s | end to end, images/s |"
+            " efficiency |"
+        ),
         "| --- | --- | --- | --- | --- | --- |",
         "| 2 | 16 | 2,001.0 | 2,002.2 | 2,000.0 | 1.00 |",
         "| 4 | 32 | 3,601.0 | 3,602.2 | 3,600.0 | 0.90 |",
@@ -267,7 +380,9 @@ def test_nothing_measured_is_no_table(tmp_path):
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch, capsys):
-    """Function that calls launch/slurm.py with these words in an empty folder: (exit status, stdout, stderr)."""
+    """Function that calls launch/slurm.py with these words in an empty folder: (exit status,
+    stdout, stderr).
+    """
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -283,28 +398,49 @@ def launch(tmp_path, monkeypatch, capsys):
 
 
 def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
-    status, out, errors = launch("demo", "--dry-run", "--nodes", "2", "--after", "99", "moco:epochs=2")
+    status, out, errors = launch(
+        "demo", "--dry-run", "--nodes", "2", "--after", "99", "moco:epochs=2"
+    )
     assert (status, errors) == (0, "")
     root = tmp_path / "here" / "runs" / "demo" / "slurm" / "1"
     assert "# site nodes: 2\n" in out and out.count("#!/bin/bash") == 5
-    for name, waits in {"data": "afterok:99", "moco": "'afterok:<job of data>'", "crt": "'afterok:<job of pretrained>'"}.items():
-        assert f"#SBATCH --job-name={name}\n" in out and f"{root / name}\n" in out and f"#SBATCH --dependency={waits}\n" in out
+    for name, waits in {
+        "data": "afterok:99",
+        "moco": "'afterok:<job of data>'",
+        "crt": "'afterok:<job of pretrained>'",
+    }.items():
+        assert (
+            f"#SBATCH --job-name={name}\n" in out
+            and f"{root / name}\n" in out
+            and f"#SBATCH --dependency={waits}\n" in out
+        )
     assert "# stage moco, after data" in out
 
 
 def test_a_dry_run_of_a_pipeline_with_parameters(launch):
     status, out, errors = launch("cifar10_lt_rotation_ldam_drw_100", "--dry-run", "--nodes", "2")
-    assert (status, errors) == (0, "") and out.count("#!/bin/bash") == 4 and "# stage evaluate, after train" in out
+    assert (
+        (status, errors) == (0, "")
+        and out.count("#!/bin/bash") == 4
+        and "# stage evaluate, after train" in out
+    )
 
 
 def test_list_needs_no_slurm(launch):
     status, out, errors = launch("--list")
-    assert (status, errors) == (0, "") and "cifar10_lt_rotation_ldam_drw_100" in out and "+ldam_drw" in out
+    assert (
+        (status, errors) == (0, "")
+        and "cifar10_lt_rotation_ldam_drw_100" in out
+        and "+ldam_drw" in out
+    )
 
 
 def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
     status, out, _ = launch("moco_demo", "--dry-run", "--array-seeds", "3-4")
-    assert status == 0 and [f"{tmp_path}/here/runs/moco_demo-seed{seed}/slurm/1/moco_demo\n" in out for seed in (2, 3, 4, 5)] == [False, True, True, False]
+    assert status == 0 and [
+        f"{tmp_path}/here/runs/moco_demo-seed{seed}/slurm/1/moco_demo\n" in out
+        for seed in (2, 3, 4, 5)
+    ] == [False, True, True, False]
     assert out.count("#!/bin/bash") == 2 and "--dependency" not in out
     assert launch("moco_demo", "--dry-run", "--array-seeds", "7")[1].count("#!/bin/bash") == 1
 
@@ -322,20 +458,38 @@ def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
         (["--dry-run", "--check"], "--dry-run .*does not go with --check"),
         (["--dry-run", "--benchmark", "moco_demo"], "--dry-run .*does not go with"),
         (["demmo", "--dry-run"], "did you mean 'demo'"),
-        (["cifar10_lt_rotation_ldamdrw_100", "--dry-run"], "did you mean 'cifar10_lt_rotation_ldam_drw_100'"),
+        (
+            ["cifar10_lt_rotation_ldamdrw_100", "--dry-run"],
+            "did you mean 'cifar10_lt_rotation_ldam_drw_100'",
+        ),
         (["demo", "--dry-run", "epoch=1"], "unknown key 'epoch'"),
         (["demo", "--dry-run", "--nodes", "0"], "--nodes must be at least 1"),
         (["demo", "--dry-run", "--time", "soon"], "--time must be HH:MM:SS"),
         (["demo", "--dry-run", "--gpus-per-node", "0"], "--gpus-per-node is 0"),
         (["demo", "--dry-run", "--site", "nowhere.yaml"], r"cannot read nowhere\.yaml"),
-        *((["demo", "--dry-run", "--array-seeds", seeds], "--array-seeds must be like 0-4") for seeds in ("4-0", "a", "0-", "1-2-3", "")),
+        *(
+            (["demo", "--dry-run", "--array-seeds", seeds], "--array-seeds must be like 0-4")
+            for seeds in ("4-0", "a", "0-", "1-2-3", "")
+        ),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(launch, words, message):
     status, out, errors = launch(*words)
-    assert (status, out, errors.count("\n")) == (2, "", 1) and re.match(f"launch/slurm.py: error: .*{message}", errors)
+    assert (status, out, errors.count("\n")) == (2, "", 1) and re.match(
+        f"launch/slurm.py: error: .*{message}", errors
+    )
 
 
 def test_the_script_itself_says_that_there_is_no_slurm(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "launch" / "slurm.py", "demo"], env={"PATH": str(tmp_path), "HOME": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == f"launch/slurm.py: error: {NO_SLURM}\n" and not list(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "slurm.py", "demo"],
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr == f"launch/slurm.py: error: {NO_SLURM}\n"
+        and not list(tmp_path.iterdir())
+    )

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from tests.slurm.cluster import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -22,12 +23,17 @@ environment: {GLOO_SOCKET_IFNAME: lo}
 
 
 def processes_of(text: str) -> list[str]:
-    """Command lines of living processes, or of those with it in their environment, that hold a text."""
+    """Command lines of living processes, or of those with it in their environment, that hold a
+    text.
+    """
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and int(folder.name) != os.getpid():
             try:
-                command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+                command, environment = (
+                    (folder / "cmdline").read_bytes(),
+                    (folder / "environ").read_bytes(),
+                )
             except OSError:
                 continue
             if text.encode() in command or text.encode() in environment:
@@ -44,14 +50,32 @@ class Bench:
 
     def settings(self, epochs: float = 12) -> list[str]:
         """Of a small run of the demo's classifier: 1.3 steps of 16 images an epoch and image size."""
-        small = ("global_batch_size=16", "view.size=32", "eval_view.size=32", "eval_view.resize=36", "run.log_every=1", "run.checkpoint_every=5")
-        return ["classifier_demo", f"data.root={self.data}", "run.dir=run", f"epochs={epochs}", *small]
+        small = (
+            "global_batch_size=16",
+            "view.size=32",
+            "eval_view.size=32",
+            "eval_view.resize=36",
+            "run.log_every=1",
+            "run.checkpoint_every=5",
+        )
+        return [
+            "classifier_demo",
+            f"data.root={self.data}",
+            "run.dir=run",
+            f"epochs={epochs}",
+            *small,
+        ]
 
     def launch(self, *arguments: str, code: Path = ROOT, status: int = 0) -> str:
         """What launch/slurm.py prints, both streams."""
         environment = {**self.cluster.environment, "PYTHONPATH": str(code)}
         done = subprocess.run(
-            [sys.executable, str(code / "launch" / "slurm.py"), *arguments], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=LIMIT
+            [sys.executable, str(code / "launch" / "slurm.py"), *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -63,21 +87,34 @@ class Bench:
 
     def records(self, job: str) -> list[str]:
         """The states of all attempts, oldest first, as accounting has them."""
-        return self.cluster.run("sacct", "-n", "-X", "-P", "-D", "-j", job, "-o", "State").split("\n")[:-1]
+        return self.cluster.run("sacct", "-n", "-X", "-P", "-D", "-j", job, "-o", "State").split(
+            "\n"
+        )[:-1]
 
     def wait(self, job: str, state: str = "COMPLETED") -> None:
         """Wait until the job's last attempt has ended so."""
 
         def ended() -> bool:
             last = (self.records(job) or [""])[-1].split()[:1]
-            assert not last or last[0] == state or last[0] in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "NODE_FAIL", "PREEMPTED"), self.log()
+            assert (
+                not last
+                or last[0] == state
+                or last[0]
+                in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "NODE_FAIL", "PREEMPTED")
+            ), self.log()
             return last == [state]
 
         wait_for(ended, f"job {job}: {state}; {self.records(job)}", LIMIT, 0.5)
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the run has logged a step beyond a checkpoint."""
-        wait_for(lambda: self.step() >= step and any((self.folder / "run" / "checkpoints").glob("step-*")), f"step {step}", LIMIT)
+        wait_for(
+            lambda: (
+                self.step() >= step and any((self.folder / "run" / "checkpoints").glob("step-*"))
+            ),
+            f"step {step}",
+            LIMIT,
+        )
 
     def step(self) -> int:
         path = self.folder / "run" / "metrics.jsonl"
@@ -86,7 +123,10 @@ class Bench:
 
     def log(self) -> str:
         """All logs of all stages."""
-        return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(self.folder.rglob("*_log.out")))
+        return "\n".join(
+            f"--- {path}\n{path.read_text(errors='replace')[-3000:]}"
+            for path in sorted(self.folder.rglob("*_log.out"))
+        )
 
     def pids(self, text: str) -> list[int]:
         """Processes of ranks: those whose command line has a text."""
@@ -94,7 +134,9 @@ class Bench:
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 try:
-                    if text in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+                    if text in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(
+                        errors="replace"
+                    ):
                         found.append(int(folder.name))
                 except OSError:
                     continue
@@ -104,10 +146,18 @@ class Bench:
         """SIGKILL the rank that runs on a node."""
         for pid in self.pids("submitit.core._submit"):
             try:
-                environment = dict(entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in entry)
+                environment = dict(
+                    entry.split("=", 1)
+                    for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")
+                    if "=" in entry
+                )
             except OSError:
                 continue
-            if environment.get("SLURMD_NODENAME") == node and "SLURM_PROCID" in environment and str(self.folder) in environment.get("PYTHONPATH", ""):
+            if (
+                environment.get("SLURMD_NODENAME") == node
+                and "SLURM_PROCID" in environment
+                and str(self.folder) in environment.get("PYTHONPATH", "")
+            ):
                 os.kill(pid, signal.SIGKILL)
                 return
         raise AssertionError(f"no rank on {node}")
@@ -120,4 +170,10 @@ class Bench:
 def state_of(run: Path) -> dict[str, torch.Tensor]:
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
-    return {**state["stage"], **{f"momentum.{key}": entry["momentum_buffer"] for key, entry in state["optimizer"]["state"].items()}}
+    return {
+        **state["stage"],
+        **{
+            f"momentum.{key}": entry["momentum_buffer"]
+            for key, entry in state["optimizer"]["state"].items()
+        },
+    }

@@ -1,7 +1,9 @@
-"""A real Slurm cluster of several nodes on this host, without systemd: munge, MariaDB, slurmdbd, slurmctld and a slurmd a node.
+"""A real Slurm cluster of several nodes on this host, without systemd: munge, MariaDB, slurmdbd,
+slurmctld and a slurmd a node.
 
-Everything lies in one folder, and nothing is left when it is stopped. Each slurmd has its own host name and hosts file (`unshare`), so
-that nodes are told apart and found by name. Needs root and Debian's slurm-wlm, munge, slurmdbd and mariadb-server.
+Everything lies in one folder, and nothing is left when it is stopped. Each slurmd has its own host
+name and hosts file (`unshare`), so that nodes are told apart and found by name. Needs root and
+Debian's slurm-wlm, munge, slurmdbd and mariadb-server.
 """
 
 import os
@@ -62,7 +64,10 @@ AccountingStoragePass={root}/run/munge.sock
 PartitionName=normal Nodes=n[1-{number}] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=urgent Nodes=n[1-{number}] MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
 """
-NODE = "NodeName={name} NodeAddr={address} NodeHostname={name} Port={port} CPUs=8 Boards=1 SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:4"
+NODE = (
+    "NodeName={name} NodeAddr={address} NodeHostname={name} Port={port} CPUs=8 Boards=1"
+    " SocketsPerBoard=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:4"
+)
 DBD_CONF = """\
 AuthType=auth/munge
 AuthInfo=socket={root}/run/munge.sock
@@ -80,7 +85,10 @@ StorageLoc=accounting
 
 
 class Cluster:
-    """Nodes n1, n2, ... with 8 cores and 4 pretended GPUs each. ``environment`` is what Slurm's commands need."""
+    """Nodes n1, n2, ... with 8 cores and 4 pretended GPUs each.
+
+    ``environment`` is what Slurm's commands need.
+    """
 
     def __init__(self, root: Path, nodes: int):
         self.root, self.nodes = root, [f"n{number + 1}" for number in range(nodes)]
@@ -88,7 +96,14 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
-        for name in ("etc", "run", "log", "state", "dev", *(f"spool/{node}" for node in self.nodes)):
+        for name in (
+            "etc",
+            "run",
+            "log",
+            "state",
+            "dev",
+            *(f"spool/{node}" for node in self.nodes),
+        ):
             (self.root / name).mkdir(parents=True)
         self.root.chmod(0o755)  # munged refuses a folder that others cannot enter
         self._configure()
@@ -96,20 +111,31 @@ class Cluster:
         self._spawn("slurmctld", "slurmctld", "-D")
         wait_for(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
         for node in self.nodes:
-            steps = f"mount --make-rprivate / && mount --bind {self.root}/etc/hosts /etc/hosts && hostname {node} && exec slurmd -D -N {node}"
+            steps = (
+                f"mount --make-rprivate / && mount --bind {self.root}/etc/hosts /etc/hosts &&"
+                f" hostname {node} && exec slurmd -D -N {node}"
+            )
             self._spawn(node, "unshare", "-m", "-u", "sh", "-c", steps)
         self.wait_until_idle()
 
     def run(self, *command: str, check: bool = True) -> str:
         """What a command prints; both streams where it may fail."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE
+        )
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
         return done.stdout if check else done.stdout + done.stderr
 
     def wait_until_idle(self) -> None:
         """Wait for all nodes to be up and free."""
-        wait_for(lambda: self.run("sinfo", "-h", "-p", "normal", "-N", "-o", "%T").split() == ["idle"] * len(self.nodes), "idle nodes")
+        wait_for(
+            lambda: (
+                self.run("sinfo", "-h", "-p", "normal", "-N", "-o", "%T").split()
+                == ["idle"] * len(self.nodes)
+            ),
+            "idle nodes",
+        )
 
     def clear(self) -> None:
         """Cancel all jobs and bring all nodes back."""
@@ -135,19 +161,39 @@ class Cluster:
     def _configure(self) -> None:
         etc = self.root / "etc"
         controller, self.accounting, *ports = free_ports(2 + len(self.nodes))
-        addresses = {node: f"127.0.0.{FIRST_ADDRESS + number}" for number, node in enumerate(self.nodes)}
-        nodes = "\n".join(NODE.format(name=node, address=addresses[node], port=port) for node, port in zip(self.nodes, ports))
+        addresses = {
+            node: f"127.0.0.{FIRST_ADDRESS + number}" for number, node in enumerate(self.nodes)
+        }
+        nodes = "\n".join(
+            NODE.format(name=node, address=addresses[node], port=port)
+            for node, port in zip(self.nodes, ports)
+        )
         (etc / "slurm.conf").write_text(
             SLURM_CONF.format(
-                host=socket.gethostname(), root=self.root, controller=controller, accounting=self.accounting, nodes=nodes, number=len(self.nodes)
+                host=socket.gethostname(),
+                root=self.root,
+                controller=controller,
+                accounting=self.accounting,
+                nodes=nodes,
+                number=len(self.nodes),
             )
         )
         for number in range(4):
             os.mknod(self.root / "dev" / f"gpu{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        (etc / "gres.conf").write_text(f"AutoDetect=off\nNodeName={','.join(self.nodes)} Name=gpu File={self.root}/dev/gpu[0-3]\n")
-        (etc / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n")
-        (etc / "hosts").write_text(Path("/etc/hosts").read_text() + "".join(f"{address} {node}\n" for node, address in addresses.items()))
-        (etc / "slurmdbd.conf").write_text(DBD_CONF.format(root=self.root, accounting=self.accounting))
+        (etc / "gres.conf").write_text(
+            f"AutoDetect=off\nNodeName={','.join(self.nodes)} Name=gpu"
+            f" File={self.root}/dev/gpu[0-3]\n"
+        )
+        (etc / "cgroup.conf").write_text(
+            "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n"
+        )
+        (etc / "hosts").write_text(
+            Path("/etc/hosts").read_text()
+            + "".join(f"{address} {node}\n" for node, address in addresses.items())
+        )
+        (etc / "slurmdbd.conf").write_text(
+            DBD_CONF.format(root=self.root, accounting=self.accounting)
+        )
         (etc / "slurmdbd.conf").chmod(0o600)
         (etc / "munge.key").write_bytes(os.urandom(1024))
         (etc / "munge.key").chmod(0o400)
@@ -159,23 +205,45 @@ class Cluster:
             f"--log-file={root}/log/munged.log", f"--seed-file={root}/run/munged.seed",
         )  # fmt: skip
         wait_for((root / "run" / "munge.sock").exists, "munged")
-        self.run("mysql_install_db", "--no-defaults", f"--datadir={root}/mysql", "--user=root", "--auth-root-authentication-method=normal", "--skip-test-db")
+        self.run(
+            "mysql_install_db",
+            "--no-defaults",
+            f"--datadir={root}/mysql",
+            "--user=root",
+            "--auth-root-authentication-method=normal",
+            "--skip-test-db",
+        )
         database = f"--socket={root}/run/mysql.sock"
         self._spawn(
             "mariadbd", "mariadbd", "--no-defaults", f"--datadir={root}/mysql", "--user=root", database, f"--pid-file={root}/run/mysql.pid",
             "--skip-networking", "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
         )  # fmt: skip
-        wait_for(lambda: "alive" in self.run("mysqladmin", "--no-defaults", "-uroot", database, "ping", check=False), "mariadbd")
+        wait_for(
+            lambda: (
+                "alive"
+                in self.run("mysqladmin", "--no-defaults", "-uroot", database, "ping", check=False)
+            ),
+            "mariadbd",
+        )
         self.environment["MYSQL_UNIX_PORT"] = f"{root}/run/mysql.sock"
         self._spawn("slurmdbd", "slurmdbd", "-D")
-        wait_for(lambda: "error" not in self.run("sacctmgr", "-n", "list", "cluster", check=False), "slurmdbd")
+        wait_for(
+            lambda: "error" not in self.run("sacctmgr", "-n", "list", "cluster", check=False),
+            "slurmdbd",
+        )
         self.run("sacctmgr", "-i", "add", "cluster", "tests")
 
     def _spawn(self, name: str, program: str, *arguments: str) -> None:
         environment = {**self.environment, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         with open(self.root / "log" / f"{name}.out", "ab") as log:
             self.daemons[name] = subprocess.Popen(
-                [program, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=self.root, start_new_session=True
+                [program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=self.root,
+                start_new_session=True,
             )
 
 
@@ -188,7 +256,9 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = PATIENCE, every: float = 0.1) -> None:
+def wait_for(
+    condition: Callable[[], bool], what: str, seconds: float = PATIENCE, every: float = 0.1
+) -> None:
     """Wait until the condition holds, or fail."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.slurm.bench import LIMIT, Bench, processes_of, state_of
 from tests.slurm.cluster import NEEDED, Cluster, wait_for
 
@@ -22,10 +23,19 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Started once; skipped where Slurm is not installed, unless LT_TRAIN_REQUIRE_SLURM is set, as in CI."""
-    missing = [name for name in NEEDED if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
+    """Started once; skipped where Slurm is not installed, unless LT_TRAIN_REQUIRE_SLURM is set, as
+    in CI.
+    """
+    missing = [
+        name
+        for name in NEEDED
+        if not shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    ]
     if missing or os.geteuid() != 0:
-        reason = f"a Slurm cluster needs root and slurm-wlm, munge, slurmdbd, mariadb-server (missing: {', '.join(missing) or 'root'})"
+        reason = (
+            "a Slurm cluster needs root and slurm-wlm, munge, slurmdbd, mariadb-server (missing:"
+            f" {', '.join(missing) or 'root'})"
+        )
         (pytest.fail if os.environ.get("LT_TRAIN_REQUIRE_SLURM") else pytest.skip)(reason)
     root = Path(tempfile.mkdtemp(prefix="lt-train-slurm-"))
     made = Cluster(root, 4)
@@ -49,12 +59,30 @@ def bench(cluster, tmp_path, demo_root) -> Iterator[Bench]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory, demo_root) -> dict[str, torch.Tensor]:
-    """The same run of two ranks under torchrun: its final state is what every disturbed one must reach, bit for bit."""
+    """The same run of two ranks under torchrun: its final state is what every disturbed one must
+    reach, bit for bit.
+    """
     folder = tmp_path_factory.mktemp("undisturbed")
     bench = Bench.__new__(Bench)
     bench.data = demo_root
     name, *settings = bench.settings()
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lt_train", name, *settings]
+    command = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "lt_train",
+        name,
+        *settings,
+    ]
     environment = {**os.environ, "SLURM_CPUS_PER_TASK": "1"}  # bits depend on the number of threads
-    subprocess.run([sys.executable, "-m", *command], cwd=folder, env=environment, check=True, capture_output=True, timeout=LIMIT)
+    subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=LIMIT,
+    )
     return state_of(folder / "run")

@@ -1,4 +1,6 @@
-"""Jobs on a real cluster: how they start, what disturbs them, and that a disturbed run ends with the same weights."""
+"""Jobs on a real cluster: how they start, what disturbs them, and that a disturbed run ends with
+the same weights.
+"""
 
 import json
 import re
@@ -7,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.slurm.bench import LIMIT, ROOT, processes_of
 from tests.slurm.cluster import wait_for
 
@@ -18,22 +21,35 @@ def assert_same(state: dict, expected: dict) -> None:
 
 
 def test_the_check_tells_every_nodes_ranks_and_network(bench):
-    said = bench.launch("--check", "--site", "site.yaml", "--nodes", "2", "--cpu-ranks-per-node", "2")
+    said = bench.launch(
+        "--check", "--site", "site.yaml", "--nodes", "2", "--cpu-ranks-per-node", "2"
+    )
     lines = [line for line in said.splitlines() if re.match(r"n\d: ranks", line)]
-    assert [line.split(",")[0] + "," + line.split(",")[1] for line in lines] == ["n1: ranks 0, 1", "n2: ranks 2, 3"]
-    assert all("DALI decodes" in line and float(re.search(r"all_reduce ([\d.]+) GB/s", line)[1]) > 0 for line in lines)
+    assert [line.split(",")[0] + "," + line.split(",")[1] for line in lines] == [
+        "n1: ranks 0, 1",
+        "n2: ranks 2, 3",
+    ]
+    assert all(
+        "DALI decodes" in line and float(re.search(r"all_reduce ([\d.]+) GB/s", line)[1]) > 0
+        for line in lines
+    )
     assert "all nodes are fit" in said
 
 
 def test_gpus_are_asked_for_and_given(bench):
     """The cluster's GPUs are pretended: ranks compute on the CPU, but Slurm allocates and counts."""
-    (bench.folder / "gpus.yaml").write_text("gpus_per_node: 2\ncpus_per_gpu: 1\nmem_per_gpu: 100M\ntime: '10'\nenvironment: {GLOO_SOCKET_IFNAME: lo}\n")
+    (bench.folder / "gpus.yaml").write_text(
+        "gpus_per_node: 2\ncpus_per_gpu: 1\nmem_per_gpu: 100M\ntime: '10'\nenvironment:"
+        " {GLOO_SOCKET_IFNAME: lo}\n"
+    )
     said = bench.launch("--check", "--site", "gpus.yaml", "--nodes", "2")
     assert "n1: ranks 0, 1" in said and "n2: ranks 2, 3" in said
     job = re.search(r"job (\d+)", said)[1]
     script = next((bench.folder / "runs").rglob(f"{job}_submission.sh")).read_text()
     assert "#SBATCH --gpus-per-node=2" in script and "#SBATCH --ntasks-per-node=2" in script
-    allocated = bench.cluster.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "AllocTRES,NNodes,NCPUS")
+    allocated = bench.cluster.run(
+        "sacct", "-n", "-X", "-P", "-j", job, "-o", "AllocTRES,NNodes,NCPUS"
+    )
     assert allocated.strip().endswith("|2|4")
 
 
@@ -44,7 +60,10 @@ def test_usr2_before_the_end_saves_requeues_and_goes_on(bench, undisturbed):
     bench.wait(job)
     assert bench.records(job) == ["REQUEUED", "COMPLETED"]
     assert_same(bench.final_state(), undisturbed)
-    assert "asked to leave: restart 1 of at most 5" in bench.log() and "resumed from step" in bench.log()
+    assert (
+        "asked to leave: restart 1 of at most 5" in bench.log()
+        and "resumed from step" in bench.log()
+    )
 
 
 def test_requeue_without_a_signal_and_stale_results(bench, undisturbed):
@@ -73,7 +92,9 @@ def test_a_killed_rank_ends_the_others_and_the_job_starts_again(bench, undisturb
 def test_crashes_are_capped_and_a_node_that_fails_twice_is_left(bench, undisturbed):
     job = bench.submit(*bench.settings())
     for attempt in range(2):
-        attempts = bench.folder / "run" / "slurm" / "1" / "classifier_demo" / "attempts" / str(attempt)
+        attempts = (
+            bench.folder / "run" / "slurm" / "1" / "classifier_demo" / "attempts" / str(attempt)
+        )
         wait_for(lambda: len(list(attempts.glob("rank-*"))) == 2, f"attempt {attempt}", LIMIT)  # noqa: B023
         time.sleep(1)
         bench.kill_rank_on("n2")
@@ -94,12 +115,18 @@ def test_after_as_many_restarts_as_allowed_a_job_fails(bench):
 
 
 def test_the_time_limit_is_a_restart_not_an_end(bench):
-    """Slurm's shortest limit is a minute, its signal comes up to a minute early: two attempts, then the cap."""
+    """Slurm's shortest limit is a minute, its signal comes up to a minute early: two attempts, then
+    the cap.
+    """
     job = bench.submit(*bench.settings(epochs=4000), "--time", "1", "--max-requeues", "1")
     bench.wait(job, "FAILED")
     assert bench.records(job) == ["REQUEUED", "FAILED"]
     log = bench.log()
-    assert "asked to leave: restart 1 of at most 1" in log and "asked to leave, after 1 restarts: giving up" in log and "resumed from step" in log
+    assert (
+        "asked to leave: restart 1 of at most 1" in log
+        and "asked to leave, after 1 restarts: giving up" in log
+        and "resumed from step" in log
+    )
 
 
 def test_a_node_that_goes_down_is_replaced(bench, undisturbed):
@@ -113,10 +140,24 @@ def test_a_node_that_goes_down_is_replaced(bench, undisturbed):
 def test_a_job_of_higher_rank_takes_the_nodes_and_gives_them_back(bench, undisturbed):
     job = bench.submit(*bench.settings(), nodes=4 // 2)
     bench.wait_for_step(8)
-    urgent = bench.cluster.run("sbatch", "--parsable", "-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "srun sleep 3").strip()
+    urgent = bench.cluster.run(
+        "sbatch",
+        "--parsable",
+        "-p",
+        "urgent",
+        "-N",
+        "4",
+        "--exclusive",
+        "-o",
+        "/dev/null",
+        "--wrap",
+        "srun sleep 3",
+    ).strip()
     wait_for(lambda: "COMPLETED" in bench.records(urgent), "the urgent job", LIMIT, 0.5)
     bench.wait(job)
-    assert bench.records(job)[0] in ("PREEMPTED", "REQUEUED") and bench.records(job)[-1] == "COMPLETED"
+    assert (
+        bench.records(job)[0] in ("PREEMPTED", "REQUEUED") and bench.records(job)[-1] == "COMPLETED"
+    )
     assert_same(bench.final_state(), undisturbed)
 
 
@@ -132,14 +173,20 @@ def test_a_job_runs_the_code_and_config_of_its_submission(bench):
     code = bench.folder / "checkout"
     for name in ("launch", "lt_train", "data_prep", "configs"):
         shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
-    first = bench.cluster.run("sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 5").strip()
+    first = bench.cluster.run(
+        "sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 5"
+    ).strip()
     job = bench.submit(*bench.settings(epochs=1), "--after", first, nodes=1, code=code)
     (code / "lt_train" / "train.py").write_text("raise SystemExit('the changed checkout')\n")
     (code / "configs" / "classifier_demo.yaml").write_text("broken: [\n")
     bench.wait(job)
-    assert (bench.folder / "run" / "result.json").exists() and "the changed checkout" not in bench.log()
+    assert (
+        bench.folder / "run" / "result.json"
+    ).exists() and "the changed checkout" not in bench.log()
     submission = bench.folder / "run" / "slurm" / "1"
-    assert (submission / "code" / "commit.txt").exists() and json.loads((submission / "submission.json").read_text())["stages"][0]["job"] == job
+    assert (submission / "code" / "commit.txt").exists() and json.loads(
+        (submission / "submission.json").read_text()
+    )["stages"][0]["job"] == job
 
 
 def test_status_cancel_and_refusal_of_a_second_submission(bench):
@@ -150,20 +197,33 @@ def test_status_cancel_and_refusal_of_a_second_submission(bench):
     again = bench.launch(*bench.settings(epochs=400), "--site", "site.yaml", status=2)
     assert f"jobs {job} of" in again and "cancel" in again
     assert f"cancelled: {job}" in bench.launch("cancel", "run")
-    wait_for(lambda: bench.records(job)[-1].startswith("CANCELLED"), "the job to be cancelled", LIMIT)
+    wait_for(
+        lambda: bench.records(job)[-1].startswith("CANCELLED"), "the job to be cancelled", LIMIT
+    )
     assert "no job of run is in the queue" in bench.launch("cancel", "run")
 
 
 def test_nothing_of_a_job_is_left_on_the_host(bench):
     job = bench.submit(*bench.settings(epochs=1), nodes=1)
     bench.wait(job)
-    wait_for(lambda: not [line for line in processes_of(str(bench.folder)) if "submitit" in line], "all ranks to be gone", 30.0)
+    wait_for(
+        lambda: not [line for line in processes_of(str(bench.folder)) if "submitit" in line],
+        "all ranks to be gone",
+        30.0,
+    )
     assert not re.search(r"127\.0\.0\.1[1-4] n", Path("/etc/hosts").read_text())
 
 
-@pytest.mark.parametrize("arguments", [["classifier_dmo"], ["classifier_demo", "--nodes", "0"], ["classifier_demo", "--partition", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["classifier_dmo"],
+        ["classifier_demo", "--nodes", "0"],
+        ["classifier_demo", "--partition", "nowhere"],
+    ],
+)
 def test_bad_input_is_told_in_one_line(bench, arguments):
-    said = bench.launch(*arguments, "--site", "site.yaml", f"data.root={bench.data}", "run.dir=run", status=2)
+    said = bench.launch(
+        *arguments, "--site", "site.yaml", f"data.root={bench.data}", "run.dir=run", status=2
+    )
     assert "Traceback" not in said and sum("error: " in line for line in said.splitlines()) == 1
-
-

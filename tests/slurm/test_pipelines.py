@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.slurm.bench import LIMIT, ROOT
 from PIL import Image
 
 from lt_train.data.manifest import read_dataset
 from lt_train.data.scores import ScoreStore
+from tests.slurm.bench import LIMIT, ROOT
 
 PIPELINE = """\
 description: For the tests
@@ -35,7 +35,16 @@ stages:
     after: [second]
     resources: {nodes: 2}
 """
-SETTINGS = ("data.root=data/set", "data.loader=resident", "global_batch_size=8", "view.size=32", "eval_view.size=32", "eval_view.resize=32", "epochs=1", "run.log_every=1")
+SETTINGS = (
+    "data.root=data/set",
+    "data.loader=resident",
+    "global_batch_size=8",
+    "view.size=32",
+    "eval_view.size=32",
+    "eval_view.resize=32",
+    "epochs=1",
+    "run.log_every=1",
+)
 
 
 @pytest.fixture
@@ -50,13 +59,19 @@ def code(bench) -> Path:
         (bench.folder / "images" / f"class_{label}").mkdir(parents=True)
         for index in range(10):
             pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(bench.folder / "images" / f"class_{label}" / f"{index}.png")
+            Image.fromarray(pixels).save(
+                bench.folder / "images" / f"class_{label}" / f"{index}.png"
+            )
     return code
 
 
 def jobs_of(said: str) -> dict[str, str]:
     """Stage -> job, of what launch/slurm.py printed."""
-    return {line.split(":")[0]: line.split(": job ")[1].split(",")[0] for line in said.splitlines() if ": job " in line}
+    return {
+        line.split(":")[0]: line.split(": job ")[1].split(",")[0]
+        for line in said.splitlines()
+        if ": job " in line
+    }
 
 
 def files_of(root: Path) -> dict[str, str]:
@@ -66,21 +81,65 @@ def files_of(root: Path) -> dict[str, str]:
 def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(bench, code):
     said = bench.launch("small", "--site", "site.yaml", "--follow", *SETTINGS, code=code)
     jobs = jobs_of(said)
-    assert list(jobs) == ["data", "first", "second", "look"] and "first: job " in said and "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said
-    lines = bench.cluster.run("sacct", "-n", "-X", "-P", "-j", ",".join(jobs.values()), "-o", "JobID,State,Start,End,NNodes").splitlines()
+    assert (
+        list(jobs) == ["data", "first", "second", "look"]
+        and "first: job " in said
+        and "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said
+    )
+    lines = bench.cluster.run(
+        "sacct",
+        "-n",
+        "-X",
+        "-P",
+        "-j",
+        ",".join(jobs.values()),
+        "-o",
+        "JobID,State,Start,End,NNodes",
+    ).splitlines()
     rows = {line.split("|")[0]: line.split("|") for line in lines}
     assert all(row[1] == "COMPLETED" for row in rows.values())
     tasks = [row for name, row in rows.items() if name.startswith(f"{jobs['data']}_")]
     assert len(tasks) == 3, "an array job"
-    assert max(row[3] for row in tasks) <= rows[jobs["first"]][2] <= rows[jobs["first"]][3] <= rows[jobs["second"]][2]
-    assert [rows[jobs[name]][4] for name in ("first", "second", "look")] == ["2", "1", "2"] and rows[jobs["second"]][3] <= rows[jobs["look"]][2]
-    assert json.loads((bench.folder / "runs" / "small" / "second" / "evaluation.json").read_text())["metrics"]["train"]["samples"] == 30
+    assert (
+        max(row[3] for row in tasks)
+        <= rows[jobs["first"]][2]
+        <= rows[jobs["first"]][3]
+        <= rows[jobs["second"]][2]
+    )
+    assert [rows[jobs[name]][4] for name in ("first", "second", "look")] == [
+        "2",
+        "1",
+        "2",
+    ] and rows[jobs["second"]][3] <= rows[jobs["look"]][2]
+    assert (
+        json.loads((bench.folder / "runs" / "small" / "second" / "evaluation.json").read_text())[
+            "metrics"
+        ]["train"]["samples"]
+        == 30
+    )
     assert "second" in (bench.folder / "runs" / "small" / "report.md").read_text()
 
     single = bench.folder / "single"
-    command = [sys.executable, "-m", "data_prep", "folder", "--source", "images", "--name", "small", "--samples-per-shard", "5", "--out", str(single), "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "data_prep",
+        "folder",
+        "--source",
+        "images",
+        "--name",
+        "small",
+        "--samples-per-shard",
+        "5",
+        "--out",
+        str(single),
+        "--workers",
+        "1",
+    ]
     subprocess.run(command, cwd=bench.folder, check=True, capture_output=True, timeout=LIMIT)
-    assert files_of(bench.folder / "data" / "set") == files_of(single), "three array tasks made the bytes of one process"
+    assert files_of(bench.folder / "data" / "set") == files_of(single), (
+        "three array tasks made the bytes of one process"
+    )
 
     shutil.rmtree(bench.folder / "runs" / "small" / "second")
     again = bench.launch("small", "--site", "site.yaml", *SETTINGS, code=code)
@@ -110,13 +169,25 @@ stages:
 
 def test_a_pool_is_sharded_and_scored_by_array_jobs(bench, code):
     (code / "configs" / "pipelines" / "small.yaml").write_text(SOURCING)
-    np.save(bench.folder / "pool.npy", np.random.default_rng(1).integers(0, 256, (150, 32, 32, 3), np.uint8))
-    small = ("data.root=data/set", "unlabeled.root=data/pool", "model.backbone=resnet32_cifar", "global_batch_size=8", "epochs=1", "run.log_every=1")
+    np.save(
+        bench.folder / "pool.npy",
+        np.random.default_rng(1).integers(0, 256, (150, 32, 32, 3), np.uint8),
+    )
+    small = (
+        "data.root=data/set",
+        "unlabeled.root=data/pool",
+        "model.backbone=resnet32_cifar",
+        "global_batch_size=8",
+        "epochs=1",
+        "run.log_every=1",
+    )
     said = bench.launch("small", "--site", "site.yaml", "--follow", *small, code=code)
     assert list(jobs_of(said)) == ["data", "pool", "source", "score"]
     pool = read_dataset(bench.folder / "data" / "pool")
     parts = list(ScoreStore(bench.folder / "runs" / "small" / "source" / "scores", pool).read(3))
-    assert [len(labels) for _, labels, _ in parts] == [25] * 6 and all((scores > 0).all() for _, _, scores in parts)
+    assert [len(labels) for _, labels, _ in parts] == [25] * 6 and all(
+        (scores > 0).all() for _, _, scores in parts
+    )
     log = bench.log()
     assert "part 0 of 2: 75 images scored" in log and "part 1 of 2: 75 images scored" in log
 
@@ -128,12 +199,28 @@ def test_seeds_have_folders_and_jobs_of_their_own(bench):
     for job, seed in zip(jobs, (3, 4)):
         bench.wait(job)
         config = (bench.folder / f"run-seed{seed}" / "config.yaml").read_text()
-        assert f"\nseed: {seed}\n" in config and (bench.folder / f"run-seed{seed}" / "result.json").exists()
+        assert (
+            f"\nseed: {seed}\n" in config
+            and (bench.folder / f"run-seed{seed}" / "result.json").exists()
+        )
 
 
 def test_benchmark_measures_one_and_more_nodes(bench):
-    words = bench.settings()[0:2] + ["global_batch_size=8", "view.size=32", "eval_view.size=32", "eval_view.resize=36"]
-    said = bench.launch(*words, "--seconds", "0.2", "--site", "site.yaml", "--nodes", "2", "--benchmark")
+    words = bench.settings()[0:2] + [
+        "global_batch_size=8",
+        "view.size=32",
+        "eval_view.size=32",
+        "eval_view.resize=36",
+    ]
+    said = bench.launch(
+        *words, "--seconds", "0.2", "--site", "site.yaml", "--nodes", "2", "--benchmark"
+    )
     rows = [line.split() for line in said.splitlines() if re.match(r"\s*[12] +[12] ", line)]
-    assert [row[:2] for row in rows] == [["1", "1"], ["2", "2"]] and rows[0][-1] == "1.00" and 0.1 < float(rows[1][-1]) < 2
-    assert (bench.folder / "runs" / "benchmark-classifier_demo" / "slurm" / "1" / "scaling.md").read_text().count("\n") == 4
+    assert (
+        [row[:2] for row in rows] == [["1", "1"], ["2", "2"]]
+        and rows[0][-1] == "1.00"
+        and 0.1 < float(rows[1][-1]) < 2
+    )
+    assert (
+        bench.folder / "runs" / "benchmark-classifier_demo" / "slurm" / "1" / "scaling.md"
+    ).read_text().count("\n") == 4

@@ -1,4 +1,6 @@
-"""The published long-tailed sets, each from every layout that its images come in: counts, draws, bytes, and what is refused."""
+"""The published long-tailed sets, each from every layout that its images come in: counts, draws,
+bytes, and what is refused.
+"""
 
 import hashlib
 import io
@@ -13,12 +15,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import savemat
-from tests.helpers.sources import Attack, contents, fill, pixels_of, png, python2_pickle, source_of, touch
 
 from data_prep.reading import lists
 from data_prep.reading.subsets import Draw, imbalanced_counts, pareto_counts
 from lt_train.data.manifest import shot_groups
 from lt_train.errors import UserError
+from tests.helpers.sources import (
+    Attack,
+    contents,
+    fill,
+    pixels_of,
+    png,
+    python2_pickle,
+    source_of,
+    touch,
+)
 
 # --- counts
 
@@ -35,14 +46,20 @@ def test_exponential_counts_add_up_to_the_published_sizes(largest, classes, size
     for ratio, size in sizes.items():
         counts = imbalanced_counts(largest, classes, ratio)
         assert sum(counts) == size and (counts[0], counts[-1]) == (largest, largest // ratio)
-        assert counts == [int(largest * (1.0 / ratio) ** (label / (classes - 1.0))) for label in range(classes)]
+        assert counts == [
+            int(largest * (1.0 / ratio) ** (label / (classes - 1.0))) for label in range(classes)
+        ]
 
 
 @pytest.mark.parametrize(("largest", "classes"), [(5000, 10), (500, 100), (1000, 10), (7, 5)])
 @pytest.mark.parametrize("ratio", [100, 50, 10])
-def test_step_counts_are_the_largest_and_the_smallest_for_half_of_the_classes_each(largest, classes, ratio):
+def test_step_counts_are_the_largest_and_the_smallest_for_half_of_the_classes_each(
+    largest, classes, ratio
+):
     large = classes // 2
-    assert imbalanced_counts(largest, classes, ratio, "step") == large * [largest] + (classes - large) * [int(largest * (1 / ratio))]
+    assert imbalanced_counts(largest, classes, ratio, "step") == large * [largest] + (
+        classes - large
+    ) * [int(largest * (1 / ratio))]
 
 
 @pytest.mark.parametrize("kind", ["exp", "step"])
@@ -58,17 +75,31 @@ def test_an_impossible_ratio_is_refused(ratio):
 
 def test_the_pareto_counts_of_imagenet_lt():
     counts = np.array(pareto_counts(1280, 5, 1000))
-    quantiles = [(1 - (rank + 0.2) / 1000) ** (-1 / 6) for rank in reversed(range(1000))]  # the inverse of P(X <= x) = 1 - x^-6
+    quantiles = [
+        (1 - (rank + 0.2) / 1000) ** (-1 / 6) for rank in reversed(range(1000))
+    ]  # the inverse of P(X <= x) = 1 - x^-6
     stretched = [5 + 1275 * (x - quantiles[-1]) / (quantiles[0] - quantiles[-1]) for x in quantiles]
     assert np.abs(counts - stretched).max() <= 0.5 + 1e-6
-    assert (counts[0], counts[-1], counts.sum()) == (1280, 5, 116_079) and (np.diff(counts) <= 0).all()
-    assert {name: int(group.sum()) for name, group in shot_groups(counts).items()} == {"many_shot": 388, "medium_shot": 469, "few_shot": 143}
+    assert (counts[0], counts[-1], counts.sum()) == (1280, 5, 116_079) and (
+        np.diff(counts) <= 0
+    ).all()
+    assert {name: int(group.sum()) for name, group in shot_groups(counts).items()} == {
+        "many_shot": 388,
+        "medium_shot": 469,
+        "few_shot": 143,
+    }
 
 
-@pytest.mark.parametrize(("largest", "smallest", "classes"), [(100, 100, 7), (30, 1, 2), (1280, 5, 100)])
+@pytest.mark.parametrize(
+    ("largest", "smallest", "classes"), [(100, 100, 7), (30, 1, 2), (1280, 5, 100)]
+)
 def test_pareto_counts_reach_both_ends(largest, smallest, classes):
     counts = pareto_counts(largest, smallest, classes)
-    assert (len(counts), counts[0], counts[-1]) == (classes, largest, smallest) and counts == sorted(counts, reverse=True)
+    assert (len(counts), counts[0], counts[-1]) == (
+        classes,
+        largest,
+        smallest,
+    ) and counts == sorted(counts, reverse=True)
 
 
 @pytest.mark.parametrize(("largest", "smallest"), [(5, 6), (5, 0), (0, 0), (5, -1)])
@@ -82,7 +113,8 @@ def test_impossible_ends_are_refused(largest, smallest):
 SYNSETS = {"n01440764": 40, "n01443537": 30, "n01484850": 28, "n01491361": 25}  # training images
 VAL_IMAGES = 12
 LAYOUTS = ["folders and flat val", "folders", "Kaggle", "tars"]
-LISTS = {  # as the published ones: training and validation images come from train/, test images from val/
+# as the published ones: training and validation images come from train/, test images from val/
+LISTS = {
     "train": [("train/n01484850/n01484850_3.JPEG", 2), ("train/n01440764/n01440764_0.JPEG", 0), ("train/n01491361/n01491361_24.JPEG", 3),
               ("train/n01440764/n01440764_39.JPEG", 0), ("train/n01443537/n01443537_7.JPEG", 1)],
     "val": [("train/n01491361/n01491361_1.JPEG", 3), ("train/n01440764/n01440764_5.JPEG", 0)],
@@ -101,12 +133,21 @@ def tar_of(files: dict[str, bytes], tar_format: int = tarfile.GNU_FORMAT) -> byt
 
 
 def image_of(name: str) -> bytes:
-    """What stands for the image: nothing is decoded here. Of several lengths, also beyond a tar's block."""
+    """What stands for the image: nothing is decoded here.
+
+    Of several lengths, also beyond a tar's block.
+    """
     return name.encode() * (1 + sum(name.encode()) % 60)
 
 
-TRAIN = {synset: {f"{synset}_{number}.JPEG": image_of(f"{synset}_{number}") for number in range(size)} for synset, size in SYNSETS.items()}
-VAL = {f"ILSVRC2012_val_{number:08d}.JPEG": image_of(f"val {number}") for number in range(1, VAL_IMAGES + 1)}
+TRAIN = {
+    synset: {f"{synset}_{number}.JPEG": image_of(f"{synset}_{number}") for number in range(size)}
+    for synset, size in SYNSETS.items()
+}
+VAL = {
+    f"ILSVRC2012_val_{number:08d}.JPEG": image_of(f"val {number}")
+    for number in range(1, VAL_IMAGES + 1)
+}
 
 
 def val_class(name: str) -> str:
@@ -114,18 +155,32 @@ def val_class(name: str) -> str:
 
 
 def make_ilsvrc(root: Path, layout: str) -> Path:
-    train = {f"train/{synset}/{name}": content for synset, images in TRAIN.items() for name, content in images.items()}
-    kaggle = "ImageId,PredictionString\n" + "".join(f"{name[:-5]},{val_class(name)} 1 2 30 40 {val_class(name)} 5 6 70 80\n" for name in VAL)
+    train = {
+        f"train/{synset}/{name}": content
+        for synset, images in TRAIN.items()
+        for name, content in images.items()
+    }
+    kaggle = "ImageId,PredictionString\n" + "".join(
+        f"{name[:-5]},{val_class(name)} 1 2 30 40 {val_class(name)} 5 6 70 80\n" for name in VAL
+    )
     if layout == "folders":
-        fill(root, train | {f"val/{val_class(name)}/{name}": content for name, content in VAL.items()})
+        fill(
+            root,
+            train | {f"val/{val_class(name)}/{name}": content for name, content in VAL.items()},
+        )
         return root
     if layout == "folders and flat val":
         fill(root, train | {f"val/{name}": content for name, content in VAL.items()})
     elif layout == "Kaggle":
-        fill(root / "ILSVRC" / "Data" / "CLS-LOC", train | {f"val/{name}": content for name, content in VAL.items()})
+        fill(
+            root / "ILSVRC" / "Data" / "CLS-LOC",
+            train | {f"val/{name}": content for name, content in VAL.items()},
+        )
     else:
         outer = {f"{synset}.tar": tar_of(images) for synset, images in reversed(TRAIN.items())}
-        fill(root, {"ILSVRC2012_img_train.tar": tar_of(outer), "ILSVRC2012_img_val.tar": tar_of(VAL)})
+        fill(
+            root, {"ILSVRC2012_img_train.tar": tar_of(outer), "ILSVRC2012_img_val.tar": tar_of(VAL)}
+        )
     fill(root, {"LOC_val_solution.csv": kaggle.encode()})
     return root
 
@@ -135,11 +190,21 @@ def ilsvrc(tmp_path_factory) -> dict[str, Path]:
     """The same images in all layouts, and the lists beside them."""
     root = tmp_path_factory.mktemp("ilsvrc")
     write_lists(root / "lists", LISTS)
-    return {layout: make_ilsvrc(root / layout.replace(" ", "_"), layout) for layout in LAYOUTS} | {"lists": root / "lists"}
+    return {layout: make_ilsvrc(root / layout.replace(" ", "_"), layout) for layout in LAYOUTS} | {
+        "lists": root / "lists"
+    }
 
 
 def write_lists(folder: Path, rows: dict[str, list[tuple[str, int]]]) -> Path:
-    fill(folder, {f"ImageNet_LT_{split}.txt": "".join(f"{name} {label}\n" for name, label in found).encode() for split, found in rows.items()})
+    fill(
+        folder,
+        {
+            f"ImageNet_LT_{split}.txt": (
+                "".join(f"{name} {label}\n" for name, label in found).encode()
+            )
+            for split, found in rows.items()
+        },
+    )
     return folder
 
 
@@ -149,7 +214,10 @@ def test_imagenet_lt_has_the_listed_keys_labels_and_bytes_from_every_layout(ilsv
     assert (source.name, source.classes) == ("imagenet_lt", list(SYNSETS))
     every = VAL | {name: content for images in TRAIN.values() for name, content in images.items()}
     assert contents(source) == {
-        split: [(name.removeprefix("train/").removesuffix(".JPEG"), label, every[name.split("/")[-1]]) for name, label in rows]
+        split: [
+            (name.removeprefix("train/").removesuffix(".JPEG"), label, every[name.split("/")[-1]])
+            for name, label in rows
+        ]
         for split, rows in LISTS.items()
     }
     assert all(Path(file).is_file() for file in source.files)
@@ -157,26 +225,51 @@ def test_imagenet_lt_has_the_listed_keys_labels_and_bytes_from_every_layout(ilsv
 
 
 def test_a_list_may_name_the_class_folder_of_a_validation_image(ilsvrc, tmp_path):
-    rows = LISTS | {"test": [(f"val/{val_class(name.split('/')[1])}/{name.split('/')[1]}", label) for name, label in LISTS["test"]]}
+    rows = LISTS | {
+        "test": [
+            (f"val/{val_class(name.split('/')[1])}/{name.split('/')[1]}", label)
+            for name, label in LISTS["test"]
+        ]
+    }
     for layout in LAYOUTS:
-        found = contents(source_of("imagenet_lt", "--source", ilsvrc[layout], "--lists", write_lists(tmp_path, rows)))["test"]
+        found = contents(
+            source_of(
+                "imagenet_lt", "--source", ilsvrc[layout], "--lists", write_lists(tmp_path, rows)
+            )
+        )["test"]
         assert [content for _, _, content in found] == list(VAL.values())
 
 
 def test_other_lists_are_noted_as_not_the_published_ones(ilsvrc):
-    notes = source_of("imagenet_lt", "--source", ilsvrc["folders"], "--lists", ilsvrc["lists"]).notes
-    assert [note.split(" (")[0] for note in notes] == [f"ImageNet_LT_{split}.txt is NOT the published list of that name" for split in LISTS]
+    notes = source_of(
+        "imagenet_lt", "--source", ilsvrc["folders"], "--lists", ilsvrc["lists"]
+    ).notes
+    assert [note.split(" (")[0] for note in notes] == [
+        f"ImageNet_LT_{split}.txt is NOT the published list of that name" for split in LISTS
+    ]
 
 
-def test_published_lists_are_known_by_their_git_blob_hash_and_not_by_their_name(ilsvrc, monkeypatch, tmp_path):
-    """Of 'hello world' and a newline, `git hash-object` gives 3b18e512dba79e4c8300dd08aeb37f8e728b8dad."""
+def test_published_lists_are_known_by_their_git_blob_hash_and_not_by_their_name(
+    ilsvrc, monkeypatch, tmp_path
+):
+    """Of 'hello world' and a newline, `git hash-object` gives
+    3b18e512dba79e4c8300dd08aeb37f8e728b8dad.
+    """
     content = (ilsvrc["lists"] / "ImageNet_LT_val.txt").read_bytes()
     own = hashlib.sha1(f"blob {len(content)}".encode() + bytes(1) + content).hexdigest()
-    monkeypatch.setattr(lists, "PUBLISHED", {"Hello.txt": "3b18e512", "ImageNet_LT_val.txt": own, "ImageNet_LT_test.txt": own[::-1]})
+    monkeypatch.setattr(
+        lists,
+        "PUBLISHED",
+        {"Hello.txt": "3b18e512", "ImageNet_LT_val.txt": own, "ImageNet_LT_test.txt": own[::-1]},
+    )
     fill(tmp_path, {"renamed.txt": b"hello world\n", "Hello.txt": b"hello world"})
-    assert lists.check_published(tmp_path / "renamed.txt") == "renamed.txt is the published Hello list"
+    assert (
+        lists.check_published(tmp_path / "renamed.txt") == "renamed.txt is the published Hello list"
+    )
     assert "Hello.txt is NOT the published" in lists.check_published(tmp_path / "Hello.txt")
-    train, val, test = source_of("imagenet_lt", "--source", ilsvrc["tars"], "--lists", ilsvrc["lists"]).notes
+    train, val, test = source_of(
+        "imagenet_lt", "--source", ilsvrc["tars"], "--lists", ilsvrc["lists"]
+    ).notes
     assert train == "ImageNet_LT_train.txt is not one of the published lists"
     assert val == "ImageNet_LT_val.txt is the published ImageNet_LT_val list"
     assert "is NOT the published" in test and own[::-1][:8] in test
@@ -184,7 +277,11 @@ def test_published_lists_are_known_by_their_git_blob_hash_and_not_by_their_name(
 
 def test_a_lists_hashes_are_git_blob_hashes():
     assert all(re.fullmatch("[0-9a-f]{8}|[0-9a-f]{40}", sha) for sha in lists.PUBLISHED.values())
-    assert {name.split("_")[0] for name in lists.PUBLISHED} == {"ImageNet", "iNaturalist18", "Places"}
+    assert {name.split("_")[0] for name in lists.PUBLISHED} == {
+        "ImageNet",
+        "iNaturalist18",
+        "Places",
+    }
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -200,24 +297,39 @@ def test_missing_images_are_counted_and_the_first_ten_named(ilsvrc, tmp_path, la
     write_lists(tmp_path, LISTS | {"train": LISTS["train"] + [(name, 0) for name in gone]})
     with pytest.raises(UserError) as error:
         source_of("imagenet_lt", "--source", ilsvrc[layout], "--lists", tmp_path)
-    assert str(error.value).startswith("13 of the 18 images of ") and "ImageNet_LT_train.txt" in str(error.value)
-    assert str(error.value).endswith(", ".join(gone[:10]) + ", ...") and gone[10] not in str(error.value)
+    assert str(error.value).startswith(
+        "13 of the 18 images of "
+    ) and "ImageNet_LT_train.txt" in str(error.value)
+    assert str(error.value).endswith(", ".join(gone[:10]) + ", ...") and gone[10] not in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(
     ("split", "line", "message"),
     [
-        ("train", "train/../train/n01440764/n01440764_1.JPEG 0", "line 1.*leaves the source folder"),
+        (
+            "train",
+            "train/../train/n01440764/n01440764_1.JPEG 0",
+            "line 1.*leaves the source folder",
+        ),
         ("train", "/etc/passwd 0", "must all begin with train/ or all with val/"),
         ("train", "train//etc/passwd 0", "1 of the 1 images"),
         ("train", "train 0", "1 of the 1 images"),
         ("train", "train/ 0", "1 of the 1 images"),
         ("val", "val/ILSVRC2012_val_00000001.JPEG 1", "1 val image.*label out of range, first 1"),
-        ("test", "train/n01440764/n01440764_1.JPEG 0\nval/ILSVRC2012_val_00000001.JPEG 0", "must all begin"),
+        (
+            "test",
+            "train/n01440764/n01440764_1.JPEG 0\nval/ILSVRC2012_val_00000001.JPEG 0",
+            "must all begin",
+        ),
     ],
 )
 def test_a_bad_line_in_a_published_list_is_refused(ilsvrc, tmp_path, split, line, message):
-    rows = {name: [(f"train/n01440764/n01440764_{number}.JPEG", 0)] for number, name in enumerate(("train", "val", "test"))}
+    rows = {
+        name: [(f"train/n01440764/n01440764_{number}.JPEG", 0)]
+        for number, name in enumerate(("train", "val", "test"))
+    }
     (write_lists(tmp_path, rows) / f"ImageNet_LT_{split}.txt").write_text(line + "\n")
     for layout in LAYOUTS:
         with pytest.raises(UserError, match=message):
@@ -232,7 +344,10 @@ def test_either_lists_or_a_new_subset(ilsvrc, arguments):
 
 def test_a_source_without_imagenet_is_refused(tmp_path):
     touch(tmp_path, "train/n01440764/1.JPEG")
-    for root, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "neither val/ nor ILSVRC2012_img_val.tar")):
+    for root, message in (
+        (tmp_path / "nowhere", "there is no folder"),
+        (tmp_path, "neither val/ nor ILSVRC2012_img_val.tar"),
+    ):
         with pytest.raises(UserError, match=message):
             source_of("imagenet_lt", "--source", root, "--make-subset", "pareto")
 
@@ -273,7 +388,9 @@ def test_a_truncated_tar_is_named_once(ilsvrc, tmp_path, which, cut):
     assert str(error.value).count(str(tmp_path / victim.name)) == 1 and "tar" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"no tar at all" * 100, tar_of(VAL)[:512] + b"\xff" * 4096, bytes(100)])
+@pytest.mark.parametrize(
+    "content", [b"no tar at all" * 100, tar_of(VAL)[:512] + b"\xff" * 4096, bytes(100)]
+)
 def test_what_is_no_tar_is_named(ilsvrc, tmp_path, content):
     fill(tmp_path, {"ILSVRC2012_img_train.tar": content, "ILSVRC2012_img_val.tar": tar_of(VAL)})
     with pytest.raises(UserError, match="ILSVRC2012_img_train.tar"):
@@ -298,32 +415,55 @@ SUBSET = ("--make-subset", "pareto", "--largest", 18, "--smallest", 2)
 
 
 def test_a_new_subset_is_the_same_from_every_layout_and_noted_as_new(ilsvrc):
-    found = [source_of("imagenet_lt", "--source", ilsvrc[layout], *SUBSET, "--seed", 3) for layout in LAYOUTS]
-    assert all(contents(source) == contents(found[0]) and source.classes == list(SYNSETS) for source in found[1:])
-    assert all("NOT the published ImageNet-LT" in source.notes[0] and "18 to 2 a class, seed 3" in source.notes[0] for source in found)
+    found = [
+        source_of("imagenet_lt", "--source", ilsvrc[layout], *SUBSET, "--seed", 3)
+        for layout in LAYOUTS
+    ]
+    assert all(
+        contents(source) == contents(found[0]) and source.classes == list(SYNSETS)
+        for source in found[1:]
+    )
+    assert all(
+        "NOT the published ImageNet-LT" in source.notes[0]
+        and "18 to 2 a class, seed 3" in source.notes[0]
+        for source in found
+    )
 
 
 @pytest.mark.parametrize("folder", ["", "ILSVRC", "ILSVRC/Data/CLS-LOC"])
 def test_kaggles_labels_are_found_from_any_of_its_folders(ilsvrc, folder):
-    expected, found = (contents(source_of("imagenet_lt", "--source", root, *SUBSET)) for root in (ilsvrc["folders"], ilsvrc["Kaggle"] / folder))
+    expected, found = (
+        contents(source_of("imagenet_lt", "--source", root, *SUBSET))
+        for root in (ilsvrc["folders"], ilsvrc["Kaggle"] / folder)
+    )
     assert found == expected
 
 
-def test_a_new_subset_has_pareto_counts_20_for_validation_and_ilsvrcs_validation_images_as_test(ilsvrc):
+def test_a_new_subset_has_pareto_counts_20_for_validation_and_ilsvrcs_validation_images_as_test(
+    ilsvrc,
+):
     found = contents(source_of("imagenet_lt", "--source", ilsvrc["folders"], *SUBSET))
     labels = {split: [label for _, label, _ in rows] for split, rows in found.items()}
-    assert sorted(np.bincount(labels["train"]), reverse=True) == pareto_counts(18, 2, 4) and pareto_counts(18, 2, 4)[0::3] == [18, 2]
+    assert sorted(np.bincount(labels["train"]), reverse=True) == pareto_counts(
+        18, 2, 4
+    ) and pareto_counts(18, 2, 4)[0::3] == [18, 2]
     np.testing.assert_array_equal(np.bincount(labels["val"]), [20] * 4)
     assert not {key for key, _, _ in found["train"]} & {key for key, _, _ in found["val"]}
     for split in ("train", "val"):
         for key, label, content in found[split]:
             synset, name = key.split("/")
             assert (synset, content) == (list(SYNSETS)[label], TRAIN[synset][f"{name}.JPEG"])
-    assert found["test"] == [(f"val/{name[:-5]}", list(SYNSETS).index(val_class(name)), content) for name, content in VAL.items()]
+    assert found["test"] == [
+        (f"val/{name[:-5]}", list(SYNSETS).index(val_class(name)), content)
+        for name, content in VAL.items()
+    ]
 
 
 def test_a_new_subset_follows_from_the_seed(ilsvrc):
-    first, again, other = (contents(source_of("imagenet_lt", "--source", ilsvrc["folders"], *SUBSET, "--seed", seed)) for seed in (5, 5, 6))
+    first, again, other = (
+        contents(source_of("imagenet_lt", "--source", ilsvrc["folders"], *SUBSET, "--seed", seed))
+        for seed in (5, 5, 6)
+    )
     assert first == again and first["train"] != other["train"] and first["test"] == other["test"]
 
 
@@ -348,7 +488,9 @@ def test_validation_images_without_a_class_are_refused(tmp_path):
     solution = root / "LOC_val_solution.csv"
     whole = solution.read_text()
     solution.write_text("\n".join(whole.split("\n")[:-3]))
-    with pytest.raises(UserError, match=r"2 images of .*val' have no class: .*LOC_val_solution.csv \(Kaggle\)"):
+    with pytest.raises(
+        UserError, match=r"2 images of .*val' have no class: .*LOC_val_solution.csv \(Kaggle\)"
+    ):
         source_of("imagenet_lt", "--source", root, *SUBSET)
     solution.write_bytes(whole.encode() + b"\xff\xfe,x\n")
     with pytest.raises(UserError, match="cannot read .*LOC_val_solution.csv"):
@@ -382,7 +524,10 @@ INAT = {  # place -> label
 def rows_of(listed: dict[str, dict[str, int]]) -> dict[str, list[tuple[str, int, bytes]]]:
     """Key (class folder and file name), label and content of files that hold their own names."""
     return {
-        split: [("/".join(name.removesuffix(".jpg").split("/")[-2:]), label, name.encode()) for name, label in rows.items()]
+        split: [
+            ("/".join(name.removesuffix(".jpg").split("/")[-2:]), label, name.encode())
+            for name, label in rows.items()
+        ]
         for split, rows in listed.items()
     }
 
@@ -393,9 +538,18 @@ def make_inat(root: Path) -> Path:
         ids = {name: 1000 * (split == "test") + 7 * place for place, name in enumerate(INAT[split])}
         content = {
             "info": {"year": 2018},
-            "images": [{"id": ids[name], "file_name": name, "width": 800, "height": 600} for name in INAT[split]],
-            "annotations": [{"id": ids[name], "image_id": ids[name], "category_id": label} for name, label in reversed(INAT[split].items())],
-            "categories": [{"id": label, "name": f"species {label}", "supercategory": "x"} for label in (2, 0, 1)],
+            "images": [
+                {"id": ids[name], "file_name": name, "width": 800, "height": 600}
+                for name in INAT[split]
+            ],
+            "annotations": [
+                {"id": ids[name], "image_id": ids[name], "category_id": label}
+                for name, label in reversed(INAT[split].items())
+            ],
+            "categories": [
+                {"id": label, "name": f"species {label}", "supercategory": "x"}
+                for label in (2, 0, 1)
+            ],
         }
         (root / file).write_text(json.dumps(content))
     return root
@@ -403,17 +557,31 @@ def make_inat(root: Path) -> Path:
 
 def make_inat_lists(folder: Path, inat: dict[str, dict[str, int]] = INAT) -> Path:
     names = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
-    fill(folder, {names[split]: "".join(f"{name} {label}\n" for name, label in rows.items()).encode() for split, rows in inat.items()})
+    fill(
+        folder,
+        {
+            names[split]: "".join(f"{name} {label}\n" for name, label in rows.items()).encode()
+            for split, rows in inat.items()
+        },
+    )
     return folder
 
 
 def test_inaturalist_is_the_same_from_json_and_from_lists(tmp_path):
     root = make_inat(tmp_path / "inat")
     from_json = source_of("inat18", "--source", root)
-    from_lists = source_of("inat18", "--source", root, "--lists", make_inat_lists(tmp_path / "lists"))
+    from_lists = source_of(
+        "inat18", "--source", root, "--lists", make_inat_lists(tmp_path / "lists")
+    )
     assert contents(from_json) == contents(from_lists) == rows_of(INAT)
-    assert (from_json.classes, from_lists.classes) == (["species 0", "species 1", "species 2"], ["0", "1", "2"])
-    assert any("validation images are the split 'test'" in note for note in from_json.notes) and from_json.notes[-1] == from_lists.notes[-1]
+    assert (from_json.classes, from_lists.classes) == (
+        ["species 0", "species 1", "species 2"],
+        ["0", "1", "2"],
+    )
+    assert (
+        any("validation images are the split 'test'" in note for note in from_json.notes)
+        and from_json.notes[-1] == from_lists.notes[-1]
+    )
     assert sum("NOT the published list" in note for note in from_lists.notes) == 2
 
 
@@ -427,7 +595,10 @@ def test_lists_beside_the_images_are_found(tmp_path):
 
 def test_a_val_fraction_of_inaturalist_comes_from_training_images(tmp_path):
     root = make_inat(tmp_path)
-    whole, parts = (contents(source_of("inat18", "--source", root, "--val-fraction", share)) for share in (0, 0.5))
+    whole, parts = (
+        contents(source_of("inat18", "--source", root, "--val-fraction", share))
+        for share in (0, 0.5)
+    )
     assert sorted(parts) == ["test", "train", "val"] and parts["test"] == whole["test"]
     assert sorted(parts["train"] + parts["val"]) == sorted(whole["train"])
     assert np.bincount([label for _, label, _ in parts["val"]], minlength=3).tolist() == [4, 1, 0]
@@ -439,18 +610,30 @@ def edited(content: dict, **changes) -> bytes:
     return json.dumps(content | changes).encode()
 
 
-def recategorized(content: dict, change: Callable[[int], float | None], number: int | None = None) -> bytes:
+def recategorized(
+    content: dict, change: Callable[[int], float | None], number: int | None = None
+) -> bytes:
     """With the categories of the first ``number`` annotations changed."""
     rows = content["annotations"]
-    return edited(content, annotations=[row | {"category_id": change(row["category_id"])} for row in rows[:number]] + rows[len(rows[:number]) :])
+    return edited(
+        content,
+        annotations=[row | {"category_id": change(row["category_id"])} for row in rows[:number]]
+        + rows[len(rows[:number]) :],
+    )
 
 
 JSON_MISTAKES = {
     "cut off": lambda content: json.dumps(content).encode()[:-20],
     "no object": lambda content: b"[1, 2]",
     "no images": lambda content: edited(content, images=[]),
-    "no annotations": lambda content: json.dumps({key: value for key, value in content.items() if key != "annotations"}).encode(),
-    "an image without annotation": lambda content: edited(content, annotations=content["annotations"][1:]),
+    "no annotations": (
+        lambda content: json.dumps(
+            {key: value for key, value in content.items() if key != "annotations"}
+        ).encode()
+    ),
+    "an image without annotation": lambda content: edited(
+        content, annotations=content["annotations"][1:]
+    ),
     "not UTF-8": lambda content: b'{"images": "\xff"}',
     "endless nesting": lambda content: b'{"images": ' + b"[" * 100_000,
     "a category of any size": lambda content: recategorized(content, lambda label: 10**30),
@@ -458,8 +641,12 @@ JSON_MISTAKES = {
     "no category": lambda content: recategorized(content, lambda label: None),
     "categories from 1": lambda content: recategorized(content, lambda label: label + 1),
     "a negative category": lambda content: recategorized(content, lambda label: -1, 1),
-    "a path that leaves": lambda content: edited(content, images=[row | {"file_name": "../x.jpg"} for row in content["images"]]),
-    "a path elsewhere": lambda content: edited(content, images=[row | {"file_name": "/etc/passwd"} for row in content["images"]]),
+    "a path that leaves": lambda content: edited(
+        content, images=[row | {"file_name": "../x.jpg"} for row in content["images"]]
+    ),
+    "a path elsewhere": lambda content: edited(
+        content, images=[row | {"file_name": "/etc/passwd"} for row in content["images"]]
+    ),
 }
 
 
@@ -468,7 +655,10 @@ def test_a_bad_annotation_file_is_refused(tmp_path, mistake):
     touch(tmp_path, "x.jpg")
     file = make_inat(tmp_path / "inat") / "train2018.json"
     file.write_bytes(JSON_MISTAKES[mistake](json.loads(file.read_text())))
-    messages = {"a path that leaves": "train2018.json: the path '../x.jpg' leaves", "a path elsewhere": "/etc/passwd.*lies outside"}
+    messages = {
+        "a path that leaves": "train2018.json: the path '../x.jpg' leaves",
+        "a path elsewhere": "/etc/passwd.*lies outside",
+    }
     with pytest.raises(UserError, match=messages.get(mistake, "train2018.json")):
         source_of("inat18", "--source", tmp_path / "inat")
 
@@ -480,7 +670,9 @@ def test_inaturalist_without_annotations_or_images_is_refused(tmp_path):
     with pytest.raises(UserError, match="3 of the 11 images of .*train2018.json.*Plantae/1/b.jpg"):
         source_of("inat18", "--source", root)
     (root / "train2018.json").unlink()
-    with pytest.raises(UserError, match="has neither train2018.json and val2018.json nor iNaturalist18_train.txt"):
+    with pytest.raises(
+        UserError, match="has neither train2018.json and val2018.json nor iNaturalist18_train.txt"
+    ):
         source_of("inat18", "--source", root)
 
 
@@ -497,7 +689,12 @@ PLACES = {
 def places(tmp_path) -> tuple[Path, Path]:
     """The images and the lists."""
     fill(tmp_path / "images", {name: name.encode() for rows in PLACES.values() for name in rows})
-    rows = {f"Places_LT_{split}.txt": "".join(f"{name} {label}\n" for name, label in rows.items()).encode() for split, rows in PLACES.items()}
+    rows = {
+        f"Places_LT_{split}.txt": (
+            "".join(f"{name} {label}\n" for name, label in rows.items()).encode()
+        )
+        for split, rows in PLACES.items()
+    }
     fill(tmp_path / "lists", rows)
     return tmp_path / "images", tmp_path / "lists"
 
@@ -506,31 +703,47 @@ def test_places_lt_has_the_listed_images(places):
     source = source_of("places_lt", "--source", places[0], "--lists", places[1])
     assert (source.name, source.classes) == ("places_lt", ["airfield", "zoo"])
     assert contents(source) == rows_of(PLACES)
-    assert [note[:15] for note in source.notes] == ["Places_LT_train", "Places_LT_val.t", "Places_LT_test."]
+    assert [note[:15] for note in source.notes] == [
+        "Places_LT_train",
+        "Places_LT_val.t",
+        "Places_LT_test.",
+    ]
 
 
 def test_places_lt_needs_its_training_list_and_images(places):
     images, folder = places
     (folder / "Places_LT_test.txt").unlink()
-    assert list(source_of("places_lt", "--source", images, "--lists", folder).splits) == ["train", "val"]
+    assert list(source_of("places_lt", "--source", images, "--lists", folder).splits) == [
+        "train",
+        "val",
+    ]
     (images / "val/airfield/9.jpg").unlink()
     with pytest.raises(UserError, match="1 of the 1 images of .*Places_LT_val.txt"):
         source_of("places_lt", "--source", images, "--lists", folder)
     (folder / "Places_LT_train.txt").unlink()
-    with pytest.raises(UserError, match="has no Places_LT_train.txt; name the folder of the published lists with --lists"):
+    with pytest.raises(
+        UserError,
+        match="has no Places_LT_train.txt; name the folder of the published lists with --lists",
+    ):
         source_of("places_lt", "--source", images, "--lists", folder)
 
 
 # --- CIFAR-100-LT
 
 
-def published_subset(labels: np.ndarray, classes: list[int], img_max: int, imb_factor: float) -> list[int]:
-    """Cao et al. 2019 (CIFAR) and Yang and Xu 2020 (SVHN), retold: np.random.seed(0), then class after class."""
+def published_subset(
+    labels: np.ndarray, classes: list[int], img_max: int, imb_factor: float
+) -> list[int]:
+    """Cao et al. 2019 (CIFAR) and Yang and Xu 2020 (SVHN), retold: np.random.seed(0), then class
+    after class.
+    """
     random, indices = np.random.RandomState(0), []
     for place, label in enumerate(classes):
         found = np.where(labels == label)[0]
         random.shuffle(found)
-        indices.extend(found[: int(img_max * imb_factor ** (place / (len(classes) - 1.0)))].tolist())
+        indices.extend(
+            found[: int(img_max * imb_factor ** (place / (len(classes) - 1.0)))].tolist()
+        )
     return indices
 
 
@@ -540,7 +753,9 @@ def test_draws_are_the_published_ones_index_for_index():
     order = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     for ratio in (100, 50, 10):
         drawn = Draw(0).subset(cifar100, imbalanced_counts(500, 100, ratio))
-        np.testing.assert_array_equal(drawn, published_subset(cifar100, [*range(100)], 500, 1 / ratio))
+        np.testing.assert_array_equal(
+            drawn, published_subset(cifar100, [*range(100)], 500, 1 / ratio)
+        )
         drawn = Draw(0).subset(svhn, imbalanced_counts(1000, 10, ratio), order)
         np.testing.assert_array_equal(drawn, published_subset(svhn, order, 1000, 1 / ratio))
 
@@ -572,7 +787,13 @@ def noise(labels: np.ndarray, seed: int) -> np.ndarray:
 def write_folders(root: Path, names: list[str], labels: np.ndarray, pixels: np.ndarray) -> None:
     """Class folders; within a class, files are in the order of ``labels``."""
     for label, name in enumerate(names):
-        fill(root / name, {f"{rank:04d}.png": png(pixels[index]) for rank, index in enumerate(np.flatnonzero(labels == label))})
+        fill(
+            root / name,
+            {
+                f"{rank:04d}.png": png(pixels[index])
+                for rank, index in enumerate(np.flatnonzero(labels == label))
+            },
+        )
 
 
 @pytest.fixture(scope="module")
@@ -588,58 +809,99 @@ def make_cifar100(root: Path, per_class: int, ratio: float) -> Small:
     found = {"train": (labels, noise(labels, 2)), "test": (test_labels, noise(test_labels, 3))}
     for split, (split_labels, pixels) in found.items():
         planes = pixels.transpose(0, 3, 1, 2).reshape(-1, 3072)
-        batch = {"filenames": ["x.png"], "fine_labels": split_labels.tolist(), "coarse_labels": (split_labels // 5).tolist(), "data": planes}
+        batch = {
+            "filenames": ["x.png"],
+            "fine_labels": split_labels.tolist(),
+            "coarse_labels": (split_labels // 5).tolist(),
+            "data": planes,
+        }
         fill(root / "official" / "cifar-100-python", {split: python2_pickle(batch)})
         if per_class < 500:
             write_folders(root / "folders" / split, NAMES, split_labels, pixels)
-    fill(root / "official" / "cifar-100-python", {"meta": python2_pickle({"fine_label_names": NAMES, "coarse_label_names": ["fish"]})})
+    fill(
+        root / "official" / "cifar-100-python",
+        {"meta": python2_pickle({"fine_label_names": NAMES, "coarse_label_names": ["fish"]})},
+    )
     return Small(labels, found["train"][1], root / "official", root / "folders", *found["test"])
 
 
 def assert_published_subset(source, which: Small, names: list[str], expected: list[int]) -> None:
-    """The training split is ``expected`` of the official order; the test split is whole, in any order within the same keys."""
+    """The training split is ``expected`` of the official order; the test split is whole, in any
+    order within the same keys.
+    """
     train, test = source.splits["train"], source.splits["test"]
     np.testing.assert_array_equal(train.labels, which.labels[expected])
-    place = {int(index): rank for label in range(len(names)) for rank, index in enumerate(np.flatnonzero(which.labels == label))}
+    place = {
+        int(index): rank
+        for label in range(len(names))
+        for rank, index in enumerate(np.flatnonzero(which.labels == label))
+    }
     assert train.keys == [f"{names[which.labels[index]]}/{place[index]:04d}" for index in expected]
     for number in range(0, len(expected), 37):
-        np.testing.assert_array_equal(pixels_of(train.images.read(number)), which.pixels[expected[number]])
+        np.testing.assert_array_equal(
+            pixels_of(train.images.read(number)), which.pixels[expected[number]]
+        )
     indices = [np.flatnonzero(which.test_labels == label) for label in range(len(names))]
     assert len(test.labels) == len(which.test_labels) == len(set(test.keys))
     for number, (key, label) in enumerate(zip(test.keys, test.labels.tolist())):
         name, rank = key.split("/")
         assert name == names[label]
         if number % 11 == 0:
-            np.testing.assert_array_equal(pixels_of(test.images.read(number)), which.test_pixels[indices[label][int(rank)]])
+            np.testing.assert_array_equal(
+                pixels_of(test.images.read(number)), which.test_pixels[indices[label][int(rank)]]
+            )
 
 
 def test_cifar100_lt_is_the_published_subset(cifar100):
     source = source_of("cifar100_lt", "--source", cifar100.official, "--imbalance-ratio", RATIO)
     assert (source.name, source.classes, source.notes) == ("cifar100_lt", NAMES, [])
-    assert_published_subset(source, cifar100, NAMES, published_subset(cifar100.labels, [*range(100)], 500, 1 / RATIO))
+    assert_published_subset(
+        source, cifar100, NAMES, published_subset(cifar100.labels, [*range(100)], 500, 1 / RATIO)
+    )
 
 
 def test_cifar100_lt_is_the_same_in_both_layouts(tmp_path):
     """With 20 images of the largest class in place of 500: files take time to write."""
     small = make_cifar100(tmp_path, 20, 20)
     for root in (small.official, small.folders):
-        source = source_of("cifar100_lt", "--source", root, "--imbalance-ratio", 20, "--largest", 20)
+        source = source_of(
+            "cifar100_lt", "--source", root, "--imbalance-ratio", 20, "--largest", 20
+        )
         assert source.classes == NAMES
-        assert_published_subset(source, small, NAMES, published_subset(small.labels, [*range(100)], 20, 1 / 20))
+        assert_published_subset(
+            source, small, NAMES, published_subset(small.labels, [*range(100)], 20, 1 / 20)
+        )
 
 
 def test_cifar100s_files_may_lie_in_the_source_itself_and_be_of_python_3(cifar100, tmp_path):
     for file in (cifar100.official / "cifar-100-python").iterdir():
         content = pickle.loads(file.read_bytes(), encoding="bytes")
-        text = {key.decode(): [item.decode() for item in value] if key.endswith(b"names") else value for key, value in content.items()}
+        text = {
+            key.decode(): [item.decode() for item in value] if key.endswith(b"names") else value
+            for key, value in content.items()
+        }
         (tmp_path / file.name).write_bytes(pickle.dumps(text))
-    sources = [source_of("cifar100_lt", "--source", root, "--imbalance-ratio", RATIO) for root in (tmp_path, cifar100.official)]
-    assert sources[0].classes == sources[1].classes and sources[0].splits["train"].keys == sources[1].splits["train"].keys
+    sources = [
+        source_of("cifar100_lt", "--source", root, "--imbalance-ratio", RATIO)
+        for root in (tmp_path, cifar100.official)
+    ]
+    assert (
+        sources[0].classes == sources[1].classes
+        and sources[0].splits["train"].keys == sources[1].splits["train"].keys
+    )
 
 
 def test_another_seed_is_another_subset_and_noted(cifar100):
-    first, other = (source_of("cifar100_lt", "--source", cifar100.official, "--imbalance-ratio", RATIO, "--seed", seed) for seed in (0, 1))
-    assert first.splits["train"].keys != other.splits["train"].keys and first.splits["test"].keys == other.splits["test"].keys
+    first, other = (
+        source_of(
+            "cifar100_lt", "--source", cifar100.official, "--imbalance-ratio", RATIO, "--seed", seed
+        )
+        for seed in (0, 1)
+    )
+    assert (
+        first.splits["train"].keys != other.splits["train"].keys
+        and first.splits["test"].keys == other.splits["test"].keys
+    )
     assert "not the published subset" in other.notes[0] and not first.notes
 
 
@@ -647,7 +909,10 @@ def test_cifar100_must_have_100_classes(cifar100, tmp_path):
     for split in ("train", "test"):
         touch(tmp_path / "few", *(f"{split}/{name}/1.png" for name in NAMES[:99]))
         touch(tmp_path / "many", *(f"{split}/{name}/1.png" for name in [*NAMES, "more"]))
-        fill(tmp_path / "meta", {split: (cifar100.official / "cifar-100-python" / split).read_bytes()})
+        fill(
+            tmp_path / "meta",
+            {split: (cifar100.official / "cifar-100-python" / split).read_bytes()},
+        )
     (tmp_path / "meta" / "meta").write_bytes(pickle.dumps({"fine_label_names": NAMES[:42]}))
     for root, number in (("few", 99), ("many", 101), ("meta", 42)):
         with pytest.raises(UserError, match=f"has {number} classes, not the 100 of cifar100"):
@@ -656,8 +921,17 @@ def test_cifar100_must_have_100_classes(cifar100, tmp_path):
 
 @pytest.mark.parametrize("victim", ["train", "test", "meta"])
 def test_a_cifar100_pickle_that_would_run_code_is_refused_and_runs_none(cifar100, tmp_path, victim):
-    fill(tmp_path, {file.name: file.read_bytes() for file in (cifar100.official / "cifar-100-python").iterdir()})
-    content = pickle.dumps({"fine_labels": [], "fine_label_names": [], "data": Attack(tmp_path / "attacked")}, protocol=2)
+    fill(
+        tmp_path,
+        {
+            file.name: file.read_bytes()
+            for file in (cifar100.official / "cifar-100-python").iterdir()
+        },
+    )
+    content = pickle.dumps(
+        {"fine_labels": [], "fine_label_names": [], "data": Attack(tmp_path / "attacked")},
+        protocol=2,
+    )
     (tmp_path / victim).write_bytes(content)
     with pytest.raises(UserError, match=f"{victim}'.*refused"):
         source_of("cifar100_lt", "--source", tmp_path, "--imbalance-ratio", RATIO)
@@ -685,15 +959,29 @@ GOOD = np.zeros((2, 3072), np.uint8)
     ],
 )
 def test_a_batch_of_something_else_is_named(cifar100, tmp_path, batch):
-    fill(tmp_path, {file.name: file.read_bytes() for file in (cifar100.official / "cifar-100-python").iterdir()})
+    fill(
+        tmp_path,
+        {
+            file.name: file.read_bytes()
+            for file in (cifar100.official / "cifar-100-python").iterdir()
+        },
+    )
     (tmp_path / "train").write_bytes(pickle.dumps(batch))
     with pytest.raises(UserError, match="train' is not a batch of cifar-100-python"):
         source_of("cifar100_lt", "--source", tmp_path, "--imbalance-ratio", RATIO)
 
 
-@pytest.mark.parametrize("content", [{"fine_label_names": 3}, {}, [1], {"fine_label_names": [b"\xff"] * 100}])
+@pytest.mark.parametrize(
+    "content", [{"fine_label_names": 3}, {}, [1], {"fine_label_names": [b"\xff"] * 100}]
+)
 def test_a_bad_meta_file_is_named(cifar100, tmp_path, content):
-    fill(tmp_path, {file.name: file.read_bytes() for file in (cifar100.official / "cifar-100-python").iterdir()})
+    fill(
+        tmp_path,
+        {
+            file.name: file.read_bytes()
+            for file in (cifar100.official / "cifar-100-python").iterdir()
+        },
+    )
     (tmp_path / "meta").write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match="meta' does not name the classes"):
         source_of("cifar100_lt", "--source", tmp_path)
@@ -708,7 +996,14 @@ SVHN_ORDER = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 def write_mat(file: Path, labels: np.ndarray, pixels: np.ndarray, **options) -> None:
     """As SVHN's: X (32, 32, 3, N), and the digit 0 is called 10."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    savemat(file, {"X": pixels.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]}, **options)
+    savemat(
+        file,
+        {
+            "X": pixels.transpose(1, 2, 3, 0),
+            "y": np.where(labels == 0, 10, labels).astype(np.uint8)[:, None],
+        },
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -720,7 +1015,9 @@ def svhn(tmp_path_factory) -> Small:
     test_labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 3))
     found = {"train": (labels, noise(labels, 4)), "test": (test_labels, noise(test_labels, 5))}
     for split, (split_labels, pixels) in found.items():
-        write_mat(root / "official" / f"{split}_32x32.mat", split_labels, pixels, do_compression=True)
+        write_mat(
+            root / "official" / f"{split}_32x32.mat", split_labels, pixels, do_compression=True
+        )
         write_folders(root / "folders" / split, DIGITS, split_labels, pixels)
     return Small(labels, found["train"][1], root / "official", root / "folders", *found["test"])
 
@@ -729,7 +1026,9 @@ def svhn(tmp_path_factory) -> Small:
 def test_svhn_lt_is_the_published_subset_in_both_layouts_with_0_as_its_tail(svhn, layout):
     source = source_of("svhn_lt", "--source", getattr(svhn, layout), "--imbalance-ratio", RATIO)
     assert (source.name, source.classes, source.notes) == ("svhn_lt", DIGITS, [])
-    assert_published_subset(source, svhn, DIGITS, published_subset(svhn.labels, SVHN_ORDER, 1000, 1 / RATIO))
+    assert_published_subset(
+        source, svhn, DIGITS, published_subset(svhn.labels, SVHN_ORDER, 1000, 1 / RATIO)
+    )
     counts = np.bincount(source.splits["train"].labels)
     assert (counts[1], counts[0]) == (1000, 2) and (np.diff(counts[SVHN_ORDER]) < 0).all()
 
@@ -739,16 +1038,23 @@ def test_svhn_lt_steps_down_after_the_digit_5(svhn, tmp_path):
     write_mat(tmp_path / "train_32x32.mat", labels, noise(labels, 0))
     write_mat(tmp_path / "test_32x32.mat", labels[:5], noise(labels[:5], 0))
     source = source_of("svhn_lt", "--source", tmp_path, "--imbalance-type", "step")
-    np.testing.assert_array_equal(np.bincount(source.splits["train"].labels), [10, *5 * [1000], *4 * [10]])
+    np.testing.assert_array_equal(
+        np.bincount(source.splits["train"].labels), [10, *5 * [1000], *4 * [10]]
+    )
 
 
 def test_a_ratio_that_leaves_a_class_nothing_is_refused(svhn):
-    with pytest.raises(UserError, match="class '0' would have no training images; lower --imbalance-ratio"):
+    with pytest.raises(
+        UserError, match="class '0' would have no training images; lower --imbalance-ratio"
+    ):
         source_of("svhn_lt", "--source", svhn.official, "--imbalance-ratio", 1001)
 
 
 def test_svhn_with_too_few_images_is_refused(svhn):
-    with pytest.raises(UserError, match="class '2' has .* training images and .* are needed: the source is not all of svhn"):
+    with pytest.raises(
+        UserError,
+        match="class '2' has .* training images and .* are needed: the source is not all of svhn",
+    ):
         source_of("svhn_lt", "--source", svhn.official, "--imbalance-ratio", 100)
 
 

@@ -1,4 +1,6 @@
-"""Unlabeled images: raw pools, the drawn sets D_U of Yang and Xu 2020 from all their sources, near-duplicates, and pickles."""
+"""Unlabeled images: raw pools, the drawn sets D_U of Yang and Xu 2020 from all their sources,
+near-duplicates, and pickles.
+"""
 
 import io
 import os
@@ -15,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import savemat
-from tests.helpers.sources import Attack, fill, pixels_of, png, prepared, python2_pickle, source_of, touch
 
 from data_prep.reading import near_duplicates
 from data_prep.reading.near_duplicates import NearDuplicates
@@ -27,6 +28,16 @@ from data_prep.sets.cifar import CIFAR10_CLASSES
 from lt_train.data.manifest import UNLABELED, Manifest, read_dataset
 from lt_train.data.scores import ScoreStore
 from lt_train.errors import UserError
+from tests.helpers.sources import (
+    Attack,
+    fill,
+    pixels_of,
+    png,
+    prepared,
+    python2_pickle,
+    source_of,
+    touch,
+)
 
 # --- raw pools
 
@@ -39,19 +50,29 @@ def tiny() -> np.ndarray:
 
 
 def column_major(images: np.ndarray) -> bytes:
-    """As tiny_images.bin: of an image, the value at row h, column w of channel c is byte h + 32 w + 1024 c."""
+    """As tiny_images.bin: of an image, the value at row h, column w of channel c is byte h + 32 w +
+    1024 c.
+    """
     return images.transpose(0, 3, 2, 1).tobytes()
 
 
-def assert_pool(source: Source, out: Path, keys: Sequence[str], pixels: Sequence[np.ndarray]) -> None:
+def assert_pool(
+    source: Source, out: Path, keys: Sequence[str], pixels: Sequence[np.ndarray]
+) -> None:
     """One split without labels, the same as a source and prepared."""
     split = source.splits["train"]
     assert (source.classes, list(source.splits), split.labels) == ([], ["train"], None)
-    assert list(split.keys[: len(split.keys)]) == [split.keys[index] for index in range(len(split.keys))] == list(keys)
+    assert (
+        list(split.keys[: len(split.keys)])
+        == [split.keys[index] for index in range(len(split.keys))]
+        == list(keys)
+    )
     for index, expected in enumerate(pixels):
         np.testing.assert_array_equal(pixels_of(split.images.read(index)), expected)
     manifest = Manifest(prepared(source, out, 5), "train")
-    assert [manifest.key(index) for index in range(len(manifest))] == list(keys), "shards are runs of the pool's own order"
+    assert [manifest.key(index) for index in range(len(manifest))] == list(keys), (
+        "shards are runs of the pool's own order"
+    )
     assert len(manifest.shards) == -(-len(keys) // 5) and (manifest.labels == UNLABELED).all()
     for index, expected in enumerate(pixels):
         np.testing.assert_array_equal(pixels_of(bytes(manifest.read(index))), expected)
@@ -79,7 +100,11 @@ def test_an_npy_may_hold_images_of_any_shape(tmp_path):
 
 def test_a_folder_of_images_is_a_pool(tiny, tmp_path):
     names = sorted(f"{'ab'[number % 2]}/c d/{number // 2}.png" for number in range(7))
-    fill(tmp_path / "pool", {name: png(tiny[number]) for number, name in enumerate(names)} | {"notes.txt": b"x", "a/index.html": b"x"})
+    fill(
+        tmp_path / "pool",
+        {name: png(tiny[number]) for number, name in enumerate(names)}
+        | {"notes.txt": b"x", "a/index.html": b"x"},
+    )
     source = source_of("tinyimages", "--source", tmp_path / "pool")
     assert_pool(source, tmp_path / "out", [name.removesuffix(".png") for name in names], tiny[:7])
 
@@ -95,10 +120,21 @@ def write_tar(path: Path, files: dict[str, bytes], tar_format: int = tarfile.PAX
 
 
 def test_webdataset_tars_are_a_pool(tiny, tmp_path):
-    write_tar(tmp_path / "pool" / "b.tar", {"./x/2.v1.png": png(tiny[2]), "./x/2.v1.cls": b"7", f"{'long/' * 40}\N{SNOWMAN}.png": png(tiny[3])})
-    write_tar(tmp_path / "pool" / "a.tar", {"0.png": png(tiny[0]), "0.json": b"{}", "1.png": png(tiny[1])})
+    write_tar(
+        tmp_path / "pool" / "b.tar",
+        {
+            "./x/2.v1.png": png(tiny[2]),
+            "./x/2.v1.cls": b"7",
+            f"{'long/' * 40}\N{SNOWMAN}.png": png(tiny[3]),
+        },
+    )
+    write_tar(
+        tmp_path / "pool" / "a.tar", {"0.png": png(tiny[0]), "0.json": b"{}", "1.png": png(tiny[1])}
+    )
     keys = ["0", "1", "x/2_v1", f"{'long/' * 40}\N{SNOWMAN}"]
-    assert_pool(source_of("tinyimages", "--source", tmp_path / "pool"), tmp_path / "out", keys, tiny[:4])
+    assert_pool(
+        source_of("tinyimages", "--source", tmp_path / "pool"), tmp_path / "out", keys, tiny[:4]
+    )
 
 
 def npy(array: np.ndarray, **options) -> bytes:
@@ -156,16 +192,26 @@ def test_an_npy_of_objects_is_refused_and_runs_nothing(tmp_path):
 def test_a_source_without_images_is_no_pool(tmp_path):
     touch(tmp_path, "empty/readme.txt")
     write_tar(tmp_path / "tars" / "a.tar", {"0.cls": b"1"})
-    for name, message in (("empty", "neither images"), ("tars", "hold no images"), ("nowhere", "there is no")):
+    for name, message in (
+        ("empty", "neither images"),
+        ("tars", "hold no images"),
+        ("nowhere", "there is no"),
+    ):
         with pytest.raises(UserError, match=message):
             source_of("tinyimages", "--source", tmp_path / name)
 
 
 CUTS = {  # and what is said
     "within an image": (lambda content: content[:700], "is truncated: it ends within 0.png"),
-    "within a header": (lambda content: content[: 2048 + 100], "is truncated or damaged: at byte 2048"),
+    "within a header": (
+        lambda content: content[: 2048 + 100],
+        "is truncated or damaged: at byte 2048",
+    ),
     "between images": (lambda content: content[:2048], "is truncated or damaged: at byte 2048"),
-    "in its header": (lambda content: content[: 2048 + 150] + b"x" + content[2048 + 151 :], "is truncated or damaged: at byte 2048"),
+    "in its header": (
+        lambda content: content[: 2048 + 150] + b"x" + content[2048 + 151 :],
+        "is truncated or damaged: at byte 2048",
+    ),
     "to nothing": (lambda content: b"", "is not a whole uncompressed tar"),
 }
 
@@ -185,7 +231,11 @@ def test_keys_that_would_repeat_or_are_no_text_are_refused(tmp_path):
     write_tar(tmp_path / "two" / "b.tar", {"0.png": b"x"})
     write_tar(tmp_path / "latin" / "a.tar", {"caf\udce9.png": b"x"}, tarfile.GNU_FORMAT)
     write_tar(tmp_path / "lines" / "a.tar", {"a\nb.png": b"x"})
-    for name, message in (("two", "2 images would have the same key '0'"), ("latin", "not valid text"), ("lines", "not valid text")):
+    for name, message in (
+        ("two", "2 images would have the same key '0'"),
+        ("latin", "not valid text"),
+        ("lines", "not valid text"),
+    ):
         with pytest.raises(UserError, match=message):
             source_of("tinyimages", "--source", tmp_path / name)
 
@@ -206,13 +256,21 @@ sys.stdout.write(f"{len(plan.shards)} {images} {split.keys[9_999_999]} {len(spli
 
 
 def test_a_pool_of_ten_million_images_is_planned_in_little_memory(tmp_path):
-    """A list of ten million keys alone would take 600 MB. In a process of its own, whose peak is its own."""
+    """A list of ten million keys alone would take 600 MB.
+
+    In a process of its own, whose peak is its own.
+    """
     (tmp_path / "tiny_images.bin").touch()
     os.truncate(tmp_path / "tiny_images.bin", 10_000_000 * 3072)
     command = [sys.executable, "-c", PLAN_TEN_MILLION, tmp_path / "tiny_images.bin"]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     shards, images, last_key, last_size, kilobytes = outcome.stdout.split()
-    assert (int(shards), int(images), last_key, int(last_size)) == (1000, 10_000_000, "09999999", 3072 + len("P6\n32 32\n255\n"))
+    assert (int(shards), int(images), last_key, int(last_size)) == (
+        1000,
+        10_000_000,
+        "09999999",
+        3072 + len("P6\n32 32\n255\n"),
+    )
     assert int(kilobytes) < 100_000
 
 
@@ -229,7 +287,11 @@ class Published:
 
 
 CIFAR10 = Published(list(range(10)), 5000, [5000] * 10)
-SVHN = Published([1, 2, 3, 4, 5, 6, 7, 8, 9, 0], 1000, [13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659, 4948])
+SVHN = Published(
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 0],
+    1000,
+    [13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659, 4948],
+)
 
 
 def labeled_counts(which: Published, ratio: float, kind: str) -> list[int]:
@@ -247,7 +309,9 @@ def published_counts(labeled: list[int], ratio: float, factor: float) -> list[in
 
 
 def published_draw(which: Published, aux_truth: np.ndarray, counts: list[int]) -> list[int]:
-    """np.random.seed(0), the draw of the labeled set, and then that of the unlabeled one with the same generator."""
+    """np.random.seed(0), the draw of the labeled set, and then that of the unlabeled one with the
+    same generator.
+    """
     random = np.random.RandomState(0)
     targets = np.random.default_rng(9).permutation(np.repeat(which.order, which.sizes))
     for label in which.order:
@@ -262,7 +326,10 @@ def published_draw(which: Published, aux_truth: np.ndarray, counts: list[int]) -
 
 def test_the_class_sizes_of_svhn_add_up():
     """A draw hardly tells: one from 4,947 images soon falls into step with one from 4,948."""
-    assert sum(SVHN.sizes) == 73_257 and [svhn.TRAIN_COUNTS[digit] for digit in SVHN.order] == SVHN.sizes
+    assert (
+        sum(SVHN.sizes) == 73_257
+        and [svhn.TRAIN_COUNTS[digit] for digit in SVHN.order] == SVHN.sizes
+    )
 
 
 @pytest.mark.parametrize("kind", ["exp", "step"])
@@ -271,7 +338,9 @@ def test_the_class_sizes_of_svhn_add_up():
 def test_counts_of_d_u_are_the_published_ones(ratio, unlabeled_ratio, kind):
     for which in (CIFAR10, SVHN):
         labeled = labeled_counts(which, ratio, kind)
-        counts = unlabeled_counts(sum(imbalanced_counts(which.img_max, 10, ratio, kind)), 10, unlabeled_ratio, 5.0)
+        counts = unlabeled_counts(
+            sum(imbalanced_counts(which.img_max, 10, ratio, kind)), 10, unlabeled_ratio, 5.0
+        )
         assert counts == published_counts(labeled, unlabeled_ratio, 5)
         assert 0 <= 5 * sum(labeled) - sum(counts) < 10, "each class is rounded down"
         assert counts[9] == pytest.approx(counts[0] / unlabeled_ratio, abs=6)
@@ -285,15 +354,26 @@ def selected() -> dict[str, np.ndarray | list[int]]:
     """A pool as of Carmon et al. 2019, a few of its images of no class."""
     generator = np.random.default_rng(3)
     targets = generator.permutation(np.repeat(np.arange(-1, 10), [20, *POOL_SIZES]))
-    return {"data": generator.integers(0, 256, (len(targets), 32, 32, 3), np.uint8), "extrapolated_targets": targets.tolist()}
+    return {
+        "data": generator.integers(0, 256, (len(targets), 32, 32, 3), np.uint8),
+        "extrapolated_targets": targets.tolist(),
+    }
 
 
 PICKLES: dict[str, Callable[[dict], bytes]] = {
     "Python 2": python2_pickle,
     "Python 3": lambda content: pickle.dumps(content),
-    "Python 3, protocol 2, bytes keys": lambda content: pickle.dumps({key.encode(): value for key, value in content.items()}, protocol=2),
-    "all arrays": lambda content: pickle.dumps({key: np.array(value) for key, value in content.items()}, protocol=5),
-    "old NumPy": lambda content: pickle.dumps(content, protocol=3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"),
+    "Python 3, protocol 2, bytes keys": lambda content: pickle.dumps(
+        {key.encode(): value for key, value in content.items()}, protocol=2
+    ),
+    "all arrays": lambda content: pickle.dumps(
+        {key: np.array(value) for key, value in content.items()}, protocol=5
+    ),
+    "old NumPy": (
+        lambda content: pickle.dumps(content, protocol=3).replace(
+            b"numpy._core.multiarray", b"numpy.core.multiarray"
+        )
+    ),
 }
 SMALL = ("--size-factor", "0.015")
 
@@ -306,24 +386,36 @@ def test_a_pickle_gives_the_published_draw_index_for_index(selected, tmp_path, w
     counts = published_counts(labeled_counts(CIFAR10, 50, "exp"), 50, 0.015)
     expected = published_draw(CIFAR10, targets, counts)
     split = source.splits["train"]
-    assert (source.name, source.classes, split.labels) == ("unlabeled_cifar10", CIFAR10_CLASSES, None)
+    assert (source.name, source.classes, split.labels) == (
+        "unlabeled_cifar10",
+        CIFAR10_CLASSES,
+        None,
+    )
     assert len(expected) > 200 and split.keys == [f"ti_{index:07d}" for index in expected]
     np.testing.assert_array_equal(split.columns["sourced_label"], targets[expected])
     for number in range(0, len(expected), 7):
-        np.testing.assert_array_equal(pixels_of(split.images.read(number)), selected["data"][expected[number]])
+        np.testing.assert_array_equal(
+            pixels_of(split.images.read(number)), selected["data"][expected[number]]
+        )
     assert "withdrawn" in source.notes[0] and len(source.notes) == 1
 
 
 def test_published_pseudo_labels_follow_their_images(selected, tmp_path):
     (tmp_path / "ti.pickle").write_bytes(pickle.dumps(selected))
     pseudo = np.random.default_rng(4).integers(0, 10, len(selected["data"]))
-    (tmp_path / "pseudo.pickle").write_bytes(pickle.dumps({"extrapolated_targets": pseudo, "prediction_model": "checkpoint/ckpt.best.pth.tar"}))
+    (tmp_path / "pseudo.pickle").write_bytes(
+        pickle.dumps(
+            {"extrapolated_targets": pseudo, "prediction_model": "checkpoint/ckpt.best.pth.tar"}
+        )
+    )
     options = ("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", *SMALL, "--pseudo-labels")
     source = source_of(*options, tmp_path / "pseudo.pickle")
     split = source.splits["train"]
     numbers = [int(key.removeprefix("ti_")) for key in split.keys]
     np.testing.assert_array_equal(split.columns["pseudo_label"], pseudo[numbers])
-    assert split.keys == source_of(*options[:-1]).splits["train"].keys  # they change nothing about the draw
+    assert (
+        split.keys == source_of(*options[:-1]).splits["train"].keys
+    )  # they change nothing about the draw
 
     (tmp_path / "pseudo.pickle").write_bytes(pickle.dumps({"extrapolated_targets": pseudo[:50]}))
     with pytest.raises(UserError, match="it has 50 labels, and the pool at least"):
@@ -331,53 +423,100 @@ def test_published_pseudo_labels_follow_their_images(selected, tmp_path):
 
 
 @pytest.mark.parametrize("which", ["cifar10", "svhn"])
-@pytest.mark.parametrize(("ratio", "kind"), [(10, "exp"), (50, "step"), (100, "exp"), (100, "step")])
+@pytest.mark.parametrize(
+    ("ratio", "kind"), [(10, "exp"), (50, "step"), (100, "exp"), (100, "step")]
+)
 @pytest.mark.parametrize("unlabeled_ratio", [None, 1, 25])
-def test_the_draw_follows_from_both_imbalances(selected, tmp_path, which, ratio, kind, unlabeled_ratio):
+def test_the_draw_follows_from_both_imbalances(
+    selected, tmp_path, which, ratio, kind, unlabeled_ratio
+):
     (tmp_path / "ti.pickle").write_bytes(pickle.dumps(selected))
     published = {"cifar10": CIFAR10, "svhn": SVHN}[which]
     labeled = labeled_counts(published, ratio, kind)
     factor = 90 / sum(labeled)
     more = [] if unlabeled_ratio is None else ["--imbalance-ratio-unlabeled", unlabeled_ratio]
-    options = ["--imbalance-ratio", ratio, "--imbalance-type", kind, *more, "--size-factor", repr(factor)]
+    options = [
+        "--imbalance-ratio",
+        ratio,
+        "--imbalance-type",
+        kind,
+        *more,
+        "--size-factor",
+        repr(factor),
+    ]
     source = source_of(f"unlabeled_{which}", "--pool", tmp_path / "ti.pickle", *options)
     counts = published_counts(labeled, unlabeled_ratio or ratio, factor)
     expected = published_draw(published, np.array(selected["extrapolated_targets"]), counts)
-    assert source.splits["train"].keys == [f"ti_{index:07d}" for index in expected] and 70 < len(expected) <= 90
+    assert (
+        source.splits["train"].keys == [f"ti_{index:07d}" for index in expected]
+        and 70 < len(expected) <= 90
+    )
 
 
 def test_another_seed_draws_otherwise_and_is_noted(selected, tmp_path):
     (tmp_path / "ti.pickle").write_bytes(pickle.dumps(selected))
-    first, other = (source_of("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", *SMALL, "--seed", seed) for seed in (0, 1))
-    assert first.splits["train"].keys != other.splits["train"].keys and "not the published subset" in other.notes[-1]
+    first, other = (
+        source_of("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", *SMALL, "--seed", seed)
+        for seed in (0, 1)
+    )
+    assert (
+        first.splits["train"].keys != other.splits["train"].keys
+        and "not the published subset" in other.notes[-1]
+    )
 
 
 def test_all_sourced_images_can_be_kept(selected, tmp_path):
     (tmp_path / "ti.pickle").write_bytes(pickle.dumps(selected))
-    split = source_of("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", "--all").splits["train"]
+    split = source_of("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", "--all").splits[
+        "train"
+    ]
     kept = np.flatnonzero(np.array(selected["extrapolated_targets"]) >= 0)
     assert split.keys == [f"ti_{index:07d}" for index in kept] and len(kept) == sum(POOL_SIZES)
-    np.testing.assert_array_equal(split.columns["sourced_label"], np.array(selected["extrapolated_targets"])[kept])
+    np.testing.assert_array_equal(
+        split.columns["sourced_label"], np.array(selected["extrapolated_targets"])[kept]
+    )
 
 
 def test_prepared_d_u_is_unlabeled_but_for_a_column_and_dealt_by_it(selected, tmp_path):
     (tmp_path / "ti.pickle").write_bytes(pickle.dumps(selected))
-    root = prepared(source_of("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", *SMALL), tmp_path / "out", 50)
+    root = prepared(
+        source_of("unlabeled_cifar10", "--pool", tmp_path / "ti.pickle", *SMALL),
+        tmp_path / "out",
+        50,
+    )
     manifest = Manifest(root, "train")
-    assert (manifest.labels == UNLABELED).all() and not manifest.class_counts.any() and manifest.classes == CIFAR10_CLASSES
+    assert (
+        (manifest.labels == UNLABELED).all()
+        and not manifest.class_counts.any()
+        and manifest.classes == CIFAR10_CLASSES
+    )
     places = [int(manifest.key(index).removeprefix("ti_")) for index in range(len(manifest))]
-    np.testing.assert_array_equal(manifest.column("sourced_label"), np.array(selected["extrapolated_targets"])[places])
-    assert not [name for tar in root.glob("*.tar") for name in tarfile.open(tar).getnames() if name.endswith(".cls")]
-    shards = np.repeat(np.arange(len(manifest.shards)), [shard.samples for shard in manifest.shards])
+    np.testing.assert_array_equal(
+        manifest.column("sourced_label"), np.array(selected["extrapolated_targets"])[places]
+    )
+    assert not [
+        name
+        for tar in root.glob("*.tar")
+        for name in tarfile.open(tar).getnames()
+        if name.endswith(".cls")
+    ]
+    shards = np.repeat(
+        np.arange(len(manifest.shards)), [shard.samples for shard in manifest.shards]
+    )
     for label in range(10):
-        table = np.bincount(shards[manifest.column("sourced_label") == label], minlength=len(manifest.shards))
+        table = np.bincount(
+            shards[manifest.column("sourced_label") == label], minlength=len(manifest.shards)
+        )
         assert len(table) > 3 and table.max() - table.min() <= 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--size-factor", "0.05"], "the pool has 95 images of class 'airplane' and .* are needed; lower --size-factor"),
+        (
+            ["--size-factor", "0.05"],
+            "the pool has 95 images of class 'airplane' and .* are needed; lower --size-factor",
+        ),
         (["--size-factor", "0"], "--size-factor"),
         (["--size-factor", "-1"], "--size-factor"),
         (["--size-factor", "nan"], "--size-factor"),
@@ -443,32 +582,55 @@ def extra() -> tuple[np.ndarray, np.ndarray]:
 
 def test_svhns_extra_images_are_drawn_by_their_labels_which_stay_in_a_column(extra, tmp_path):
     labels, pixels = extra
-    savemat(tmp_path / "extra_32x32.mat", {"X": pixels.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8)})
-    source = source_of("unlabeled_svhn", "--pool", tmp_path, "--size-factor", "0.05", "--imbalance-ratio", 50)
+    savemat(
+        tmp_path / "extra_32x32.mat",
+        {
+            "X": pixels.transpose(1, 2, 3, 0),
+            "y": np.where(labels == 0, 10, labels)[:, None].astype(np.uint8),
+        },
+    )
+    source = source_of(
+        "unlabeled_svhn", "--pool", tmp_path, "--size-factor", "0.05", "--imbalance-ratio", 50
+    )
     counts = published_counts(labeled_counts(SVHN, 50, "exp"), 50, 0.05)
     expected = published_draw(SVHN, labels, counts)
     split = source.splits["train"]
-    assert (source.name, source.classes, split.labels, source.notes) == ("unlabeled_svhn", [str(digit) for digit in range(10)], None, [])
+    assert (source.name, source.classes, split.labels, source.notes) == (
+        "unlabeled_svhn",
+        [str(digit) for digit in range(10)],
+        None,
+        [],
+    )
     assert split.keys == [f"extra_{index:07d}" for index in expected] and len(expected) > 120
     np.testing.assert_array_equal(split.columns["sourced_label"], labels[expected])
     counted = np.bincount(split.columns["sourced_label"])
     assert counted[1] == counts[0] == counted.max() and counted[0] == counts[9] == counted.min()
     for number in range(0, len(expected), 9):
-        np.testing.assert_array_equal(pixels_of(split.images.read(number)), pixels[expected[number]])
+        np.testing.assert_array_equal(
+            pixels_of(split.images.read(number)), pixels[expected[number]]
+        )
 
 
 def test_svhns_extra_images_may_lie_in_class_folders(extra, tmp_path):
     labels, pixels = extra
-    fill(tmp_path / "extra", {f"{labels[index]}/{index:03d}.png": png(pixels[index]) for index in range(100)})
+    fill(
+        tmp_path / "extra",
+        {f"{labels[index]}/{index:03d}.png": png(pixels[index]) for index in range(100)},
+    )
     split = source_of("unlabeled_svhn", "--pool", tmp_path, "--all").splits["train"]
     order = np.argsort(labels[:100], kind="stable")
     np.testing.assert_array_equal(split.columns["sourced_label"], labels[order])
     assert split.keys == [f"extra_{index:07d}" for index in range(100)]
-    assert [split.images.read(number) for number in range(100)] == [png(pixels[index]) for index in order]
+    assert [split.images.read(number) for number in range(100)] == [
+        png(pixels[index]) for index in order
+    ]
 
 
 def test_what_is_no_pool_at_all_is_refused(tmp_path):
-    with pytest.raises(UserError, match="neither a pickle nor a pool that data_prep has sharded nor cifar-10-batches-py$"):
+    with pytest.raises(
+        UserError,
+        match="neither a pickle nor a pool that data_prep has sharded nor cifar-10-batches-py$",
+    ):
         source_of("unlabeled_cifar10", "--pool", tmp_path)
     with pytest.raises(UserError, match="neither extra_32x32.mat nor a folder extra/"):
         source_of("unlabeled_svhn", "--pool", tmp_path)
@@ -507,8 +669,25 @@ def test_near_duplicates_are_told_to_the_last_grey_level(monkeypatch, brightness
     generator = np.random.default_rng(5)
     darkest, brightest = {"noise": (0, 255), "black": (0, 2), "white": (253, 255)}[brightness]
     test = generator.integers(darkest, brightest + 1, (30, 32, 32, 3), np.uint8)
-    distances = [0, 1, LIMIT // 2, LIMIT - 20_000, LIMIT - 2, LIMIT - 1, LIMIT, LIMIT + 1, LIMIT + 2, LIMIT + 20_000, 2 * LIMIT]
-    planted = np.stack([moved(generator, test[(3 * number) % 30], squared) for number, squared in enumerate(distances * 4)])
+    distances = [
+        0,
+        1,
+        LIMIT // 2,
+        LIMIT - 20_000,
+        LIMIT - 2,
+        LIMIT - 1,
+        LIMIT,
+        LIMIT + 1,
+        LIMIT + 2,
+        LIMIT + 20_000,
+        2 * LIMIT,
+    ]
+    planted = np.stack(
+        [
+            moved(generator, test[(3 * number) % 30], squared)
+            for number, squared in enumerate(distances * 4)
+        ]
+    )
     exact = squared_distances(planted, test).min(1)
     if brightness == "noise":
         assert exact.tolist() == distances * 4
@@ -521,7 +700,10 @@ def test_near_duplicates_of_many_random_images_and_of_none():
     generator = np.random.default_rng(6)
     test = generator.integers(0, 256, (50, 32, 32, 3), np.uint8)
     images = generator.integers(0, 256, (300, 32, 32, 3), np.uint8)
-    images[::7] = [moved(generator, test[number % 50], LIMIT + int(generator.integers(-400, 400))) for number in range(len(images[::7]))]
+    images[::7] = [
+        moved(generator, test[number % 50], LIMIT + int(generator.integers(-400, 400)))
+        for number in range(len(images[::7]))
+    ]
     found = NearDuplicates(test)(images)
     np.testing.assert_array_equal(found, squared_distances(images, test).min(1) < LIMIT)
     assert 10 < found.sum() < 35
@@ -556,10 +738,16 @@ class Scored:
         return ["--pool", self.pool, "--scores", self.scores, "--test-set", self.test_set]
 
     def best(self, per_class: int) -> list[int]:
-        """Sample ids: of each class, the likeliest that are no near-duplicates; of equals, the first."""
+        """Sample ids: of each class, the likeliest that are no near-duplicates; of equals, the
+        first.
+        """
         ids = []
         for label in range(10):
-            clean = [index for index in np.flatnonzero(self.labels == label).tolist() if not self.near[index]]
+            clean = [
+                index
+                for index in np.flatnonzero(self.labels == label).tolist()
+                if not self.near[index]
+            ]
             ids += sorted(clean, key=lambda index: (-float(self.values[index]), index))[:per_class]
         return sorted(ids)
 
@@ -569,7 +757,9 @@ POOL = 900
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, prepare) -> Scored:
-    """Every seventh image is a near-duplicate or just none; of class 3 they have the best scores, and of class 4 there is nothing else."""
+    """Every seventh image is a near-duplicate or just none; of class 3 they have the best scores,
+    and of class 4 there is nothing else.
+    """
     root = tmp_path_factory.mktemp("scored")
     generator = np.random.default_rng(8)
     test = generator.integers(0, 256, (20, 32, 32, 3), np.uint8)
@@ -578,17 +768,33 @@ def scored(tmp_path_factory, prepare) -> Scored:
     values = np.round(generator.random(POOL), 2).astype(np.float32)  # with many equal ones
     doubtful = np.flatnonzero((np.arange(POOL) % 7 == 0) | (labels == 4))
     labels[doubtful[::3]] = 3
-    pixels[doubtful] = [moved(generator, test[generator.integers(20)], LIMIT - int(generator.integers(-1, 6))) for _ in doubtful]
+    pixels[doubtful] = [
+        moved(generator, test[generator.integers(20)], LIMIT - int(generator.integers(-1, 6)))
+        for _ in doubtful
+    ]
     near = squared_distances(pixels, test).min(1) < LIMIT
     values[near & (labels == 3)] = 1.5
     np.save(root / "pool.npy", pixels)
     pool = prepared(source_of("tinyimages", "--source", root / "pool.npy"), root / "pool")
     write_scores(root / "scores", pool, labels, values)
-    test_set = prepare({"train": ([png(test[0])], [0]), "test": ([png(image) for image in test], np.arange(20) % 10)}, 10)
+    test_set = prepare(
+        {
+            "train": ([png(test[0])], [0]),
+            "test": ([png(image) for image in test], np.arange(20) % 10),
+        },
+        10,
+    )
     return Scored(pool, root / "scores", test_set, pixels, labels, values, near)
 
 
-def write_scores(folder: Path, pool: Path, labels: np.ndarray, values: np.ndarray, classes: int = 10, leave_out: int = 0) -> Path:
+def write_scores(
+    folder: Path,
+    pool: Path,
+    labels: np.ndarray,
+    values: np.ndarray,
+    classes: int = 10,
+    leave_out: int = 0,
+) -> Path:
     store = ScoreStore(folder, read_dataset(pool))
     store.begin(CIFAR10_CLASSES[:classes], "sha256 of a model")
     ends = np.cumsum([0] + [shard.samples for shard in store.shards])
@@ -607,12 +813,19 @@ def test_the_likeliest_images_that_are_no_near_duplicates_are_kept(scored, per_c
     np.testing.assert_array_equal(split.columns["sourced_label"], scored.labels[expected])
     np.testing.assert_array_equal(split.columns["score"], scored.values[expected])
     for number in range(0, len(expected), 13):
-        np.testing.assert_array_equal(pixels_of(split.images.read(number)), scored.pixels[expected[number]])
-    assert "withdrawn" in source.notes[0] and f"{len(expected):,} images kept of {POOL} scored" in source.notes[1]
+        np.testing.assert_array_equal(
+            pixels_of(split.images.read(number)), scored.pixels[expected[number]]
+        )
+    assert (
+        "withdrawn" in source.notes[0]
+        and f"{len(expected):,} images kept of {POOL} scored" in source.notes[1]
+    )
 
 
 def test_the_selection_had_to_look_beyond_near_duplicates(scored):
-    """What the test above relies on: far more than it first looks at, in class 3, and few others in class 4."""
+    """What the test above relies on: far more than it first looks at, in class 3, and few others in
+    class 4.
+    """
     third = np.flatnonzero(scored.labels == 3)
     best = third[np.lexsort((third, -scored.values[third]))]
     assert scored.near[best[:36]].all() and (~scored.near[best]).sum() > 12
@@ -626,7 +839,9 @@ def test_d_u_is_drawn_from_the_kept_images_as_published(scored, tmp_path):
     source = source_of("unlabeled_cifar10", *scored.arguments, "--per-class", 12, *options)
     counts = published_counts(labeled_counts(CIFAR10, 50, "exp"), 2, 0.003)
     expected = kept[published_draw(CIFAR10, scored.labels[kept], counts)]
-    assert source.splits["train"].keys == [f"{index:08d}" for index in expected] and len(expected) > 30
+    assert (
+        source.splits["train"].keys == [f"{index:08d}" for index in expected] and len(expected) > 30
+    )
     manifest = Manifest(prepared(source, tmp_path / "out", 10), "train")
     places = [int(manifest.key(index)) for index in range(len(manifest))]
     assert sorted(places) == sorted(expected) and (manifest.labels == UNLABELED).all()
@@ -637,7 +852,12 @@ def test_d_u_is_drawn_from_the_kept_images_as_published(scored, tmp_path):
 def refused(scored: Scored, **changes) -> str:
     """What the recipe says."""
     found = {"pool": scored.pool, "scores": scored.scores, "test_set": scored.test_set} | changes
-    arguments = [word for name, value in found.items() if value is not None for word in (f"--{name.replace('_', '-')}", value)]
+    arguments = [
+        word
+        for name, value in found.items()
+        if value is not None
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
     with pytest.raises(UserError) as error:
         source_of("unlabeled_cifar10", *arguments, "--per-class", 12, "--all")
     return str(error.value)
@@ -657,14 +877,20 @@ def test_missing_or_other_scores_are_refused(scored, tmp_path):
     nine = write_scores(tmp_path / "nine", scored.pool, scored.labels, scored.values, classes=9)
     assert "scores for 9 classes, not 10" in refused(scored, scores=nine)
     np.save(tmp_path / "other.npy", scored.pixels[1:])
-    other = prepared(source_of("tinyimages", "--source", tmp_path / "other.npy"), tmp_path / "other")
-    of_other = write_scores(tmp_path / "scores_of_other", other, scored.labels[1:], scored.values[1:])
+    other = prepared(
+        source_of("tinyimages", "--source", tmp_path / "other.npy"), tmp_path / "other"
+    )
+    of_other = write_scores(
+        tmp_path / "scores_of_other", other, scored.labels[1:], scored.values[1:]
+    )
     assert "scores of another pool" in refused(scored, scores=of_other)
 
 
 def test_images_of_another_size_are_refused(scored, prepare):
     images = [png(np.zeros((size, 32, 3), np.uint8)) for size in (32, 16)]
-    assert "but an image has 32 x 16" in refused(scored, test_set=prepare({"train": (images, [0, 1]), "test": (images, [0, 1])}, 10))
+    assert "but an image has 32 x 16" in refused(
+        scored, test_set=prepare({"train": (images, [0, 1]), "test": (images, [0, 1])}, 10)
+    )
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "overwritten"])
@@ -700,10 +926,19 @@ ARRAYS = [
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickles_of_arrays_and_plain_values_are_read_as_they_are(tmp_path, protocol):
-    plain = {"text": "caf\xe9", "bytes": b"\xff", "none": [None, b"", "", 3, -(2**70), 0.5, True, (1, [2], {"a": 1})]}
+    plain = {
+        "text": "caf\xe9",
+        "bytes": b"\xff",
+        "none": [None, b"", "", 3, -(2**70), 0.5, True, (1, [2], {"a": 1})],
+    }
     (tmp_path / "file").write_bytes(pickle.dumps({"arrays": ARRAYS, **plain}, protocol=protocol))
-    content, expected = load_pickle(tmp_path / "file"), pickle.loads((tmp_path / "file").read_bytes())
-    for found, array, reference in zip(content.pop("arrays"), ARRAYS, expected["arrays"], strict=True):
+    content, expected = (
+        load_pickle(tmp_path / "file"),
+        pickle.loads((tmp_path / "file").read_bytes()),
+    )
+    for found, array, reference in zip(
+        content.pop("arrays"), ARRAYS, expected["arrays"], strict=True
+    ):
         np.testing.assert_array_equal(found, array, strict=False)
         assert (found.dtype, found.shape) == (reference.dtype, reference.shape)
     assert content == plain
@@ -720,7 +955,9 @@ def test_keys_become_text_whichever_python_wrote_them(tmp_path):
 
 
 class Forged:
-    """Pickles as an array of objects whose pointers are given as bytes; NumPy's own __setstate__ would believe it."""
+    """Pickles as an array of objects whose pointers are given as bytes; NumPy's own __setstate__
+    would believe it.
+    """
 
     class Dtype:
         def __reduce__(self):
@@ -751,7 +988,9 @@ REFUSED = {
     "a NumPy function": Call(np.load, "x"),
     "an array made otherwise": Call(np.ndarray, (3,), np.dtype("u1")),
     "a class": Path("x"),
-    "memory of another array": Call(np._core.numeric._frombuffer, np.arange(3), np.dtype("u1"), (24,), "C"),
+    "memory of another array": Call(
+        np._core.numeric._frombuffer, np.arange(3), np.dtype("u1"), (24,), "C"
+    ),
 }
 
 

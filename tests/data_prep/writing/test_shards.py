@@ -1,4 +1,6 @@
-"""Shards: dealing, determinism, resuming, rejected images, and what the command line says when something is wrong."""
+"""Shards: dealing, determinism, resuming, rejected images, and what the command line says when
+something is wrong.
+"""
 
 import hashlib
 import io
@@ -40,7 +42,9 @@ class Noise:
         if index == self.stop_at:
             raise Interrupted
         buffer = io.BytesIO()
-        Image.fromarray(np.random.default_rng([self.number, index]).integers(0, 256, (9, 7, 3), np.uint8)).save(buffer, "PNG")
+        Image.fromarray(
+            np.random.default_rng([self.number, index]).integers(0, 256, (9, 7, 3), np.uint8)
+        ).save(buffer, "PNG")
         return buffer.getvalue()
 
 
@@ -50,7 +54,9 @@ def plan(out: Path, stop_at: int = -1, seed: int = 0, samples_per_shard: int = 6
     for number, (split, counts) in enumerate(COUNTS.items()):
         labels = np.repeat(np.arange(len(counts)), counts)
         keys = [f"{split}/{index}" for index in range(len(labels))]
-        splits[split] = SourceSplit(labels, keys, Noise(number, stop_at if split == "train" else -1))
+        splits[split] = SourceSplit(
+            labels, keys, Noise(number, stop_at if split == "train" else -1)
+        )
     return make_plan(Source("noise", list("abcd"), splits), out, seed, samples_per_shard)
 
 
@@ -61,7 +67,9 @@ def run(plan: Plan, workers: int = 1, max_rejected: float = 0.0) -> Summary:
 def tree(root: Path) -> dict[str, str]:
     """Every file below ``root`` and the hash of its content."""
     files = [path for path in root.rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +81,15 @@ def undisturbed(tmp_path_factory) -> dict[str, str]:
 
 
 def test_every_class_is_dealt_over_as_many_shards_as_it_can_reach(tmp_path):
-    """The class of 5 lies in 5 of the 6 shards; no shard has more than one sample above its share of any class."""
+    """The class of 5 lies in 5 of the 6 shards; no shard has more than one sample above its share
+    of any class.
+    """
     run(plan(tmp_path / "noise"))
     manifest = Manifest(tmp_path / "noise", "train")
     shard_of = np.repeat(np.arange(6), [shard.samples for shard in manifest.shards])
-    table = np.array([np.bincount(shard_of[manifest.labels == label], minlength=6) for label in range(4)])
+    table = np.array(
+        [np.bincount(shard_of[manifest.labels == label], minlength=6) for label in range(4)]
+    )
     assert table.sum(1).tolist() == COUNTS["train"]
     np.testing.assert_array_equal(table.max(1), [4, 2, 1, 1])
     assert table.min(1).tolist() == [3, 1, 0, 0]
@@ -94,9 +106,17 @@ def test_samples_are_not_sorted_by_class_within_a_shard(tmp_path):
 def test_the_same_input_gives_the_same_bytes(tmp_path, undisturbed, workers):
     run(plan(tmp_path / "noise"), workers)
     assert tree(tmp_path / "noise") == undisturbed
-    shards = [f"{split}-{number:06d}.tar" for split, count in (("train", 6), ("test", 2)) for number in range(count)]
+    shards = [
+        f"{split}-{number:06d}.tar"
+        for split, count in (("train", 6), ("test", 2))
+        for number in range(count)
+    ]
     tables = [f"{split}{kind}.arrow" for split in COUNTS for kind in ("", ".class_index")]
-    assert set(undisturbed) == {*shards, *tables, "dataset.json"}, "and nothing is left of the work in between"
+    assert set(undisturbed) == {
+        *shards,
+        *tables,
+        "dataset.json",
+    }, "and nothing is left of the work in between"
 
 
 def test_another_seed_deals_otherwise(tmp_path, undisturbed):
@@ -120,7 +140,9 @@ def test_an_interrupted_run_goes_on_after_its_last_finished_shard(tmp_path, undi
     summary = run(plan(out))
     assert tree(out) == undisturbed
     assert (summary.skipped_shards, summary.shards) == (shard, 8 - shard)
-    assert finished == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in finished}, "they are not written again"
+    assert finished == {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in finished}, (
+        "they are not written again"
+    )
     assert is_complete(plan(out))
 
 
@@ -159,11 +181,21 @@ def png_of_16_bit_colour(side: int) -> bytes:
     """Pillow cannot write it, so by hand: signature, header, pixels, end."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     rows = b"".join(b"\0" + bytes(range(6)) * side for _ in range(side))
     header = struct.pack(">IIBBBBB", side, side, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 GRADIENT = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
@@ -172,7 +204,10 @@ UNUSABLE = {
     "no bytes": (b"", "empty file"),
     "truncated JPEG": (image_bytes("JPEG", GRADIENT)[:-400], "does not decode"),
     "truncated PNG": (image_bytes("PNG", GRADIENT)[:-100], "does not decode"),
-    "16-bit grayscale PNG": (image_bytes("PNG", GRADIENT[..., 0].astype(np.uint16) * 256), "8 bits"),
+    "16-bit grayscale PNG": (
+        image_bytes("PNG", GRADIENT[..., 0].astype(np.uint16) * 256),
+        "8 bits",
+    ),
     "16-bit colour PNG": (png_of_16_bit_colour(64), "8 bits"),
     "GIF": (image_bytes("GIF", GRADIENT), "GIF"),
 }
@@ -191,8 +226,17 @@ class Listed:
 def plan_with(out: Path, *unusable: bytes | None) -> Plan:
     """Ten good images and the given ones."""
     contents = [image_bytes("JPEG", GRADIENT)] * 10 + list(unusable)
-    keys = [f"good_{index}" for index in range(10)] + [f"bad_{index}" for index in range(len(unusable))]
-    return make_plan(Source("mixed", ["a"], {"train": SourceSplit(np.zeros(len(keys), int), keys, Listed(contents))}), out, 0, 4)
+    keys = [f"good_{index}" for index in range(10)] + [
+        f"bad_{index}" for index in range(len(unusable))
+    ]
+    return make_plan(
+        Source(
+            "mixed", ["a"], {"train": SourceSplit(np.zeros(len(keys), int), keys, Listed(contents))}
+        ),
+        out,
+        0,
+        4,
+    )
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
@@ -201,11 +245,15 @@ def test_an_unusable_image_is_left_out_and_named_with_the_reason(tmp_path, kind)
     summary = run(plan_with(tmp_path / "set", content), max_rejected=0.1)
     (line,) = (tmp_path / "set" / "rejected.jsonl").read_text().splitlines()
     rejected = json.loads(line)
-    assert (rejected["split"], rejected["key"]) == ("train", "bad_0") and reason in rejected["reason"]
+    assert (rejected["split"], rejected["key"]) == ("train", "bad_0") and reason in rejected[
+        "reason"
+    ]
     assert summary.images == 10 and len(summary.rejected) == 1
     assert read_dataset(tmp_path / "set").splits["train"].rejected == 1
     manifest = Manifest(tmp_path / "set", "train")
-    assert sorted(map(manifest.key, range(len(manifest)))) == [f"good_{index}" for index in range(10)]
+    assert sorted(map(manifest.key, range(len(manifest)))) == [
+        f"good_{index}" for index in range(10)
+    ]
 
 
 def test_a_file_that_vanished_is_left_out_and_named(tmp_path):
@@ -218,14 +266,23 @@ def test_too_many_unusable_images_are_an_error_that_loses_no_work(tmp_path):
     contents = [UNUSABLE[kind][0] for kind in ("text named jpg", "no bytes")]
     with pytest.raises(UserError, match="2 of 12 images .*bad_.*--max-rejected 0.1667"):
         run(plan_with(out, *contents), max_rejected=0.1)
-    assert not is_complete(plan_with(out, *contents)) and len((out / "rejected.jsonl").read_text().splitlines()) == 2
+    assert (
+        not is_complete(plan_with(out, *contents))
+        and len((out / "rejected.jsonl").read_text().splitlines()) == 2
+    )
     summary = run(plan_with(out, *contents), max_rejected=0.1667)
-    assert (summary.skipped_shards, summary.shards, len(summary.rejected)) == (3, 0, 2), "allowed: it goes on from there"
+    assert (summary.skipped_shards, summary.shards, len(summary.rejected)) == (
+        3,
+        0,
+        2,
+    ), "allowed: it goes on from there"
     assert len(Manifest(out, "train")) == 10
 
 
 def test_a_set_without_any_usable_image_is_an_error(tmp_path):
-    source = Source("none", ["a"], {"train": SourceSplit(np.zeros(2, int), ["a", "b"], Listed([b"", b"text"]))})
+    source = Source(
+        "none", ["a"], {"train": SourceSplit(np.zeros(2, int), ["a", "b"], Listed([b"", b"text"]))}
+    )
     with pytest.raises(UserError, match="none of the 2 images can be used"):
         run(make_plan(source, tmp_path / "set", 0, 4), max_rejected=1.0)
 
@@ -246,7 +303,13 @@ def test_sizes_are_those_of_the_stored_pixels_not_of_the_exif_rotation(prepare, 
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "data_prep", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.fixture
@@ -282,20 +345,31 @@ def test_a_users_mistake_is_told_in_one_line(class_folders, arguments, word):
     assert not (class_folders / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--seed=-1", "--val=-3", "--imbalance-ratio=nan", "--imbalance-ratio=0.5"])
+@pytest.mark.parametrize(
+    "option", ["--seed=-1", "--val=-3", "--imbalance-ratio=nan", "--imbalance-ratio=0.5"]
+)
 def test_numbers_that_make_no_sense_are_refused_without_a_traceback(tmp_path, option):
     outcome = command("demo", "--out", "out", "--largest", "5", option, cwd=tmp_path)
-    assert outcome.returncode != 0 and "error: " in outcome.stderr and "Traceback" not in outcome.stderr
+    assert (
+        outcome.returncode != 0
+        and "error: " in outcome.stderr
+        and "Traceback" not in outcome.stderr
+    )
 
 
 def test_a_file_name_that_is_not_utf8_gives_no_traceback(class_folders):
-    os.rename(class_folders / "images" / "a" / "0.png", os.fsencode(class_folders / "images" / "a") + b"/\xe9.png")
+    os.rename(
+        class_folders / "images" / "a" / "0.png",
+        os.fsencode(class_folders / "images" / "a") + b"/\xe9.png",
+    )
     outcome = command("folder", "--source", "images", "--out", "out", cwd=class_folders)
     assert "Traceback" not in outcome.stderr
 
 
 def test_prepare_twice_then_verify_then_damage(class_folders):
-    """The second run writes nothing; verify is silent about an intact set and names the shard and sample of a flipped byte."""
+    """The second run writes nothing; verify is silent about an intact set and names the shard and
+    sample of a flipped byte.
+    """
     prepare = ("folder", "--source", "images", "--out", "out")
     assert command(*prepare, cwd=class_folders).returncode == 0
     again = command(*prepare, cwd=class_folders)
@@ -307,12 +381,16 @@ def test_prepare_twice_then_verify_then_damage(class_folders):
     shard.write_bytes(content)
     outcome = command("verify", "out", cwd=class_folders)
     assert_one_line(outcome, "damaged")
-    assert "train-000000.tar is not as it was written" in outcome.stdout and "crc32" in outcome.stdout
+    assert (
+        "train-000000.tar is not as it was written" in outcome.stdout and "crc32" in outcome.stdout
+    )
 
 
 def test_verify_finds_a_changed_key(class_folders):
     """Which no checksum of an image and no count would tell."""
-    assert command("folder", "--source", "images", "--out", "out", cwd=class_folders).returncode == 0
+    assert (
+        command("folder", "--source", "images", "--out", "out", cwd=class_folders).returncode == 0
+    )
     manifest = class_folders / "out" / "train.arrow"
     manifest.write_bytes(manifest.read_bytes().replace(b"a/0", b"a/9"))
     outcome = command("verify", "out", cwd=class_folders)

@@ -102,7 +102,10 @@ def test_a_wrong_value_is_named(empty, override, words):
         (["view.scale=[0.9,0.1]"], "view.scale.*0.9"),
         (["view.size=0"], "view.size must be more than 0"),
         (["second_view.crop=pad"], "second_view.crop=pad.*resident"),
-        (["second_view.randaugment_magnitude=31"], "second_view.randaugment_magnitude from 0 to 30"),
+        (
+            ["second_view.randaugment_magnitude=31"],
+            "second_view.randaugment_magnitude from 0 to 30",
+        ),
         (["optim.lr=-1"], "optim.lr must be 0 or more"),
         (["optim.nesterov=true", "optim.momentum=0"], "optim.nesterov needs optim.momentum"),
         (["moco.bn_splits=257"], "moco.bn_splits.*257"),
@@ -118,17 +121,32 @@ def test_a_wrong_value_is_named(empty, override, words):
         (["method=sourcing"], "sourcing stage tells known classes from a pool: set unlabeled.root"),
         (["method=semi"], "the semi stage trains on two data sets: set unlabeled.root"),
         (["method=fixmatch"], "the fixmatch stage trains on two data sets: set unlabeled.root"),
-        (["method=semi", "unlabeled.root=pool"], "semi stage needs pseudo-labels: set unlabeled.label_column"),
-        (["method=fixmatch", "unlabeled.root=pool", "unlabeled.label_column=pseudo_label"], "the fixmatch stage takes no labels"),
-        (["method=sourcing", "unlabeled.root=pool", "unlabeled.share=null"], "unlabeled.share=null samples both sets as one"),
+        (
+            ["method=semi", "unlabeled.root=pool"],
+            "semi stage needs pseudo-labels: set unlabeled.label_column",
+        ),
+        (
+            ["method=fixmatch", "unlabeled.root=pool", "unlabeled.label_column=pseudo_label"],
+            "the fixmatch stage takes no labels",
+        ),
+        (
+            ["method=sourcing", "unlabeled.root=pool", "unlabeled.share=null"],
+            "unlabeled.share=null samples both sets as one",
+        ),
         # methods
         (["loss.name=ldam"], "loss.name=ldam.*set classifier.head=cosine"),
         (["+focal", "+label_smoothing"], "loss.name=focal is not defined for smoothed labels"),
-        (["+focal", "+label_aware_smoothing"], "loss.name=focal is not defined for smoothed labels"),
+        (
+            ["+focal", "+label_aware_smoothing"],
+            "loss.name=focal is not defined for smoothed labels",
+        ),
         (["+label_smoothing", "+label_aware_smoothing"], "exclude each other"),
         (["epochs=90", "+drw"], "loss.weights_from_epoch=160 is not before the end of 90 epochs"),
         (["loss.label_smoothing=1.0"], "loss.label_smoothing must be from 0 to below 1"),
-        (["loss.label_aware_smoothing=[0.3,-0.1]"], "loss.label_aware_smoothing must be from 0 to below 1"),
+        (
+            ["loss.label_aware_smoothing=[0.3,-0.1]"],
+            "loss.label_aware_smoothing must be from 0 to below 1",
+        ),
         (["loss.beta=1.0"], "loss.beta must be from 0 to below 1, not 1.0"),
         (["sampler.beta=-0.1"], "sampler.beta must be from 0 to below 1, not -0.1"),
         (["moco.ema_momentum=1.0"], "moco.ema_momentum must be from 0 to below 1"),
@@ -141,10 +159,19 @@ def test_a_wrong_value_is_named(empty, override, words):
         (["method=experts", "+inverse_weights"], "the experts stage has losses of its own"),
         (["method=experts", "+label_smoothing"], "the experts stage has losses of its own"),
         (["method=experts", "experts.taus=[]"], "experts.taus must hold a number for each expert"),
-        (["model.init_from=run", "method=lws", "+cosine"], "method=lws .* set classifier.head=linear"),
+        (
+            ["model.init_from=run", "method=lws", "+cosine"],
+            "method=lws .* set classifier.head=linear",
+        ),
         (["proco.dim=8"], "proco.dim must be at least 16, not 8"),
-        (["method=proco", "second_view.size=32"], "the proco stage .* second_view.size must be view.size"),
-        (["method=fixmatch", "unlabeled.root=pool", "second_view.size=32"], "the fixmatch stage .* second_view.size must be view.size"),
+        (
+            ["method=proco", "second_view.size=32"],
+            "the proco stage .* second_view.size must be view.size",
+        ),
+        (
+            ["method=fixmatch", "unlabeled.root=pool", "second_view.size=32"],
+            "the fixmatch stage .* second_view.size must be view.size",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(empty, overrides, words):
@@ -157,14 +184,27 @@ def test_values_that_do_not_go_together_are_refused(empty, overrides, words):
 
 
 def test_a_method_goes_over_the_config_and_under_what_comes_after_it(empty):
-    config = load_config(empty, ["epochs=200", "loss.max_margin=0.4", "+ldam_drw", "loss.weights_from_epoch=70"])
-    assert (config.loss.name, config.loss.class_weights, config.classifier.head) == ("ldam", "effective_number", "cosine")
+    config = load_config(
+        empty, ["epochs=200", "loss.max_margin=0.4", "+ldam_drw", "loss.weights_from_epoch=70"]
+    )
+    assert (config.loss.name, config.loss.class_weights, config.classifier.head) == (
+        "ldam",
+        "effective_number",
+        "cosine",
+    )
     assert (config.loss.max_margin, config.loss.weights_from_epoch) == (0.4, 70)
-    assert load_config(empty, ["epochs=200", "loss.weights_from_epoch=70", "+ldam_drw"]).loss.weights_from_epoch == 160
+    assert (
+        load_config(
+            empty, ["epochs=200", "loss.weights_from_epoch=70", "+ldam_drw"]
+        ).loss.weights_from_epoch
+        == 160
+    )
 
 
 def test_the_run_folder_is_named_after_the_methods_too(empty):
-    assert load_config(empty, ["seed=3", "+ldam", "+resample"]).run.dir == "runs/empty+ldam+resample"
+    assert (
+        load_config(empty, ["seed=3", "+ldam", "+resample"]).run.dir == "runs/empty+ldam+resample"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_variants()])
@@ -177,12 +217,21 @@ def test_every_method_changes_a_config_or_states_the_defaults_and_says_what_it_i
 
 
 def test_an_unknown_method_names_the_nearest(empty):
-    with pytest.raises(UserError, match=r"no method '\+ldam_dwr', did you mean 'ldam_drw'\?; known: \+balanced_softmax, "):
+    with pytest.raises(
+        UserError,
+        match=r"no method '\+ldam_dwr', did you mean 'ldam_drw'\?; known: \+balanced_softmax, ",
+    ):
         load_config(empty, ["+ldam_dwr"])
 
 
 def test_compress_divides_every_number_of_epochs_and_nothing_else(empty):
-    epochs = ["epochs=200", "optim.warmup_epochs=5", "optim.step_epochs=[160,180]", "optim.step_factors=[0.1,0.01]", "loss.weights_from_epoch=160"]
+    epochs = [
+        "epochs=200",
+        "optim.warmup_epochs=5",
+        "optim.step_epochs=[160,180]",
+        "optim.step_factors=[0.1,0.01]",
+        "loss.weights_from_epoch=160",
+    ]
     whole, short = load_config(empty, epochs), load_config(empty, [*epochs, "compress=20"])
     before, after = flatten(to_dict(whole)), flatten(to_dict(short))
     assert {key: value for key, value in after.items() if value != before[key]} == {
@@ -197,25 +246,56 @@ def test_a_saved_compressed_config_is_not_compressed_again(empty, tmp_path):
 
 def test_the_second_view_starts_as_the_first_and_goes_its_own_way(empty, tmp_path):
     assert load_config(empty).second_view is None
-    config = load_config(empty, ["view.flip_probability=0.1", "second_view.randaugment_ops=2", "view.flip_probability=0.2"])
-    assert config.second_view == ViewConfig(flip_probability=0.1, randaugment_ops=2), "it starts as the first view was then"
+    config = load_config(
+        empty,
+        ["view.flip_probability=0.1", "second_view.randaugment_ops=2", "view.flip_probability=0.2"],
+    )
+    assert config.second_view == ViewConfig(flip_probability=0.1, randaugment_ops=2), (
+        "it starts as the first view was then"
+    )
     assert config.view == ViewConfig(flip_probability=0.2)
     assert load_config(write(tmp_path / "config.yaml", to_yaml(config))) == config
-    assert load_config(write(tmp_path / "config.yaml", to_yaml(config)), ["second_view=null"]).second_view is None
-    with pytest.raises(UserError, match=r"unknown key 'second_view.sise', did you mean 'second_view.size'\?"):
+    assert (
+        load_config(
+            write(tmp_path / "config.yaml", to_yaml(config)), ["second_view=null"]
+        ).second_view
+        is None
+    )
+    with pytest.raises(
+        UserError, match=r"unknown key 'second_view.sise', did you mean 'second_view.size'\?"
+    ):
         load_config(empty, ["second_view.sise=32"])
 
 
 def test_defaults_then_bases_then_the_file_then_overrides(tmp_path):
-    write(tmp_path / "ground.yaml", "seed: 1\nepochs: 1\nglobal_batch_size: 16\noptim: {lr: 1.0, momentum: 0.5}\n")
+    write(
+        tmp_path / "ground.yaml",
+        "seed: 1\nepochs: 1\nglobal_batch_size: 16\noptim: {lr: 1.0, momentum: 0.5}\n",
+    )
     write(tmp_path / "middle.yaml", "base: ground\nseed: 2\nepochs: 2\noptim: {lr: 2.0}\n")
     top = write(tmp_path / "top.yaml", "base: middle\nseed: 3\n")
     config = load_config(top, ["seed=4", "view.scale=[0.2, 0.9]"])
     assert (config.seed, config.epochs, config.global_batch_size) == (4, 2.0, 16)
-    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (2.0, 0.5, Config().optim.weight_decay)
+    assert (config.optim.lr, config.optim.momentum, config.optim.weight_decay) == (
+        2.0,
+        0.5,
+        Config().optim.weight_decay,
+    )
     assert config.view.scale == (0.2, 0.9)
-    changed = {key for key, value in flatten(to_dict(config)).items() if flatten(to_dict(Config()))[key] != value}
-    assert changed == {"seed", "epochs", "global_batch_size", "optim.lr", "optim.momentum", "view.scale", "run.dir"}
+    changed = {
+        key
+        for key, value in flatten(to_dict(config)).items()
+        if flatten(to_dict(Config()))[key] != value
+    }
+    assert changed == {
+        "seed",
+        "epochs",
+        "global_batch_size",
+        "optim.lr",
+        "optim.momentum",
+        "view.scale",
+        "run.dir",
+    }
 
 
 @pytest.mark.parametrize(
@@ -270,11 +350,20 @@ def test_every_config_has_a_description():
 
 
 def test_a_config_is_found_by_name_and_by_path():
-    assert find_config("moco_demo") == CONFIG_DIR / "moco_demo.yaml" == find_config(str(CONFIG_DIR / "moco_demo.yaml"))
+    assert (
+        find_config("moco_demo")
+        == CONFIG_DIR / "moco_demo.yaml"
+        == find_config(str(CONFIG_DIR / "moco_demo.yaml"))
+    )
 
 
 def test_an_unknown_config_names_the_nearest_and_where_all_are():
-    with pytest.raises(UserError, match="no config 'classifer_demo'.*did you mean 'classifier_demo'.*lt_train --help shows all"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "no config 'classifer_demo'.*did you mean 'classifier_demo'.*lt_train --help shows all"
+        ),
+    ):
         load_config("classifer_demo")
 
 
@@ -288,14 +377,22 @@ def test_every_pipeline_loads_with_stages_in_the_order_of_their_dependencies(nam
     for stage in experiment.stages:
         assert set(stage.after) <= set(done)
         if stage.kind == "train":
-            assert load_config(stage.config, list(stage.overrides)).run.dir == stage.run_dir == f"runs/{name}/{stage.name}"
+            assert (
+                load_config(stage.config, list(stage.overrides)).run.dir
+                == stage.run_dir
+                == f"runs/{name}/{stage.name}"
+            )
         done.append(stage.name)
     assert len(set(done)) == len(done) > 1
 
 
 def stage_configs(overrides: list[str]) -> dict[str, Config]:
     """Of the demo pipeline."""
-    return {stage.name: load_config(stage.config, list(stage.overrides)) for stage in load_experiment("demo", overrides).stages if stage.config}
+    return {
+        stage.name: load_config(stage.config, list(stage.overrides))
+        for stage in load_experiment("demo", overrides).stages
+        if stage.config
+    }
 
 
 def test_later_stages_start_from_the_folders_of_those_they_come_after():
@@ -311,8 +408,16 @@ def test_an_override_reaches_every_stage():
 
 
 def test_an_override_for_one_stage_reaches_only_that_one():
-    before, after = stage_configs([]), stage_configs(["epochs=2", "crt:epochs=3", "moco:data.root=a:b"])
-    assert {name: config.epochs for name, config in after.items()} == {"moco": 2, "scratch": 2, "pretrained": 2, "crt": 3}
+    before, after = (
+        stage_configs([]),
+        stage_configs(["epochs=2", "crt:epochs=3", "moco:data.root=a:b"]),
+    )
+    assert {name: config.epochs for name, config in after.items()} == {
+        "moco": 2,
+        "scratch": 2,
+        "pretrained": 2,
+        "crt": 3,
+    }
     assert {name for name in after if after[name].data != before[name].data} == {"moco"}
     assert after["moco"].data.root == "a:b"
 
@@ -339,5 +444,8 @@ def test_a_config_is_a_pipeline_of_one():
 
 
 def test_an_unknown_experiment_names_the_nearest_and_where_all_are():
-    with pytest.raises(UserError, match="no config or pipeline 'demmo'.*did you mean 'demo'.*local.py --list shows all"):
+    with pytest.raises(
+        UserError,
+        match="no config or pipeline 'demmo'.*did you mean 'demo'.*local.py --list shows all",
+    ):
         load_experiment("demmo", [])

@@ -1,4 +1,6 @@
-"""Both loaders: pixels against PIL and torchvision, and batches that depend on nothing but the step."""
+"""Both loaders: pixels against PIL and torchvision, and batches that depend on nothing but the
+step.
+"""
 
 import io
 from dataclasses import replace
@@ -24,7 +26,9 @@ from lt_train.distributed import World
 from lt_train.errors import UserError
 
 LOADERS = ["dali", "resident"]
-WHOLE = ViewConfig(size=32, crop="center", resize=32, flip_probability=0.0)  # a 32 x 32 image as it is
+WHOLE = ViewConfig(
+    size=32, crop="center", resize=32, flip_probability=0.0
+)  # a 32 x 32 image as it is
 PADDED = ViewConfig(size=32, crop="pad", padding=4)
 RANDAUGMENT = {"randaugment_ops": 2, "randaugment_magnitude": 15}
 JITTER = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8, "grayscale_probability": 0.2}
@@ -44,10 +48,14 @@ def photo_root(prepare, photos) -> Path:
 
 def configure(root: Path, loader: str, view: ViewConfig, **changes) -> Config:
     data = DataConfig(root=str(root), loader=loader, decode_threads=1, eval_batch_size=4)
-    return replace(Config(data=data, view=view, eval_view=WHOLE, seed=5, global_batch_size=10), **changes)
+    return replace(
+        Config(data=data, view=view, eval_view=WHOLE, seed=5, global_batch_size=10), **changes
+    )
 
 
-def train(config: Config, world: World = World(), views: int = 1, first: int = 0, last: int = 4) -> list[dict]:
+def train(
+    config: Config, world: World = World(), views: int = 1, first: int = 0, last: int = 4
+) -> list[dict]:
     """Four batches of 10 unless told."""
     return list(RunData(config, world).train(views, first, last))
 
@@ -73,7 +81,9 @@ def keys(config: Config, batches: list[dict], split: str = "train") -> list[int]
 
 
 def drawn(config: Config, batches: list[dict], view: int = 0) -> View:
-    """The parameters of the first positions, by which the loader must have made ``batches`` from step 0 on."""
+    """The parameters of the first positions, by which the loader must have made ``batches`` from
+    step 0 on.
+    """
     manifest, sample_ids = Manifest(config.data.root, "train"), joined(batches)
     sizes = manifest.widths[sample_ids], manifest.heights[sample_ids]
     view_config = config.second_view if view > 0 and config.second_view else config.view
@@ -83,7 +93,11 @@ def drawn(config: Config, batches: list[dict], view: int = 0) -> View:
 def by_pillow(image: Image.Image, box: np.ndarray, flip: bool, size: int) -> np.ndarray:
     """Crop, bilinear and antialiased resize, mirror."""
     top, left, bottom, right = box.astype(int).tolist()
-    resized = image.convert("RGB").crop((left, top, right, bottom)).resize((size, size), Image.Resampling.BILINEAR)
+    resized = (
+        image.convert("RGB")
+        .crop((left, top, right, bottom))
+        .resize((size, size), Image.Resampling.BILINEAR)
+    )
     return np.asarray(resized, np.float64)[:, ::-1] if flip else np.asarray(resized, np.float64)
 
 
@@ -101,7 +115,9 @@ def test_batches_are_what_stages_expect(small, loader):
 @pytest.mark.parametrize(("resize", "size"), [(256, 224), (73, 64)])
 def test_dali_evaluation_equals_torchvision(photo_root, photos, resize, size):
     """Resize and CenterCrop of PIL images, EXIF rotation not applied, as ImageFolder does."""
-    config = configure(photo_root, "dali", WHOLE, eval_view=replace(WHOLE, size=size, resize=resize))
+    config = configure(
+        photo_root, "dali", WHOLE, eval_view=replace(WHOLE, size=size, resize=resize)
+    )
     batches = evaluate(config)
     reference = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])
     for key, ours in zip(keys(config, batches, "val"), grey_levels(batches), strict=True):
@@ -118,7 +134,13 @@ def test_dali_training_views_equal_pillow_with_the_drawn_box(photo_root, photos,
     for view in range(views):
         parameters = drawn(config, batches, view)
         assert 0 < parameters.flip.sum() < 40
-        rows = zip(keys(config, batches), grey_levels(batches, view), parameters.box, parameters.flip, strict=True)
+        rows = zip(
+            keys(config, batches),
+            grey_levels(batches, view),
+            parameters.box,
+            parameters.flip,
+            strict=True,
+        )
         for key, ours, box, flip in rows:
             name = list(photos)[key]
             theirs = by_pillow(Image.open(io.BytesIO(photos[name])), box, flip, 112)
@@ -141,7 +163,11 @@ def test_dali_blur_equals_torchvision_and_leaves_other_samples_alone(photo_root)
     for sigma, before, after in zip(sigmas, grey_levels(sharp), grey_levels(batches), strict=True):
         if sigma > 0:
             pixels = torch.from_numpy(before).permute(2, 0, 1)
-            before = F.gaussian_blur(pixels, 2 * int(np.ceil(3 * sigma)) + 1, sigma).permute(1, 2, 0).numpy()
+            before = (
+                F.gaussian_blur(pixels, 2 * int(np.ceil(3 * sigma)) + 1, sigma)
+                .permute(1, 2, 0)
+                .numpy()
+            )
         np.testing.assert_allclose(after, before, rtol=0, atol=1.01 if sigma > 0 else 0)
 
 
@@ -157,24 +183,33 @@ def test_colour_matrices_reach_the_pixels(small, loader):
 def coloured(view: View, pixels: np.ndarray) -> np.ndarray:
     """The colour matrices applied to (N, H, W, 3) grey levels, not clipped."""
     pixel, mean = np.split(view.colour.astype(np.float64), 2, axis=2)
-    return np.einsum("nij,nhwj->nhwi", pixel, pixels) + np.einsum("nij,nj->ni", mean, pixels.mean((1, 2)))[:, None, None]
+    return (
+        np.einsum("nij,nhwj->nhwi", pixel, pixels)
+        + np.einsum("nij,nj->ni", mean, pixels.mean((1, 2)))[:, None, None]
+    )
 
 
 def test_rand_augment_reaches_the_pixels_before_colour(small, loader):
     """Of both loaders alike, on pixels that are flipped already."""
-    config = configure(small.root, loader, replace(WHOLE, flip_probability=0.5, **RANDAUGMENT, **JITTER))
+    config = configure(
+        small.root, loader, replace(WHOLE, flip_probability=0.5, **RANDAUGMENT, **JITTER)
+    )
     batches = train(config)
     view, pixels = drawn(config, batches), small.pixels[keys(config, batches)]
     assert 0 < view.flip.sum() < 40 and len(np.unique(view.operations.operation)) == 14
     pixels = np.where(view.flip[:, None, None, None], pixels[:, :, ::-1], pixels)
-    expected = coloured(view, apply_operations(torch.from_numpy(pixels), view.operations).double().numpy())
+    expected = coloured(
+        view, apply_operations(torch.from_numpy(pixels), view.operations).double().numpy()
+    )
     np.testing.assert_allclose(grey_levels(batches), np.clip(expected, 0, 255), rtol=0, atol=1e-2)
 
 
 def test_evaluation_gives_every_pixel_as_it_was(small, loader):
     config = configure(small.root, loader, WHOLE)
     batches = evaluate(config)
-    np.testing.assert_allclose(grey_levels(batches), small.pixels[keys(config, batches, "val")], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        grey_levels(batches), small.pixels[keys(config, batches, "val")], rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("padding", [1, 4, 8])
@@ -183,23 +218,34 @@ def test_resident_padded_crops_equal_zero_padding_cropping_and_mirroring(small, 
     batches = train(config)
     parameters = drawn(config, batches)
     assert 0 < parameters.flip.sum() < 40
-    for key, ours, box, flip in zip(keys(config, batches), grey_levels(batches), parameters.box, parameters.flip, strict=True):
+    for key, ours, box, flip in zip(
+        keys(config, batches), grey_levels(batches), parameters.box, parameters.flip, strict=True
+    ):
         top, left = box[:2].astype(int) + padding
-        expected = np.pad(small.pixels[key], ((padding, padding), (padding, padding), (0, 0)))[top : top + 32, left : left + 32]
+        expected = np.pad(small.pixels[key], ((padding, padding), (padding, padding), (0, 0)))[
+            top : top + 32, left : left + 32
+        ]
         np.testing.assert_allclose(ours, expected[:, ::-1] if flip else expected, rtol=0, atol=1e-4)
 
 
 def test_resident_views_may_have_paddings_of_their_own(small):
     """Down to none: what one view's crops reach into is not seen by the other."""
     second = ViewConfig(size=30, crop="pad", padding=7, flip_probability=0.0)
-    for first in (replace(second, padding=1), replace(second, padding=0), replace(WHOLE, size=30, resize=32)):
+    for first in (
+        replace(second, padding=1),
+        replace(second, padding=0),
+        replace(WHOLE, size=30, resize=32),
+    ):
         config = configure(small.root, "resident", first, second_view=second)
         for one in (config, replace(config, view=second, second_view=first)):
             batches = train(one, views=2)
             for view in (0, 1):
                 corners = drawn(one, batches, view).box[:, :2].astype(int) + 7
                 padded = np.pad(small.pixels[keys(one, batches)], ((0, 0), (7, 7), (7, 7), (0, 0)))
-                expected = [image[top : top + 30, left : left + 30] for image, (top, left) in zip(padded, corners)]
+                expected = [
+                    image[top : top + 30, left : left + 30]
+                    for image, (top, left) in zip(padded, corners)
+                ]
                 np.testing.assert_allclose(grey_levels(batches, view), expected, rtol=0, atol=1e-4)
 
 
@@ -211,7 +257,9 @@ def ten_times(prepare, image: Image.Image) -> Path:
 
 def test_resident_resized_crops_of_a_white_image_are_white(prepare):
     """What lies beyond the image's edge, padding, must not shine through."""
-    config = configure(ten_times(prepare, Image.new("RGB", (32, 32), "white")), "resident", ViewConfig(size=32))
+    config = configure(
+        ten_times(prepare, Image.new("RGB", (32, 32), "white")), "resident", ViewConfig(size=32)
+    )
     np.testing.assert_allclose(grey_levels(train(config)), 255, rtol=0, atol=1e-4)
 
 
@@ -233,13 +281,23 @@ def test_resident_refuses_images_of_several_sizes(photo_root):
 # --- batches
 
 
-@pytest.mark.parametrize("sampler", [SamplerConfig(), SamplerConfig("class_balanced", 2)], ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize(
+    "sampler",
+    [SamplerConfig(), SamplerConfig("class_balanced", 2)],
+    ids=lambda sampler: sampler.name,
+)
 def test_both_loaders_give_the_same_samples(small, sampler):
     """The plan alone decides; class-balanced batches of 10 hold 2 or 4 of each of the 4 classes."""
     config = configure(small.root, "dali", ViewConfig(size=32), sampler=sampler)
-    dali, resident = (train(replace(config, data=replace(config.data, loader=loader))) for loader in LOADERS)
+    dali, resident = (
+        train(replace(config, data=replace(config.data, loader=loader))) for loader in LOADERS
+    )
     assert joined(dali) == joined(resident)
-    assert joined(dali, "label") == joined(resident, "label") == small.labels[keys(config, dali)].tolist()
+    assert (
+        joined(dali, "label")
+        == joined(resident, "label")
+        == small.labels[keys(config, dali)].tolist()
+    )
     if sampler.name == "class_balanced":
         assert np.bincount(joined(dali, "label")).tolist() == [10] * 4
 
@@ -248,7 +306,9 @@ def assert_same_batches(first: list[dict], second: list[dict]) -> None:
     """Bit for bit."""
     assert len(first) == len(second) > 0
     for one, other in zip(first, second):
-        assert torch.equal(one["sample_id"], other["sample_id"]) and torch.equal(one["label"], other["label"])
+        assert torch.equal(one["sample_id"], other["sample_id"]) and torch.equal(
+            one["label"], other["label"]
+        )
         assert all(torch.equal(*views) for views in zip(one["views"], other["views"], strict=True))
 
 
@@ -265,7 +325,9 @@ def all_ranks(config: Config, ranks: int, views: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-@pytest.mark.parametrize("options", [{}, JITTER, RANDAUGMENT], ids=["plain", "jitter", "randaugment"])
+@pytest.mark.parametrize(
+    "options", [{}, JITTER, RANDAUGMENT], ids=["plain", "jitter", "randaugment"]
+)
 def test_views_do_not_depend_on_the_number_of_ranks(small, loader, ranks, options):
     """10 samples on 3 ranks are 3, 3 and 4."""
     config = configure(small.root, loader, ViewConfig(size=32, **options))
@@ -274,7 +336,10 @@ def test_views_do_not_depend_on_the_number_of_ranks(small, loader, ranks, option
 
 def test_views_do_not_depend_on_the_batch_size(small, loader):
     config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **RANDAUGMENT))
-    by_ten, by_twenty = train(config, views=2), train(replace(config, global_batch_size=20), views=2, last=2)
+    by_ten, by_twenty = (
+        train(config, views=2),
+        train(replace(config, global_batch_size=20), views=2, last=2),
+    )
     assert joined(by_ten) == joined(by_twenty)
     for view in (0, 1):
         np.testing.assert_array_equal(grey_levels(by_ten, view), grey_levels(by_twenty, view))
@@ -286,8 +351,14 @@ def test_later_views_follow_second_view(small, loader, ranks):
     weak, strong = replace(WHOLE, flip_probability=0.5), ViewConfig(size=24, **RANDAUGMENT)
     config = configure(small.root, loader, weak, second_view=strong)
     batches = all_ranks(config, ranks, views=3)
-    assert [tuple(view.shape) for view in batches[0]["views"]] == [(10, 3, 32, 32), (10, 3, 24, 24), (10, 3, 24, 24)]
-    of_weak, of_strong = (train(replace(config, view=view, second_view=None), views=3) for view in (weak, strong))
+    assert [tuple(view.shape) for view in batches[0]["views"]] == [
+        (10, 3, 32, 32),
+        (10, 3, 24, 24),
+        (10, 3, 24, 24),
+    ]
+    of_weak, of_strong = (
+        train(replace(config, view=view, second_view=None), views=3) for view in (weak, strong)
+    )
     np.testing.assert_array_equal(grey_levels(batches), grey_levels(of_weak))
     for view in (1, 2):
         np.testing.assert_array_equal(grey_levels(batches, view), grey_levels(of_strong, view))
@@ -296,12 +367,16 @@ def test_later_views_follow_second_view(small, loader, ranks):
 
 def test_a_second_view_like_the_first_changes_nothing(small, loader):
     config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **RANDAUGMENT))
-    assert_same_batches(train(replace(config, second_view=config.view), views=2), train(config, views=2))
+    assert_same_batches(
+        train(replace(config, second_view=config.view), views=2), train(config, views=2)
+    )
 
 
 @pytest.mark.parametrize("blurred", [0, 1])
 def test_dali_blurs_only_the_view_that_asks_for_it(photo_root, blurred):
-    """Beside a sharp view of another size; but for rounding, where the decoder decodes more of an image."""
+    """Beside a sharp view of another size; but for rounding, where the decoder decodes more of an
+    image.
+    """
     views = [ViewConfig(size=64), ViewConfig(size=48)]
     views[blurred] = replace(views[blurred], blur_probability=1.0, blur_sigma=(1.0, 2.0))
     batches = train(configure(photo_root, "dali", views[0], second_view=views[1]), views=2, last=2)
@@ -311,9 +386,17 @@ def test_dali_blurs_only_the_view_that_asks_for_it(photo_root, blurred):
 
 
 def test_labeled_and_unlabeled_samples_have_the_same_views(small, loader):
-    """The second view of either half is smaller and augmented; any number of ranks sees the same pixels of each."""
+    """The second view of either half is smaller and augmented; any number of ranks sees the same
+    pixels of each.
+    """
     unlabeled = UnlabeledConfig(root=str(small.root), split="val")
-    config = configure(small.root, loader, WHOLE, second_view=ViewConfig(size=24, **RANDAUGMENT), unlabeled=unlabeled)
+    config = configure(
+        small.root,
+        loader,
+        WHOLE,
+        second_view=ViewConfig(size=24, **RANDAUGMENT),
+        unlabeled=unlabeled,
+    )
     for one, other in zip(train(config, views=2), all_ranks(config, 2, views=2), strict=True):
         assert [tuple(view.shape) for view in one["views"]] == [(10, 3, 32, 32), (10, 3, 24, 24)]
         assert int((one["label"] == UNLABELED).sum()) == 5
@@ -341,8 +424,19 @@ def test_views_that_no_loader_can_make_are_refused(tmp_path, key, loader, change
 
 def test_a_second_view_larger_than_its_padded_images_is_refused(small):
     """Whatever padding the first view has."""
-    config = configure(small.root, "resident", replace(PADDED, padding=9), second_view=replace(PADDED, size=35, padding=1))
-    with pytest.raises(UserError, match=r"second_view.size=35 is larger than the images with second_view.padding=1 round them \(34 pixels\)"):
+    config = configure(
+        small.root,
+        "resident",
+        replace(PADDED, padding=9),
+        second_view=replace(PADDED, size=35, padding=1),
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"second_view.size=35 is larger than the images with second_view.padding=1 round them"
+            r" \(34 pixels\)"
+        ),
+    ):
         train(config, views=2)
 
 
@@ -362,7 +456,14 @@ def test_a_seed_gives_the_same_batches_again_and_another_seed_others(small, load
 def test_evaluation_covers_every_sample_once_over_all_ranks(small, prepare, loader, samples, ranks):
     """In sample_id order, also where a rank's share is empty."""
     manifest = Manifest(small.root, "train")
-    root = prepare({"val": ([manifest.read(sample_id).tobytes() for sample_id in range(samples)], [0] * samples)})
+    root = prepare(
+        {
+            "val": (
+                [manifest.read(sample_id).tobytes() for sample_id in range(samples)],
+                [0] * samples,
+            )
+        }
+    )
     config = configure(root, loader, WHOLE)
     batches = [batch for rank in range(ranks) for batch in evaluate(config, World(rank, ranks))]
     assert joined(batches) == list(range(samples))
@@ -373,24 +474,34 @@ def test_evaluation_covers_every_sample_once_over_all_ranks(small, prepare, load
 
 
 def test_training_replaces_a_damaged_sample(small, damaged_copy, loader):
-    """An epoch in one batch: the next of its class comes twice, with its own pixels; ranks agree on it."""
+    """An epoch in one batch: the next of its class comes twice, with its own pixels; ranks agree on
+    it.
+    """
     members = np.flatnonzero(Manifest(small.root, "train").labels == 1).tolist()
     root = damaged_copy(small.root, [members[2]])
     config = configure(root, loader, WHOLE, global_batch_size=23)
     intact = train(replace(config, data=replace(config.data, root=str(small.root))), last=1)
-    expected = [members[3] if sample_id == members[2] else sample_id for sample_id in joined(intact)]
+    expected = [
+        members[3] if sample_id == members[2] else sample_id for sample_id in joined(intact)
+    ]
     batches = train(config, last=1)
     assert joined(batches) == expected and joined(batches, "label") == joined(intact, "label")
-    np.testing.assert_allclose(grey_levels(batches), small.pixels[keys(config, batches)], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        grey_levels(batches), small.pixels[keys(config, batches)], rtol=0, atol=1e-4
+    )
     assert sum((joined(train(config, World(rank, 2), last=1)) for rank in range(2)), []) == expected
 
 
-@pytest.mark.parametrize("bad", [[5], [4, 5, 6, 7], [20, 21, 22]], ids=["one", "a whole batch", "the last batch"])
+@pytest.mark.parametrize(
+    "bad", [[5], [4, 5, 6, 7], [20, 21, 22]], ids=["one", "a whole batch", "the last batch"]
+)
 def test_evaluation_leaves_out_damaged_samples(small, damaged_copy, loader, bad):
     config = configure(damaged_copy(small.root, bad, "val"), loader, WHOLE)
     batches = evaluate(config)
     assert joined(batches) == [sample_id for sample_id in range(23) if sample_id not in bad]
-    np.testing.assert_allclose(grey_levels(batches), small.pixels[keys(config, batches, "val")], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(
+        grey_levels(batches), small.pixels[keys(config, batches, "val")], rtol=0, atol=1e-4
+    )
 
 
 # --- node-local copies
@@ -410,11 +521,23 @@ def test_staging_a_damaged_shard_is_refused_and_names_it(small, damaged_copy, tm
 
 
 def test_whole_images_as_the_gpu_decodes_them_give_the_same_views(demo_root):
-    """The GPU's graph (decode whole, resize by DALI) run on the CPU, against the CPU's own (decode a part, resize by torch)."""
-    config = configure(demo_root, "dali", ViewConfig(size=48, blur_probability=0.5), second_view=ViewConfig(size=40))
+    """The GPU's graph (decode whole, resize by DALI) run on the CPU, against the CPU's own (decode
+    a part, resize by torch).
+    """
+    config = configure(
+        demo_root,
+        "dali",
+        ViewConfig(size=48, blur_probability=0.5),
+        second_view=ViewConfig(size=40),
+    )
     plan = TrainPlan(config, RunData(config, World()).manifest("train"), 2, World(), 0, 2)
     source = dali_loader._Source(plan, whole=True)
-    settings = {"batch_size": plan.max_batch, "num_threads": 1, "device_id": None, "prefetch_queue_depth": 2}
+    settings = {
+        "batch_size": plan.max_batch,
+        "num_threads": 1,
+        "device_id": None,
+        "prefetch_queue_depth": 2,
+    }
     pipeline = dali_loader._pipeline(source, plan, dali_loader._resize_by_dali, "cpu", **settings)
     pipeline.build()
     for batch in train(config, views=2, last=2):

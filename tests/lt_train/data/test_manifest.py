@@ -1,4 +1,6 @@
-"""The on-disk format: what is written is read back, damage is found and named, and other tools can read it."""
+"""The on-disk format: what is written is read back, damage is found and named, and other tools can
+read it.
+"""
 
 import io
 import json
@@ -47,16 +49,26 @@ def test_every_row_is_read_back(small):
 
 def test_class_index_groups_the_samples_by_class(small):
     manifest = Manifest(small.root, "train")
-    assert manifest.class_counts.tolist() == [12, 6, 3, 2] == read_dataset(small.root).splits["train"].class_counts
+    assert (
+        manifest.class_counts.tolist()
+        == [12, 6, 3, 2]
+        == read_dataset(small.root).splits["train"].class_counts
+    )
     for label in range(4):
-        members = manifest.class_ids[manifest.class_offsets[label] : manifest.class_offsets[label + 1]]
+        members = manifest.class_ids[
+            manifest.class_offsets[label] : manifest.class_offsets[label + 1]
+        ]
         np.testing.assert_array_equal(members, np.flatnonzero(manifest.labels == label))
 
 
 def test_classes_without_samples_and_empty_splits_are_kept(prepare, photos):
     root = prepare({"train": ([photos["square"]] * 2, [1, 1]), "val": ([], [])}, classes=3)
     assert Manifest(root, "train").class_counts.tolist() == [0, 2, 0]
-    assert len(Manifest(root, "val")) == 0 and Manifest(root, "val").class_counts.tolist() == [0, 0, 0]
+    assert len(Manifest(root, "val")) == 0 and Manifest(root, "val").class_counts.tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -65,9 +77,13 @@ def test_webdataset_reads_the_same_samples(demo_root, split):
     urls = [str(demo_root / shard.name) for shard in manifest.shards]
     assert len(urls) > 1
     found = list(webdataset.WebDataset(urls, shardshuffle=False))
-    assert [sample["__key__"] for sample in found] == [manifest.key(sample_id) for sample_id in range(len(manifest))]
+    assert [sample["__key__"] for sample in found] == [
+        manifest.key(sample_id) for sample_id in range(len(manifest))
+    ]
     assert [int(sample["cls"]) for sample in found] == manifest.labels.tolist()
-    assert [sample["jpg"] for sample in found] == [manifest.read(sample_id).tobytes() for sample_id in range(len(manifest))]
+    assert [sample["jpg"] for sample in found] == [
+        manifest.read(sample_id).tobytes() for sample_id in range(len(manifest))
+    ]
 
 
 def test_a_damaged_image_is_found_and_named(small, damaged_copy, caplog):
@@ -96,7 +112,9 @@ def test_a_damaged_sample_is_replaced_by_the_next_of_its_class(small, damaged_co
 
 def test_an_intact_sample_is_not_replaced(small):
     manifest = Manifest(small.root, "train")
-    assert all(manifest.read_or_replace(sample_id)[0] == sample_id for sample_id in range(len(manifest)))
+    assert all(
+        manifest.read_or_replace(sample_id)[0] == sample_id for sample_id in range(len(manifest))
+    )
 
 
 def test_a_class_with_nothing_intact_is_named(small, damaged_copy):
@@ -168,22 +186,38 @@ def test_a_newer_format_is_refused(copy):
 
 # --- writing a manifest table by table
 
-SCHEMA = pa.schema([*MANIFEST_SCHEMA, ("sourced_label", pa.int32()), ("score", pa.float32()), ("source", pa.string())])
+SCHEMA = pa.schema(
+    [
+        *MANIFEST_SCHEMA,
+        ("sourced_label", pa.int32()),
+        ("score", pa.float32()),
+        ("source", pa.string()),
+    ]
+)
 LETTERS = ["", "a", "ö", "写真", "🐈", "x" * 70_000]
 
 
 def tables(sizes: Sequence[int], labels: int = 5) -> Iterator[pa.Table]:
-    """Rows that differ in every column; some labels are UNLABELED, keys and sources have several alphabets, or nothing in them."""
+    """Rows that differ in every column; some labels are UNLABELED, keys and sources have several
+    alphabets, or nothing in them.
+    """
     generator = np.random.default_rng(0)
     for number, size in enumerate(sizes):
         columns = {
-            "key": [f"{number}/{row}{LETTERS[(number + row) % len(LETTERS)]}" for row in range(size)],
+            "key": [
+                f"{number}/{row}{LETTERS[(number + row) % len(LETTERS)]}" for row in range(size)
+            ],
             "label": generator.integers(UNLABELED, labels, size),
             "score": generator.random(size),
             "source": [LETTERS[(number * row) % len(LETTERS)] for row in range(size)],
         }
-        columns |= {name: generator.integers(0, 2**31, size) for name in SCHEMA.names if name not in columns}
-        yield pa.table({name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+        columns |= {
+            name: generator.integers(0, 2**31, size) for name in SCHEMA.names if name not in columns
+        }
+        yield pa.table(
+            {name: pa.array(columns[name]).cast(SCHEMA.field(name).type) for name in SCHEMA.names},
+            SCHEMA,
+        )
 
 
 @pytest.mark.parametrize("sizes", [[1, 0, 3, 17, 0, 0, 2], [0], [0, 0], [], [40], [1] * 30])
@@ -200,7 +234,10 @@ def test_a_manifest_of_many_tables_is_one_batch_and_equal_to_all_of_them(tmp_pat
     with pa.ipc.open_file(tmp_path / "train.class_index.arrow") as file:
         index = file.read_all()["sample_ids"]
     assert index.to_pylist() == [np.flatnonzero(labels == label).tolist() for label in range(5)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.arrow", "train.class_index.arrow"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "train.arrow",
+        "train.class_index.arrow",
+    ]
 
 
 def test_a_manifest_without_a_class_has_an_empty_class_index(tmp_path):
@@ -238,21 +275,36 @@ def sample_ids(manifest: Manifest, label: int) -> list[int]:
 def test_unlabeled_samples_are_in_no_class(mixed):
     manifest = Manifest(mixed, "train")
     assert sorted(manifest.labels.tolist()) == sorted(MIXED)
-    assert manifest.class_counts.tolist() == [4, 2] == read_dataset(mixed).splits["train"].class_counts
+    assert (
+        manifest.class_counts.tolist() == [4, 2] == read_dataset(mixed).splits["train"].class_counts
+    )
     assert manifest.class_ids.tolist() == sample_ids(manifest, 0) + sample_ids(manifest, 1)
     tars = [str(mixed / shard.name) for shard in manifest.shards]
-    found = {sample["__key__"]: int(sample.get("cls", UNLABELED)) for sample in webdataset.WebDataset(tars, shardshuffle=False)}
-    assert found == {f"{index:05d}": label for index, label in enumerate(MIXED)}, "and have no .cls member"
+    found = {
+        sample["__key__"]: int(sample.get("cls", UNLABELED))
+        for sample in webdataset.WebDataset(tars, shardshuffle=False)
+    }
+    assert found == {f"{index:05d}": label for index, label in enumerate(MIXED)}, (
+        "and have no .cls member"
+    )
 
 
-@pytest.mark.parametrize("rows", [slice(2, 7), slice(0, 0), slice(5, None), np.array([8, 0, 3]), np.array([], np.int64)], ids=str)
+@pytest.mark.parametrize(
+    "rows",
+    [slice(2, 7), slice(0, 0), slice(5, None), np.array([8, 0, 3]), np.array([], np.int64)],
+    ids=str,
+)
 def test_a_subset_counts_its_samples_from_0(mixed, rows):
     whole, part = Manifest(mixed, "train"), Manifest(mixed, "train").subset(rows)
     chosen = np.arange(10)[rows].tolist()
-    assert len(part) == len(chosen) and list(map(part.key, range(len(part)))) == [whole.key(index) for index in chosen]
+    assert len(part) == len(chosen) and list(map(part.key, range(len(part)))) == [
+        whole.key(index) for index in chosen
+    ]
     np.testing.assert_array_equal(part.labels, whole.labels[chosen])
     np.testing.assert_array_equal(part.column("offset"), whole.column("offset")[chosen])
-    assert [part.read(index).tobytes() for index in range(len(part))] == [whole.read(index).tobytes() for index in chosen]
+    assert [part.read(index).tobytes() for index in range(len(part))] == [
+        whole.read(index).tobytes() for index in chosen
+    ]
     assert part.class_counts.tolist() == [len(sample_ids(part, label)) for label in range(2)]
     assert part.class_ids.tolist() == sample_ids(part, 0) + sample_ids(part, 1)
     assert part.bytes == sum(len(whole.read(index)) for index in chosen)
@@ -260,7 +312,9 @@ def test_a_subset_counts_its_samples_from_0(mixed, rows):
 
 
 def test_a_subset_replaces_by_its_own_samples(mixed, damaged_copy):
-    """Class 0 has four samples, of which the subset has the last three; the first of those is damaged."""
+    """Class 0 has four samples, of which the subset has the last three; the first of those is
+    damaged.
+    """
     first, bad, second, third = sample_ids(Manifest(mixed, "train"), 0)
     whole = Manifest(damaged_copy(mixed, [bad]), "train")
     assert whole.read(bad) is None

@@ -1,4 +1,6 @@
-"""The order of samples: permutations, samplers, ranks, and literal values so that it can never change silently."""
+"""The order of samples: permutations, samplers, ranks, and literal values so that it can never
+change silently.
+"""
 
 import io
 
@@ -30,7 +32,10 @@ def manifest(prepare) -> Manifest:
     pixel = io.BytesIO()
     Image.new("L", (1, 1)).save(pixel, "PNG")
     labels = np.repeat(np.arange(len(CLASS_SIZES)), CLASS_SIZES)
-    return Manifest(prepare({"train": ([pixel.getvalue()] * len(labels), labels)}, samples_per_shard=20), "train")
+    return Manifest(
+        prepare({"train": ([pixel.getvalue()] * len(labels), labels)}, samples_per_shard=20),
+        "train",
+    )
 
 
 def sampler_of(config: SamplerConfig, manifest: Manifest, seed: int) -> Sampler:
@@ -104,7 +109,9 @@ def test_instance_balanced_gives_every_sample_once_an_epoch_and_a_new_order_each
 
 
 def test_a_batch_may_straddle_two_epochs(manifest):
-    """Of 85 samples, batch 1 of 50 ends epoch 0 with its last 35 and starts epoch 1 with 15: nothing is dropped."""
+    """Of 85 samples, batch 1 of 50 ends epoch 0 with its last 35 and starts epoch 1 with 15:
+    nothing is dropped.
+    """
     sampler = sampler_of(SamplerConfig(), manifest, 5)
     first, straddling = (sampler(batch_slice(step, 50, 0, 1)) for step in (0, 1))
     assert sorted([*first, *straddling[:35]]) == list(range(85))
@@ -120,7 +127,9 @@ def test_class_balanced_gives_every_present_class_its_run_in_every_cycle(manifes
     runs = labels.reshape(cycles, len(present), per_class)
     assert (runs == runs[..., :1]).all(), "a class has its positions in a row"
     np.testing.assert_array_equal(np.sort(runs[..., 0], 1), np.tile(present, (cycles, 1)))
-    assert len({tuple(order) for order in runs[..., 0]}) > 25, "classes come in a new order each cycle"
+    assert len({tuple(order) for order in runs[..., 0]}) > 25, (
+        "classes come in a new order each cycle"
+    )
 
 
 def test_class_balanced_repeats_no_sample_before_all_of_its_class_were_seen(manifest):
@@ -156,7 +165,9 @@ def test_any_position_is_reached_without_those_before(manifest, sampler_config):
 
 
 def test_seeds_give_different_orders(manifest, sampler_config):
-    orders = {tuple(sampler_of(sampler_config, manifest, seed)(np.arange(85))) for seed in range(20)}
+    orders = {
+        tuple(sampler_of(sampler_config, manifest, seed)(np.arange(85))) for seed in range(20)
+    }
     assert len(orders) == 20
 
 
@@ -170,9 +181,16 @@ def shares_of(config: SamplerConfig, epoch: int) -> np.ndarray:
     if config.name == "square_root":
         shares = sizes**0.5
     elif config.name == "progressively_balanced":
-        shares = (1 - epoch / EPOCHS) * sizes / sizes.sum() + epoch / EPOCHS * present / present.sum()
+        shares = (
+            1 - epoch / EPOCHS
+        ) * sizes / sizes.sum() + epoch / EPOCHS * present / present.sum()
     else:  # a sample's weight in WeightedRandomSampler, times the class's samples
-        shares = np.array([size * (1 - config.beta) / (1 - config.beta**size) if size else 0.0 for size in CLASS_SIZES])
+        shares = np.array(
+            [
+                size * (1 - config.beta) / (1 - config.beta**size) if size else 0.0
+                for size in CLASS_SIZES
+            ]
+        )
     return shares / shares.sum()
 
 
@@ -186,7 +204,12 @@ def chi_square_against(observed: np.ndarray, expected: np.ndarray) -> float:
 def test_classes_are_drawn_by_their_shares_and_their_samples_alike(manifest, config):
     """Of 100,000 draws for epoch 0, from many seeds, since an epoch has only 85 positions."""
     size, present = len(manifest), np.flatnonzero(CLASS_SIZES)
-    draws = np.concatenate([make_sampler(config, manifest, seed, EPOCHS)(np.arange(size)) for seed in range(100_000 // size)])
+    draws = np.concatenate(
+        [
+            make_sampler(config, manifest, seed, EPOCHS)(np.arange(size))
+            for seed in range(100_000 // size)
+        ]
+    )
     labels = np.bincount(manifest.labels[draws], minlength=len(CLASS_SIZES))
     assert labels[2] == 0, "it has no samples"
     shares = shares_of(config, 0)
@@ -203,22 +226,37 @@ def test_progressive_shares_go_from_the_samples_to_the_classes(manifest, epoch):
     draws = np.concatenate([sampler_of(config, manifest, seed)(positions) for seed in range(400)])
     present = np.flatnonzero(CLASS_SIZES)
     observed = np.bincount(manifest.labels[draws], minlength=len(CLASS_SIZES))[present]
-    assert abs(chi_square_against(observed, len(draws) * shares_of(config, min(epoch, EPOCHS))[present])) < 5
+    assert (
+        abs(
+            chi_square_against(
+                observed, len(draws) * shares_of(config, min(epoch, EPOCHS))[present]
+            )
+        )
+        < 5
+    )
 
 
 def test_a_batch_may_straddle_two_epochs_of_different_shares(manifest):
     sampler = sampler_of(SamplerConfig("progressively_balanced"), manifest, 0)
-    np.testing.assert_array_equal(sampler(np.arange(60, 200)), np.concatenate([sampler(np.arange(60, 85)), sampler(np.arange(85, 200))]))
+    np.testing.assert_array_equal(
+        sampler(np.arange(60, 200)),
+        np.concatenate([sampler(np.arange(60, 85)), sampler(np.arange(85, 200))]),
+    )
 
 
 def test_successive_draws_are_independent(manifest):
     """Pairs of neighbours from the three largest classes, against the product of their shares."""
     sampler = SamplerConfig("square_root")
-    labels = np.concatenate([manifest.labels[sampler_of(sampler, manifest, seed)(np.arange(84))] for seed in range(400)]).reshape(-1, 2)
+    labels = np.concatenate(
+        [manifest.labels[sampler_of(sampler, manifest, seed)(np.arange(84))] for seed in range(400)]
+    ).reshape(-1, 2)
     pairs = np.bincount(labels[:, 0] * 7 + labels[:, 1], minlength=49)
     shares = shares_of(sampler, 0)
     kept = np.outer(shares, shares).ravel() > 0
-    assert abs(chi_square_against(pairs[kept], len(labels) * np.outer(shares, shares).ravel()[kept])) < 5
+    assert (
+        abs(chi_square_against(pairs[kept], len(labels) * np.outer(shares, shares).ravel()[kept]))
+        < 5
+    )
 
 
 def test_effective_numbers_limits_are_instance_and_class_balanced(manifest):
@@ -238,7 +276,12 @@ def test_a_billion_samples_need_no_permutation_in_memory():
 
 @pytest.mark.parametrize(
     ("words", "key"),
-    [((0,), 0xE220A8397B1DCDAF), ((0, 0), 0xA706DD2F4D197E6F), ((1, 2, 3), 0x6AE515C1C0AC7E37), ((2**63, 5), 0x4117AE723CC3FD3F)],
+    [
+        ((0,), 0xE220A8397B1DCDAF),
+        ((0, 0), 0xA706DD2F4D197E6F),
+        ((1, 2, 3), 0x6AE515C1C0AC7E37),
+        ((2**63, 5), 0x4117AE723CC3FD3F),
+    ],
 )
 def test_keys_never_change(words, key):
     """mix(0) is the first output of SplitMix64 with state 0, as published with the generator."""
@@ -260,12 +303,30 @@ def test_permutations_never_change(size, seed, order):
 
 
 def test_samplers_never_change(manifest):
-    """Class-balanced draws are pinned as (class, number within the class), which no change of the shards can move."""
+    """Class-balanced draws are pinned as (class, number within the class), which no change of the
+    shards can move.
+    """
     positions = np.arange(80, 92)
-    assert sampler_of(SamplerConfig(), manifest, 4)(positions).tolist() == [52, 2, 1, 19, 43, 39, 23, 64, 49, 78, 47, 63]
+    assert sampler_of(SamplerConfig(), manifest, 4)(positions).tolist() == [
+        52,
+        2,
+        1,
+        19,
+        43,
+        39,
+        23,
+        64,
+        49,
+        78,
+        47,
+        63,
+    ]
     samples = sampler_of(SamplerConfig("class_balanced", 2), manifest, 4)(positions)
     labels = manifest.labels[samples]
-    within = [np.flatnonzero(manifest.labels == label).tolist().index(sample) for label, sample in zip(labels, samples)]
+    within = [
+        np.flatnonzero(manifest.labels == label).tolist().index(sample)
+        for label, sample in zip(labels, samples)
+    ]
     assert labels.tolist() == [1, 1, 4, 4, 3, 3, 4, 4, 5, 5, 0, 0]
     assert within == [14, 1, 0, 1, 4, 0, 3, 2, 0, 0, 43, 42]
 
@@ -277,22 +338,34 @@ def test_samplers_never_change(manifest):
 )
 def test_draws_by_shares_never_change(manifest, config, classes):
     """Positions 165 to 180, which are of epochs 1 and 2."""
-    assert "".join(map(str, manifest.labels[sampler_of(config, manifest, 4)(np.arange(165, 181))])) == classes
+    assert (
+        "".join(map(str, manifest.labels[sampler_of(config, manifest, 4)(np.arange(165, 181))]))
+        == classes
+    )
 
 
 @pytest.mark.parametrize(
     ("sampler", "batch_size", "ranks"),
-    [(SamplerConfig(), 7, 8), (SamplerConfig("class_balanced", 4), 31, 8), (SamplerConfig("class_balanced", 4), 3, 1)],
+    [
+        (SamplerConfig(), 7, 8),
+        (SamplerConfig("class_balanced", 4), 31, 8),
+        (SamplerConfig("class_balanced", 4), 3, 1),
+    ],
 )
 def test_more_ranks_than_shares_of_the_batch_are_refused(sampler, batch_size, ranks):
     with pytest.raises(UserError, match=f"global_batch_size={batch_size} .* {ranks} ranks"):
         check_batch(sampler, batch_size, ranks)
 
 
-@pytest.mark.parametrize("config", SAMPLERS[1:], ids=lambda config: f"{config.name}-{config.samples_per_class}")
+@pytest.mark.parametrize(
+    "config", SAMPLERS[1:], ids=lambda config: f"{config.name}-{config.samples_per_class}"
+)
 def test_an_unlabeled_set_has_no_classes_to_go_by(manifest, config):
     unlabeled = manifest.relabeled(np.full(len(manifest), UNLABELED), manifest.classes)
-    with pytest.raises(UserError, match=f"sampler.name={config.name} .* unlabeled: set sampler.name=instance_balanced$"):
+    with pytest.raises(
+        UserError,
+        match=f"sampler.name={config.name} .* unlabeled: set sampler.name=instance_balanced$",
+    ):
         sampler_of(config, unlabeled, 0)
     assert sorted(sampler_of(SamplerConfig(), unlabeled, 0)(np.arange(85))) == list(range(85))
 

@@ -1,4 +1,6 @@
-"""RandAugment: pixels against torchvision's, operations equally likely, and samples that do not touch each other."""
+"""RandAugment: pixels against torchvision's, operations equally likely, and samples that do not
+touch each other.
+"""
 
 import numpy as np
 import pytest
@@ -28,9 +30,18 @@ def pictures(side: int) -> torch.Tensor:
     """(8, side, side, 3) uint8: noise, smooth, dark, of one colour, black and white."""
     generator = torch.Generator().manual_seed(side)
     noise = torch.randint(0, 256, (2, 3, side, side), generator=generator).float()
-    smooth = interpolate(torch.randint(0, 256, (2, 3, 5, 5), generator=generator).float(), (side, side), mode="bilinear")
+    smooth = interpolate(
+        torch.randint(0, 256, (2, 3, 5, 5), generator=generator).float(),
+        (side, side),
+        mode="bilinear",
+    )
     flat = torch.tensor([17.0, 0.0, 255.0])[:, None, None, None].expand(3, 3, side, side)
-    return torch.cat([noise, smooth, smooth[:1] / 4 + 20, flat]).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return (
+        torch.cat([noise, smooth, smooth[:1] / 4 + 20, flat])
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+    )
 
 
 def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Tensor:
@@ -40,7 +51,9 @@ def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Te
     for operation, negative in zip(drawn.operation[row], drawn.negative[row]):
         name = THEIR_NAMES[operation]
         magnitude = float(space[name][0][drawn.magnitude]) if space[name][0].ndim else 0.0
-        image = _apply_op(image, name, -magnitude if negative else magnitude, InterpolationMode.NEAREST, None)
+        image = _apply_op(
+            image, name, -magnitude if negative else magnitude, InterpolationMode.NEAREST, None
+        )
     return image.permute(1, 2, 0)
 
 
@@ -59,8 +72,12 @@ def test_every_operation_gives_torchvisions_pixels(operation, side):
     signs = np.arange(len(pixels))[:, None] % 2 == 1
     for start in (pixels, pixels.flip(0)):
         for magnitude in (0, 1, 2, 7, 10, 15, 23, 30):
-            drawn = Operations(np.full_like(signs, operation, np.int64), signs & SIGNED[operation], magnitude)
-            expected = torch.stack([by_torchvision(image, drawn, row) for row, image in enumerate(start)])
+            drawn = Operations(
+                np.full_like(signs, operation, np.int64), signs & SIGNED[operation], magnitude
+            )
+            expected = torch.stack(
+                [by_torchvision(image, drawn, row) for row, image in enumerate(start)]
+            )
             assert torch.equal(apply_operations(start, drawn), expected), magnitude
 
 
@@ -75,7 +92,14 @@ def test_operations_of_a_mixed_batch_follow_one_another():
 
 def alone(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
     rows = [slice(row, row + 1) for row in range(len(pixels))]
-    return torch.cat([apply_operations(pixels[row], Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude)) for row in rows])
+    return torch.cat(
+        [
+            apply_operations(
+                pixels[row], Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude)
+            )
+            for row in rows
+        ]
+    )
 
 
 def test_a_sample_is_the_same_alone_as_in_a_batch():
@@ -93,7 +117,9 @@ def two_threads():
 
 
 def test_contrast_of_large_images_does_not_depend_on_the_batch(two_threads):
-    """Mean pixels are whole numbers, from which a sum of float32 is off by how threads share it, and pixels by 1 in turn."""
+    """Mean pixels are whole numbers, from which a sum of float32 is off by how threads share it,
+    and pixels by 1 in turn.
+    """
     generator = torch.Generator().manual_seed(1)
     noise = torch.randint(157, 256, (2, 80_000), generator=generator)
     noise = torch.cat([noise, 2 * 206 - noise], 1)[:, torch.randperm(160_000, generator=generator)]
@@ -112,6 +138,10 @@ def test_operations_and_signs_are_drawn_equally_often():
         assert len(counts) == 14 and np.abs(counts - samples / 14).max() < 4 * np.sqrt(samples / 14)
     for operation, signed in enumerate(SIGNED):
         negative = drawn.negative[drawn.operation == operation]
-        assert abs(negative.mean() - 0.5 * signed) < 4 * 0.5 / np.sqrt(len(negative)) * signed + 1e-9
+        assert (
+            abs(negative.mean() - 0.5 * signed) < 4 * 0.5 / np.sqrt(len(negative)) * signed + 1e-9
+        )
     pairs = np.bincount(drawn.operation @ [14, 1], minlength=196)
-    assert abs(((pairs - samples / 196) ** 2 / (samples / 196)).sum() - 195) < 4 * np.sqrt(2 * 195), "first and second independently"
+    assert abs(((pairs - samples / 196) ** 2 / (samples / 196)).sum() - 195) < 4 * np.sqrt(
+        2 * 195
+    ), "first and second independently"

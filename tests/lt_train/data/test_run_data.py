@@ -1,4 +1,6 @@
-"""Batches of two data sets: every rank count sees the same global batches, of which the second set has its share."""
+"""Batches of two data sets: every rank count sees the same global batches, of which the second set
+has its share.
+"""
 
 import shutil
 from dataclasses import replace
@@ -7,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.helpers.pictures import encode
 from PIL import Image
 
 from data_prep.reading.source import Source, SourceSplit
@@ -27,6 +28,7 @@ from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.optim import Schedule
 from lt_train.training.trainer import Trainer
+from tests.helpers.pictures import encode
 
 WHOLE = ViewConfig(size=32, crop="center", resize=32, flip_probability=0.0)
 POOL_SIZE = 11
@@ -42,22 +44,41 @@ class PoolImages:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pool") / "pool"
-    source = Source("pool", [], {"train": SourceSplit(None, [f"{index:02d}" for index in range(POOL_SIZE)], PoolImages())})
+    source = Source(
+        "pool",
+        [],
+        {"train": SourceSplit(None, [f"{index:02d}" for index in range(POOL_SIZE)], PoolImages())},
+    )
     write(make_plan(source, out, 0, 4), 1, 0.0, "tests", lambda images, size: None)
     return out
 
 
 def configure(small, pool, **changes) -> Config:
     data = DataConfig(root=str(small.root), loader="resident", eval_batch_size=4)
-    unlabeled = UnlabeledConfig(root=str(pool), **{key: changes.pop(key) for key in ("share", "max_samples") if key in changes})
-    return replace(Config(data=data, unlabeled=unlabeled, view=WHOLE, eval_view=WHOLE, seed=5, global_batch_size=10), **changes)
+    unlabeled = UnlabeledConfig(
+        root=str(pool),
+        **{key: changes.pop(key) for key in ("share", "max_samples") if key in changes},
+    )
+    return replace(
+        Config(
+            data=data,
+            unlabeled=unlabeled,
+            view=WHOLE,
+            eval_view=WHOLE,
+            seed=5,
+            global_batch_size=10,
+        ),
+        **changes,
+    )
 
 
 def batches(config: Config, rank: int = 0, size: int = 1, steps: int = 6) -> list[dict]:
     return list(RunData(config, World(rank, size)).train(1, 0, steps))
 
 
-@pytest.mark.parametrize(("share", "labeled"), [(0.5, 5), (0.2, 8), (0.75, 2), (0.01, 9), (0.99, 1)])
+@pytest.mark.parametrize(
+    ("share", "labeled"), [(0.5, 5), (0.2, 8), (0.75, 2), (0.01, 9), (0.99, 1)]
+)
 def test_a_batch_has_the_stated_share_of_either_side(small, pool, share, labeled):
     config = configure(small, pool, share=share)
     assert labeled_batch(config) == labeled
@@ -72,12 +93,18 @@ def test_pixels_and_labels_belong_to_the_sample_ids(small, pool):
     labeled, number = factory.train_set, len(small.labels)
     for batch in factory.train(1, 0, 6):
         grey = batch["views"][0][:, 0, 0, 0] * 58.395 + 123.675
-        for level, label, sample_id in zip(grey.tolist(), batch["label"].tolist(), batch["sample_id"].tolist()):
+        for level, label, sample_id in zip(
+            grey.tolist(), batch["label"].tolist(), batch["sample_id"].tolist()
+        ):
             if sample_id >= number:
-                assert level == pytest.approx(20 * int(factory.unlabeled_set.key(sample_id - number)), abs=0.01)
+                assert level == pytest.approx(
+                    20 * int(factory.unlabeled_set.key(sample_id - number)), abs=0.01
+                )
             else:
                 original = int(labeled.key(sample_id))
-                assert label == small.labels[original] and level == pytest.approx(int(small.pixels[original, 0, 0, 0]), abs=0.01)
+                assert label == small.labels[original] and level == pytest.approx(
+                    int(small.pixels[original, 0, 0, 0]), abs=0.01
+                )
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
@@ -95,10 +122,15 @@ def test_any_number_of_ranks_sees_the_same_global_batches(small, pool, size):
 
 def test_either_side_is_seen_whole_before_anything_is_seen_twice(small, pool):
     ids = torch.cat([batch["sample_id"] for batch in batches(configure(small, pool), steps=11)])
-    labeled, of_pool = ids[ids < len(small.labels)], ids[ids >= len(small.labels)] - len(small.labels)
+    labeled, of_pool = (
+        ids[ids < len(small.labels)],
+        ids[ids >= len(small.labels)] - len(small.labels),
+    )
     assert sorted(labeled[: len(small.labels)].tolist()) == list(range(len(small.labels)))
     for lap in range(5):
-        assert sorted(of_pool[lap * POOL_SIZE : (lap + 1) * POOL_SIZE].tolist()) == list(range(POOL_SIZE))
+        assert sorted(of_pool[lap * POOL_SIZE : (lap + 1) * POOL_SIZE].tolist()) == list(
+            range(POOL_SIZE)
+        )
 
 
 def test_a_draw_of_the_pool_is_the_same_every_time_and_of_the_size_asked_for(small, pool):
@@ -120,15 +152,27 @@ def test_an_epoch_is_a_pass_over_the_labeled_samples(small, pool, tmp_path):
 
 
 def test_a_pool_without_classes_adds_nothing_to_the_class_counts(small, pool, tmp_path):
-    config = configure(small, pool, method="fixmatch", model=ModelConfig(backbone="resnet32_cifar"), run=RunConfig(dir=str(tmp_path)), engine=EngineConfig(precision="fp32"))
+    config = configure(
+        small,
+        pool,
+        method="fixmatch",
+        model=ModelConfig(backbone="resnet32_cifar"),
+        run=RunConfig(dir=str(tmp_path)),
+        engine=EngineConfig(precision="fp32"),
+    )
     trainer = Trainer(config, World())
     trainer.build()
     assert trainer.engine.method.pseudo_counts.tolist() == [0] * 4
-    assert trainer.engine.method.criterion.log_prior.exp().tolist() == pytest.approx([12 / 23, 6 / 23, 3 / 23, 2 / 23])
+    assert trainer.engine.method.criterion.log_prior.exp().tolist() == pytest.approx(
+        [12 / 23, 6 / 23, 3 / 23, 2 / 23]
+    )
 
 
 def test_two_sets_whose_folders_have_one_name_are_staged_apart(small, pool, tmp_path):
-    roots = [Path(shutil.copytree(root, tmp_path / kind / "set")) for kind, root in (("labeled", small.root), ("pool", pool))]
+    roots = [
+        Path(shutil.copytree(root, tmp_path / kind / "set"))
+        for kind, root in (("labeled", small.root), ("pool", pool))
+    ]
     config = configure(small, pool)
     staged = replace(
         config,
@@ -136,7 +180,9 @@ def test_two_sets_whose_folders_have_one_name_are_staged_apart(small, pool, tmp_
         unlabeled=replace(config.unlabeled, root=str(roots[1])),
     )
     for batch, expected in zip(batches(staged), batches(config), strict=True):
-        assert all(torch.equal(batch[key], expected[key]) for key in ("label", "sample_id")) and torch.equal(batch["views"][0], expected["views"][0])
+        assert all(
+            torch.equal(batch[key], expected[key]) for key in ("label", "sample_id")
+        ) and torch.equal(batch["views"][0], expected["views"][0])
 
 
 def test_a_classifier_on_an_unlabeled_set_is_refused(pool, tmp_path):
@@ -151,9 +197,19 @@ def test_ppm_is_decoded_like_any_other_image(prepare):
     plain = encode(Image.fromarray(pixels[0]), "PPM")
     commented = encode(Image.fromarray(pixels[1]), "PPM").replace(b"P6\n", b"P6\n# made by hand\n")
     root = prepare({"train": ([plain, commented], [0, 0])})
-    config = Config(data=DataConfig(root=str(root), loader="resident"), view=WHOLE, eval_view=WHOLE, global_batch_size=2)
+    config = Config(
+        data=DataConfig(root=str(root), loader="resident"),
+        view=WHOLE,
+        eval_view=WHOLE,
+        global_batch_size=2,
+    )
     factory = RunData(config, World())
     (batch,) = factory.train(1, 0, 1)
     for view, sample_id in zip(batch["views"][0], batch["sample_id"].tolist()):
-        grey = (view * torch.tensor((58.395, 57.12, 57.375))[:, None, None] + torch.tensor((123.675, 116.28, 103.53))[:, None, None]).round()
-        np.testing.assert_array_equal(grey.permute(1, 2, 0).numpy(), pixels[int(factory.train_set.key(sample_id))])
+        grey = (
+            view * torch.tensor((58.395, 57.12, 57.375))[:, None, None]
+            + torch.tensor((123.675, 116.28, 103.53))[:, None, None]
+        ).round()
+        np.testing.assert_array_equal(
+            grey.permute(1, 2, 0).numpy(), pixels[int(factory.train_set.key(sample_id))]
+        )

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import make_projector
 from lt_train.models.split_batch_norm import split_batch_norms
 from lt_train.training.optim import make_optimizer
+from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
 
 STEPS = 4
 QUEUE_SIZE = 10
@@ -25,7 +25,9 @@ MOMENTUM = 0.9
 TEMPERATURE = 0.3
 BATCH_SIZES = (3, 7, 12)  # on several ranks
 CLASS_COUNTS = torch.tensor([4, 2, 1])
-Groups = list[np.ndarray]  # images, as places in the global batch, that share batch norm's statistics
+Groups = list[
+    np.ndarray
+]  # images, as places in the global batch, that share batch norm's statistics
 
 
 def make_config(global_batch_size: int, bn_splits: int = 1) -> Config:
@@ -63,10 +65,15 @@ def oldest_first(queue: torch.Tensor, pointer: torch.Tensor) -> torch.Tensor:
 
 
 class StraightMoco:
-    """He et al. 2020, algorithm 1, on the global batch in one process; the queue is a list of keys, oldest first."""
+    """He et al. 2020, algorithm 1, on the global batch in one process; the queue is a list of keys,
+    oldest first.
+    """
 
     def __init__(self, method: Moco):
-        self.query, self.key = self._network(method.query_encoder), self._network(method.key_encoder)
+        self.query, self.key = (
+            self._network(method.query_encoder),
+            self._network(method.key_encoder),
+        )
         self.queue = method.queue.clone()
 
     @staticmethod
@@ -105,7 +112,13 @@ def shuffled_groups(config: Config, step: int, ranks: int) -> Groups:
 @pytest.mark.parametrize(
     ("batch_size", "bn_splits"),
     [(5, 1), (4, 1), (13, 1), (9, 2), (16, 0)],
-    ids=["divides the queue", "does not divide it", "larger than it", "split batch norm, uneven", "default splits"],
+    ids=[
+        "divides the queue",
+        "does not divide it",
+        "larger than it",
+        "split batch norm, uneven",
+        "default splits",
+    ],
 )
 def test_first_steps_equal_the_straight_line_implementation(batch_size, bn_splits):
     config = make_config(batch_size, bn_splits)
@@ -114,7 +127,9 @@ def test_first_steps_equal_the_straight_line_implementation(batch_size, bn_split
     straight = StraightMoco(method)
     optim = config.optim
     optimizer = make_optimizer(optim, method)
-    own = torch.optim.SGD(straight.query.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay)
+    own = torch.optim.SGD(
+        straight.query.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay
+    )
     for step in range(STEPS):
         batch = global_batch(batch_size, step)
         queue = straight.queue
@@ -123,7 +138,9 @@ def test_first_steps_equal_the_straight_line_implementation(batch_size, bn_split
         expected = straight.losses(batch, query_groups, key_groups).mean()
         outputs = method(batch, step)
         torch.testing.assert_close(outputs["loss"], expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(oldest_first(method.queue, method.queue_pointer), queue, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            oldest_first(method.queue, method.queue_pointer), queue, rtol=1e-3, atol=1e-4
+        )
         if batch_size <= QUEUE_SIZE:
             assert int(method.queue_pointer) == step * batch_size % QUEUE_SIZE
         for loss, sgd in ((outputs["loss"], optimizer), (expected, own)):
@@ -153,11 +170,16 @@ def test_key_encoder_is_the_moving_average_of_the_query_encoder():
 
 
 def test_contrast_top1_is_the_share_of_positives_ahead_of_the_whole_queue():
-    method = make_method(make_config(8)).eval()  # statistics of the start: codes do not depend on the batch
+    method = make_method(
+        make_config(8)
+    ).eval()  # statistics of the start: codes do not depend on the batch
     batch = global_batch(8, 0)
     with torch.no_grad():
         outputs = method(batch, 0)
-        queries, keys = method.query_encoder(batch["views"][0]), method.key_encoder(batch["views"][1])
+        queries, keys = (
+            method.query_encoder(batch["views"][0]),
+            method.key_encoder(batch["views"][1]),
+        )
     ahead = [bool((query @ key > method.queue @ query).all()) for query, key in zip(queries, keys)]
     assert float(outputs["contrast_top1"]) == 100 * np.mean(ahead)
 
@@ -205,7 +227,9 @@ def _moco_steps(world: World, config: Config, training: bool) -> list[Step]:
     for step in range(STEPS):
         grow_queries(method.query_encoder)
         batch = global_batch(config.global_batch_size, step)
-        outputs = method(rows_of(batch, batch_slice(0, config.global_batch_size, world.rank, world.size)), step)
+        outputs = method(
+            rows_of(batch, batch_slice(0, config.global_batch_size, world.rank, world.size)), step
+        )
         queue = oldest_first(method.queue, method.queue_pointer)
         steps.append(Step(outputs["loss"].detach(), queue, method.waiting_keys.clone()))
     return steps
@@ -238,10 +262,16 @@ def on_ranks(request) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [False, True], ids=["finished statistics", "each rank's statistics"])
-@pytest.mark.parametrize("case", range(len(BATCH_SIZES)), ids=lambda case: f"batch of {BATCH_SIZES[case]}")
+@pytest.mark.parametrize(
+    "training", [False, True], ids=["finished statistics", "each rank's statistics"]
+)
+@pytest.mark.parametrize(
+    "case", range(len(BATCH_SIZES)), ids=lambda case: f"batch of {BATCH_SIZES[case]}"
+)
 def test_ranks_equal_the_straight_line_implementation(on_ranks, case, training):
-    """With finished batch-norm statistics, shuffling changes no key; in training, a key is computed in other company."""
+    """With finished batch-norm statistics, shuffling changes no key; in training, a key is computed
+    in other company.
+    """
     config, ranks = make_config(BATCH_SIZES[case]), len(on_ranks)
     slices = [batch_slice(0, config.global_batch_size, rank, ranks) for rank in range(ranks)]
     method = make_method(config)
@@ -251,7 +281,11 @@ def test_ranks_equal_the_straight_line_implementation(on_ranks, case, training):
     for step in range(STEPS):
         grow_queries(straight.query)
         queue = straight.queue
-        groups = (slices, shuffled_groups(config, step, ranks)) if training else ([np.arange(config.global_batch_size)],) * 2
+        groups = (
+            (slices, shuffled_groups(config, step, ranks))
+            if training
+            else ([np.arange(config.global_batch_size)],) * 2
+        )
         with torch.no_grad():
             losses = straight.losses(global_batch(config.global_batch_size, step), *groups)
         newest = min(QUEUE_SIZE, config.global_batch_size)
@@ -259,7 +293,9 @@ def test_ranks_equal_the_straight_line_implementation(on_ranks, case, training):
             actual: Step = result[training][case][step]
             torch.testing.assert_close(actual.loss, losses[rows].mean(), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(actual.queue, queue, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(actual.keys[-newest:], straight.queue[-newest:], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                actual.keys[-newest:], straight.queue[-newest:], rtol=1e-3, atol=1e-4
+            )
             assert actual.queue.equal(on_ranks[0][training][case][step].queue)
 
 
@@ -285,7 +321,9 @@ def test_split_batch_norm_equals_a_batch_norm_per_group(batch_size, splits):
     expected = torch.cat([plain(group) for group in features.split(sizes)])
     actual = split(features)
     torch.testing.assert_close(actual, expected)
-    gradients = [torch.autograd.grad((output * weights).sum(), features)[0] for output in (actual, expected)]
+    gradients = [
+        torch.autograd.grad((output * weights).sum(), features)[0] for output in (actual, expected)
+    ]
     torch.testing.assert_close(*gradients)
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(getattr(split[0], name), getattr(plain, name))

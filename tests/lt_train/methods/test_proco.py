@@ -1,32 +1,45 @@
-"""ProCo against Bessel functions, samples of von Mises-Fisher distributions, and the loss that it is the expectation of."""
+"""ProCo against Bessel functions, samples of von Mises-Fisher distributions, and the loss that it
+is the expectation of.
+"""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from tests.helpers.ranks import one_thread  # noqa: F401
 from scipy.special import gammaln, hyp0f1, ive
 from scipy.stats import vonmises_fisher
-from tests.helpers.small_methods import COUNTS, FEATURES, make_images, make_labels, make_method
 from torch import nn
 from torch.nn import functional as F
 
 from lt_train.config.schema import Config, ProcoConfig
 from lt_train.methods.proco import MAX_CONCENTRATION, Proco, log_normaliser, mean_directions
+from tests.helpers.ranks import one_thread  # noqa: F401
+from tests.helpers.small_methods import COUNTS, FEATURES, make_images, make_labels, make_method
 
 DIM = 16
 KAPPAS = np.concatenate([[0.0], np.geomspace(1e-3, MAX_CONCENTRATION, 300)])
 
 
-def proco_method(temperature: float = 0.5, weight: float = 1.0, global_batch_size: int = 30) -> Proco:
-    method = make_method(Config(method="proco", proco=ProcoConfig(DIM, temperature, weight), global_batch_size=global_batch_size))
+def proco_method(
+    temperature: float = 0.5, weight: float = 1.0, global_batch_size: int = 30
+) -> Proco:
+    method = make_method(
+        Config(
+            method="proco",
+            proco=ProcoConfig(DIM, temperature, weight),
+            global_batch_size=global_batch_size,
+        )
+    )
     method.projector = nn.Linear(FEATURES, DIM)
     return method
 
 
 def make_batch(step: int, size: int = 30) -> dict:
-    return {"views": [make_images(size, 10 * step + view) for view in range(3)], "label": make_labels(size).roll(step)}
+    return {
+        "views": [make_images(size, 10 * step + view) for view in range(3)],
+        "label": make_labels(size).roll(step),
+    }
 
 
 def exact_log_normaliser(kappa: float, v: float) -> float:
@@ -37,11 +50,15 @@ def exact_log_normaliser(kappa: float, v: float) -> float:
     return v * math.log(2) + gammaln(v + 1) - math.log(hyp0f1(v + 1, kappa**2 / 4))
 
 
-@pytest.mark.parametrize(("dim", "error"), [(16, 1e-4), (32, 1e-5), (64, 1e-6), (128, 1e-8), (256, 1e-8), (512, 1e-8)])
+@pytest.mark.parametrize(
+    ("dim", "error"), [(16, 1e-4), (32, 1e-5), (64, 1e-6), (128, 1e-8), (256, 1e-8), (512, 1e-8)]
+)
 def test_the_normaliser_is_that_of_bessel_functions(dim, error):
     v = dim / 2 - 1
     expected = [exact_log_normaliser(kappa, v) for kappa in KAPPAS]
-    np.testing.assert_allclose(log_normaliser(torch.from_numpy(KAPPAS), dim).numpy(), expected, rtol=0, atol=error)
+    np.testing.assert_allclose(
+        log_normaliser(torch.from_numpy(KAPPAS), dim).numpy(), expected, rtol=0, atol=error
+    )
 
 
 @pytest.mark.parametrize("dim", [16, 128, 512])
@@ -61,8 +78,12 @@ def test_the_normalisers_gradient_is_the_mean_length(dim):
 @pytest.mark.parametrize("kappa", [5.0, 50.0, 500.0])
 def test_a_distribution_is_found_again_from_its_samples(kappa):
     direction = F.normalize(torch.arange(1.0, DIM + 1), dim=0)
-    samples = torch.from_numpy(vonmises_fisher(direction.numpy(), kappa, seed=0).rvs(20_000)).float()
-    directions, concentrations = mean_directions(samples.sum(0, keepdim=True), torch.tensor([20_000.0]))
+    samples = torch.from_numpy(
+        vonmises_fisher(direction.numpy(), kappa, seed=0).rvs(20_000)
+    ).float()
+    directions, concentrations = mean_directions(
+        samples.sum(0, keepdim=True), torch.tensor([20_000.0])
+    )
     assert concentrations.item() == pytest.approx(kappa, rel=0.03)
     assert float(directions[0] @ direction) > 0.999
 
@@ -70,13 +91,19 @@ def test_a_distribution_is_found_again_from_its_samples(kappa):
 def test_no_samples_are_uniform_and_equal_ones_as_concentrated_as_allowed():
     sums = torch.stack([torch.zeros(DIM), 3 * F.one_hot(torch.tensor(2), DIM)])
     directions, concentrations = mean_directions(sums, torch.tensor([0.0, 3.0]))
-    assert directions.equal(torch.stack([torch.zeros(DIM), sums[1] / 3])) and concentrations.tolist() == [0, MAX_CONCENTRATION]
+    assert directions.equal(
+        torch.stack([torch.zeros(DIM), sums[1] / 3])
+    ) and concentrations.tolist() == [0, MAX_CONCENTRATION]
 
 
 def set_distributions(method: Proco) -> tuple[torch.Tensor, torch.Tensor]:
     """Statistics of 40 samples a class; the directions and concentrations that they mean."""
     generator = torch.Generator().manual_seed(1)
-    centres = 2 * F.normalize(torch.randn(3, 1, DIM, generator=generator), dim=2) * torch.tensor([1.0, 2.0, 4.0])[:, None, None]
+    centres = (
+        2
+        * F.normalize(torch.randn(3, 1, DIM, generator=generator), dim=2)
+        * torch.tensor([1.0, 2.0, 4.0])[:, None, None]
+    )
     samples = F.normalize(centres + torch.randn(3, 40, DIM, generator=generator), dim=2)
     method.feature_sums[0], method.feature_counts[0] = samples[:, :10].sum(1), 10
     method.feature_sums[1], method.feature_counts[1] = samples[:, 10:].sum(1), 30
@@ -84,7 +111,9 @@ def set_distributions(method: Proco) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_loss_is_the_expectation_of_supervised_contrastive_learning():
-    """Khosla et al. 2020's loss (the mean over positives inside the logarithm) against 60,000 samples, classes by their prior."""
+    """Khosla et al. 2020's loss (the mean over positives inside the logarithm) against 60,000
+    samples, classes by their prior.
+    """
     method = proco_method(temperature=0.5)
     distributions = zip(*set_distributions(method))
     anchors = F.normalize(torch.randn(4, DIM, generator=torch.Generator().manual_seed(2)), dim=1)
@@ -92,10 +121,18 @@ def test_the_loss_is_the_expectation_of_supervised_contrastive_learning():
     prior = (COUNTS / COUNTS.sum()).double()
     numbers = (60_000 * prior).round().int().tolist()
     others = [
-        torch.from_numpy(vonmises_fisher(direction.double().numpy() / np.linalg.norm(direction.double().numpy()), kappa.item(), seed=0).rvs(number))
+        torch.from_numpy(
+            vonmises_fisher(
+                direction.double().numpy() / np.linalg.norm(direction.double().numpy()),
+                kappa.item(),
+                seed=0,
+            ).rvs(number)
+        )
         for (direction, kappa), number in zip(distributions, numbers)
     ]
-    similarities = [(anchors.double() @ samples.T / 0.5).exp() for samples in others]  # a class (4, n)
+    similarities = [
+        (anchors.double() @ samples.T / 0.5).exp() for samples in others
+    ]  # a class (4, n)
     everything = sum(part.sum(1) for part in similarities)
     positives = torch.stack([similarities[label][row].mean() for row, label in enumerate(labels)])
     sampled = -(positives / everything).log() - math.log(sum(numbers)) - prior[labels].log()
@@ -105,7 +142,9 @@ def test_the_loss_is_the_expectation_of_supervised_contrastive_learning():
 
 def test_logits_are_finite_and_differentiable_whatever_the_statistics():
     method = proco_method(temperature=0.05)
-    method.feature_sums[0, 1] = F.one_hot(torch.tensor(3), DIM)  # class 1: one sample; 0 and 2: none
+    method.feature_sums[0, 1] = F.one_hot(
+        torch.tensor(3), DIM
+    )  # class 1: one sample; 0 and 2: none
     method.feature_counts[0, 1] = 1
     features = torch.cat([torch.eye(DIM)[3:5], -torch.eye(DIM)[3:4]]).requires_grad_()
     logits = method.contrastive_logits(features)
@@ -134,7 +173,9 @@ def test_statistics_are_those_of_the_last_epoch_and_of_this_one_and_part_of_a_ch
     for step in range(8):
         batch = make_batch(step, 40)
         method(batch, step)
-        projected = F.normalize(method.projector(method.backbone(torch.cat(batch["views"][1:]))), dim=1).detach()
+        projected = F.normalize(
+            method.projector(method.backbone(torch.cat(batch["views"][1:]))), dim=1
+        ).detach()
         members = F.one_hot(batch["label"].repeat(2), 3).float()
         sums.append(members.T @ projected)
         counts.append(members.sum(0))
@@ -143,7 +184,11 @@ def test_statistics_are_those_of_the_last_epoch_and_of_this_one_and_part_of_a_ch
             steps = [index for index in range(step + 1) if epoch_of[index] == epoch]
             expected = sum(sums[index] for index in steps) if steps else torch.zeros(3, DIM)
             torch.testing.assert_close(method.feature_sums[row], expected)
-            assert method.feature_counts[row].equal(sum(counts[index] for index in steps) if steps else torch.zeros(3))
+            assert method.feature_counts[row].equal(
+                sum(counts[index] for index in steps) if steps else torch.zeros(3)
+            )
     other = proco_method()
     other.load_state_dict(method.state_dict())
-    assert other.feature_sums.equal(method.feature_sums) and other.feature_counts.equal(method.feature_counts)
+    assert other.feature_sums.equal(method.feature_sums) and other.feature_counts.equal(
+        method.feature_counts
+    )

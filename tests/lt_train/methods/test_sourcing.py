@@ -9,9 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tests.helpers.pictures import encode
 from PIL import Image
-from tests.helpers.ranks import one_thread  # noqa: F401
 
 from data_prep.reading.source import Source, SourceSplit
 from data_prep.writing.plan import make_plan
@@ -33,6 +31,8 @@ from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.methods import METHODS
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
+from tests.helpers.pictures import encode
+from tests.helpers.ranks import one_thread  # noqa: F401
 
 KNOWN = 3
 SIZES = (7, 7, 6)  # samples of the pool's shards
@@ -40,15 +40,24 @@ SIZES = (7, 7, 6)  # samples of the pool's shards
 
 class Noise:
     def read(self, index: int) -> bytes:
-        return encode(Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32, 3), np.uint8)), "PPM" if index % 2 else "PNG")
+        return encode(
+            Image.fromarray(np.random.default_rng(index).integers(0, 256, (32, 32, 3), np.uint8)),
+            "PPM" if index % 2 else "PNG",
+        )
 
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("pool") / "pool"
-    source = Source("pool", [], {"train": SourceSplit(None, [str(index) for index in range(sum(SIZES))], Noise())})
+    source = Source(
+        "pool",
+        [],
+        {"train": SourceSplit(None, [str(index) for index in range(sum(SIZES))], Noise())},
+    )
     write(make_plan(source, out, 0, 7), 1, 0.0, "tests", lambda images, size: None)
-    assert tuple(shard.samples for shard in read_dataset(out).splits["train"].shards) == tuple(sorted(SIZES))
+    assert tuple(shard.samples for shard in read_dataset(out).splits["train"].shards) == tuple(
+        sorted(SIZES)
+    )
     return out
 
 
@@ -77,7 +86,10 @@ def config(tmp_path_factory, pool) -> Config:
 
 def make_batch() -> dict:
     generator = torch.Generator().manual_seed(0)
-    return {"views": [torch.randn(6, 3, 16, 16, generator=generator)], "label": torch.tensor([0, 2, -1, 1, -1, -1])}
+    return {
+        "views": [torch.randn(6, 3, 16, 16, generator=generator)],
+        "label": torch.tensor([0, 2, -1, 1, -1, -1]),
+    }
 
 
 def test_the_loss_is_cross_entropy_with_the_pool_as_one_class_more(config):
@@ -88,17 +100,25 @@ def test_the_loss_is_cross_entropy_with_the_pool_as_one_class_more(config):
     labels = [0, 2, 3, 1, 3, 3]
     losses = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits, labels)]
     assert float(outputs["loss"].detach()) == pytest.approx(sum(losses) / 6, rel=1e-5)
-    assert float(outputs["train_top1"]) == pytest.approx(100 * np.mean([int(np.argmax(row)) == label for row, label in zip(logits, labels)]))
+    assert float(outputs["train_top1"]) == pytest.approx(
+        100 * np.mean([int(np.argmax(row)) == label for row, label in zip(logits, labels)])
+    )
 
 
 def expected_scores(config: Config, pool: Path) -> tuple[np.ndarray, np.ndarray]:
-    """By the definition, an image at a time: the likeliest of the known classes, its share of all four."""
+    """By the definition, an image at a time: the likeliest of the known classes, its share of all
+    four.
+    """
     method, _ = load_sourcing(config, World())
     manifest = Manifest(pool, "train")
     labels, scores = [], []
     for sample_id in range(len(manifest)):
-        pixels = np.random.default_rng(int(manifest.key(sample_id))).integers(0, 256, (32, 32, 3), np.uint8)
-        image = torch.from_numpy(((pixels - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)).astype(np.float32)).permute(2, 0, 1)[None]
+        pixels = np.random.default_rng(int(manifest.key(sample_id))).integers(
+            0, 256, (32, 32, 3), np.uint8
+        )
+        image = torch.from_numpy(
+            ((pixels - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)).astype(np.float32)
+        ).permute(2, 0, 1)[None]
         with torch.no_grad():
             odds = np.exp(method.predict(image)[0].double().numpy())
         labels.append(odds[:KNOWN].argmax())
@@ -114,7 +134,9 @@ def score(config: Config, pool: Path, store: ScoreStore, shards: range) -> None:
 
 def joined(store: ScoreStore) -> tuple[np.ndarray, np.ndarray]:
     parts = list(store.read(KNOWN))
-    assert [first for first, _, _ in parts] == np.cumsum([0, *(len(labels) for _, labels, _ in parts[:-1])]).tolist()
+    assert [first for first, _, _ in parts] == np.cumsum(
+        [0, *(len(labels) for _, labels, _ in parts[:-1])]
+    ).tolist()
     return tuple(np.concatenate([part[column] for part in parts]) for column in (1, 2))
 
 
@@ -129,7 +151,9 @@ def test_scores_are_the_likeliest_known_class_and_its_probability(config, pool, 
     assert table.schema.names == ["sourced_label", "score"]
 
 
-def test_slices_together_are_the_whole_and_finished_shards_are_not_scored_again(config, pool, tmp_path):
+def test_slices_together_are_the_whole_and_finished_shards_are_not_scored_again(
+    config, pool, tmp_path
+):
     whole, parts = (ScoreStore(tmp_path / name, read_dataset(pool)) for name in ("whole", "parts"))
     score(config, pool, whole, range(3))
     score(config, pool, parts, range(3)[1::2])
@@ -143,7 +167,9 @@ def test_slices_together_are_the_whole_and_finished_shards_are_not_scored_again(
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_damaged_image_gets_no_label_and_the_others_keep_theirs(config, pool, tmp_path, damaged_copy):
+def test_a_damaged_image_gets_no_label_and_the_others_keep_theirs(
+    config, pool, tmp_path, damaged_copy
+):
     damaged = damaged_copy(pool, [2, 9])
     store = ScoreStore(tmp_path / "scores", read_dataset(damaged))
     score(config, damaged, store, range(3))
@@ -168,7 +194,10 @@ def test_scores_of_another_pool_or_model_are_not_mixed(config, pool, tmp_path, s
         list(ScoreStore(tmp_path / "nowhere", read_dataset(pool)).read(KNOWN))
 
 
-@pytest.mark.parametrize(("damage", "message"), [(lambda content: content[:50], "cannot read"), (lambda content: b"", "cannot read")])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(lambda content: content[:50], "cannot read"), (lambda content: b"", "cannot read")],
+)
 def test_a_damaged_score_file_is_named(config, pool, tmp_path, damage, message):
     store = ScoreStore(tmp_path / "scores", read_dataset(pool))
     score(config, pool, store, range(3))
@@ -178,7 +207,9 @@ def test_a_damaged_score_file_is_named(config, pool, tmp_path, damage, message):
         list(store.read(KNOWN))
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b'{"pool": "x", "classes": null, "model": "m"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"\xff", b'{"pool": "x", "classes": null, "model": "m"}']
+)
 def test_a_damaged_description_of_scores_is_named(pool, tmp_path, content):
     (tmp_path / "scores.json").write_bytes(content)
     with pytest.raises(UserError, match="scores.json is damaged"):

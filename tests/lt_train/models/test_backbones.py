@@ -20,7 +20,9 @@ def count(module: nn.Module) -> int:
 
 
 def cifar_resnet_parameters(blocks: int) -> int:
-    """He et al. 2016, section 4.2, option A: 3x3 convolutions without bias, each with a scale and a shift a channel."""
+    """He et al. 2016, section 4.2, option A: 3x3 convolutions without bias, each with a scale and a
+    shift a channel.
+    """
     widths = [3, 16] + [16] * 2 * blocks + [32] * 2 * blocks + [64] * 2 * blocks
     return sum(9 * width_in * width + 2 * width for width_in, width in zip(widths, widths[1:]))
 
@@ -59,14 +61,20 @@ def test_resnet32_for_cifar_has_the_published_size():
 
 
 def test_wrn_28_10_has_the_published_size():
-    """36.5 million (Zagoruyko and Komodakis 2016, table 4), counted exactly: with a classifier of 10 classes."""
+    """36.5 million (Zagoruyko and Komodakis 2016, table 4), counted exactly: with a classifier of
+    10 classes.
+    """
     backbone = make_backbone("wrn_28_10")
     assert count(backbone) + count(nn.Linear(backbone.out_features, 10)) == 36_479_194
-    assert sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) == 28, "25 on the way and 3 shortcuts"
+    assert sum(isinstance(module, nn.Conv2d) for module in backbone.modules()) == 28, (
+        "25 on the way and 3 shortcuts"
+    )
 
 
 def test_shortcuts_of_resnet32_have_no_parameters_and_keep_what_came_in():
-    """Option A: where the blocks add nothing, a method halves the image by striding and pads channels with zeros."""
+    """Option A: where the blocks add nothing, a method halves the image by striding and pads
+    channels with zeros.
+    """
     backbone = make_backbone("resnet32_cifar").eval()
     for block in [*backbone.layer1, *backbone.layer2, *backbone.layer3]:
         nn.init.zeros_(block.bn2.weight)
@@ -83,7 +91,9 @@ def test_parameters_are_those_of_torchvision_without_its_classifier(name):
     original = getattr(torchvision.models, name)()
     backbone = make_backbone(name)
     assert count(backbone) == count(original) - count(original.fc)
-    wanted = {key: value for key, value in original.state_dict().items() if not key.startswith("fc.")}
+    wanted = {
+        key: value for key, value in original.state_dict().items() if not key.startswith("fc.")
+    }
     assert list(backbone.state_dict()) == list(wanted)
     backbone.load_state_dict(wanted)
     original.fc = nn.Identity()
@@ -94,7 +104,9 @@ def test_parameters_are_those_of_torchvision_without_its_classifier(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_have_the_stated_width(name):
     backbone = make_backbone(name).eval()
-    width = {"resnet10": 512, "resnet18": 512, "resnet32_cifar": 64, "wrn_28_10": 640}.get(name, 2048)
+    width = {"resnet10": 512, "resnet18": 512, "resnet32_cifar": 64, "wrn_28_10": 640}.get(
+        name, 2048
+    )
     assert backbone.out_features == width
     for side in (32, 48):
         assert backbone(torch.randn(2, 3, side, side)).shape == (2, width)
@@ -124,8 +136,13 @@ def test_compiled_backbone_exports_plain_names(trained, exported, tmp_path):
 def test_another_backbone_is_refused_with_counts(exported):
     own, theirs = make_backbone("resnet18"), make_backbone("resnet32_cifar")
     shared = own.state_dict().keys() & theirs.state_dict().keys()
-    fitting = sum(own.state_dict()[name].shape == theirs.state_dict()[name].shape for name in shared)
-    missing, unexpected = len(own.state_dict()) - len(shared), len(theirs.state_dict()) - len(shared)
+    fitting = sum(
+        own.state_dict()[name].shape == theirs.state_dict()[name].shape for name in shared
+    )
+    missing, unexpected = (
+        len(own.state_dict()) - len(shared),
+        len(theirs.state_dict()) - len(shared),
+    )
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     with pytest.raises(UserError) as refusal:
         load_weights(own, str(exported))

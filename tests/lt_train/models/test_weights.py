@@ -1,4 +1,6 @@
-"""Weights of other projects in, and a run's out to torchvision, against what their own loaders make of the same files."""
+"""Weights of other projects in, and a run's out to torchvision, against what their own loaders make
+of the same files.
+"""
 
 import argparse
 import json
@@ -34,7 +36,11 @@ def randomize(module: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     for tensor in module.state_dict().values():
         values = torch.rand(tensor.shape, generator=generator)
-        tensor.copy_((values - 0.5) * (12 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.5 + 2 * values)
+        tensor.copy_(
+            (values - 0.5) * (12 / tensor[0].numel()) ** 0.5
+            if tensor.dim() > 1
+            else 0.5 + 2 * values
+        )
     return module.eval()
 
 
@@ -49,16 +55,25 @@ def resnet18() -> State:
 
 
 def drawn(name: str) -> State:
-    """The state of a torchvision model. A tensor has one value, drawn at random, so that a file is small whatever the shapes."""
+    """The state of a torchvision model.
+
+    A tensor has one value, drawn at random, so that a file is small whatever the shapes.
+    """
     with torch.device("meta"):
         state = getattr(torchvision.models, name)().state_dict()
     values = 0.5 + torch.rand(len(state), generator=torch.Generator().manual_seed(1))
-    return {key: (100 * value).to(tensor.dtype).clone().expand(tensor.shape) for value, (key, tensor) in zip(values, state.items())}
+    return {
+        key: (100 * value).to(tensor.dtype).clone().expand(tensor.shape)
+        for value, (key, tensor) in zip(values, state.items())
+    }
 
 
 def other(state: State) -> State:
     """The same network with other weights."""
-    return {name: (tensor[(0,) * tensor.dim()] + 1).expand(tensor.shape) for name, tensor in state.items()}
+    return {
+        name: (tensor[(0,) * tensor.dim()] + 1).expand(tensor.shape)
+        for name, tensor in state.items()
+    }
 
 
 def body(state: State) -> State:
@@ -105,7 +120,9 @@ def reason(source: Path, name: str = "resnet32_cifar") -> str:
 
 
 def moco(state: State) -> dict:
-    """facebookresearch/moco and the reference: query and key encoder under DDP, queue, v2's MLP head of two layers."""
+    """facebookresearch/moco and the reference: query and key encoder under DDP, queue, v2's MLP
+    head of two layers.
+    """
     network = body(state)
     mlp = {f"fc.{layer}.{kind}": torch.rand(4) for layer in (0, 2) for kind in ("weight", "bias")}
     weights = {
@@ -114,26 +131,57 @@ def moco(state: State) -> dict:
         **under("module.encoder_k.", other(network | mlp)),
         **under("module.encoder_q.", network | mlp),
     }
-    momentum = {"state": {0: {"momentum_buffer": torch.rand(64, 3, 7, 7)}}, "param_groups": [{"lr": 0.03, "params": [0]}]}
+    momentum = {
+        "state": {0: {"momentum_buffer": torch.rand(64, 3, 7, 7)}},
+        "param_groups": [{"lr": 0.03, "params": [0]}],
+    }
     return {"epoch": 200, "arch": "resnet18", "state_dict": weights, "optimizer": momentum}
 
 
 def yang_xu_imagenet(state: State) -> dict:
-    """models/resnet.py of the reference: shortcut for downsample, the stem twice, the head called linear."""
-    weights = {name.replace("downsample", "shortcut").replace("fc.", "linear."): tensor for name, tensor in state.items()}
+    """models/resnet.py of the reference: shortcut for downsample, the stem twice, the head called
+    linear.
+    """
+    weights = {
+        name.replace("downsample", "shortcut").replace("fc.", "linear."): tensor
+        for name, tensor in state.items()
+    }
     weights["layer_one.weight"] = weights["conv1.weight"]
-    return {"epoch": 90, "arch": "resnet18", "state_dict": under("module.", weights), "best_acc1": torch.tensor(41.2), "optimizer": {}}
+    return {
+        "epoch": 90,
+        "arch": "resnet18",
+        "state_dict": under("module.", weights),
+        "best_acc1": torch.tensor(41.2),
+        "optimizer": {},
+    }
 
 
 RESNET18_FILES: dict[str, Callable[[State], object]] = {
     "torchvision": lambda state: state,
-    "timm checkpoint": lambda state: {"epoch": 3, "args": argparse.Namespace(lr=0.1), "state_dict": state, "metric": np.float64(71.5)},
+    "timm checkpoint": lambda state: {
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1),
+        "state_dict": state,
+        "metric": np.float64(71.5),
+    },
     "timm moving average": lambda state: {"state_dict": other(state), "state_dict_ema": state},
-    "MAE": lambda state: {"model": under("module.backbone.", state), "scaler": {"scale": 1.0}, "epoch": 3},
-    "DINO": lambda state: {"student": under("module.backbone.", other(state)), "teacher": under("backbone.", state)},
+    "MAE": lambda state: {
+        "model": under("module.backbone.", state),
+        "scaler": {"scale": 1.0},
+        "epoch": 3,
+    },
+    "DINO": lambda state: {
+        "student": under("module.backbone.", other(state)),
+        "teacher": under("backbone.", state),
+    },
     "MoCo": moco,
     "Yang and Xu, ImageNet": yang_xu_imagenet,
-    "Yang and Xu, cRT": lambda state: {"state_dict_best": {"feat_model": under("module.", body(state)), "classifier": head("module.fc", 512)}},
+    "Yang and Xu, cRT": lambda state: {
+        "state_dict_best": {
+            "feat_model": under("module.", body(state)),
+            "classifier": head("module.fc", 512),
+        }
+    },
 }
 
 
@@ -145,7 +193,9 @@ def test_a_resnet18_of_another_project_is_read(kind, resnet18, tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["torch 1.6", "before torch 1.6"])
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["one GPU", "DataParallel"])
-@pytest.mark.parametrize("head", [head("fc"), {"fc.weight": torch.rand(64, CLASSES)}], ids=["linear", "NormedLinear"])
+@pytest.mark.parametrize(
+    "head", [head("fc"), {"fc.weight": torch.rand(64, CLASSES)}], ids=["linear", "NormedLinear"]
+)
 def test_a_cifar_resnet32_of_the_reference_is_read(zipped, prefix, head, cifar, tmp_path):
     checkpoint = {
         "epoch": 200,
@@ -154,11 +204,20 @@ def test_a_cifar_resnet32_of_the_reference_is_read(zipped, prefix, head, cifar, 
         "best_acc1": np.float64(70.4),
         "optimizer": {"state": {}, "param_groups": [{"lr": np.float32(1e-5)}]},
     }
-    assert_same(loaded(saved(tmp_path / "ckpt.best.pth.tar", checkpoint, _use_new_zipfile_serialization=zipped)), cifar)
+    assert_same(
+        loaded(
+            saved(tmp_path / "ckpt.best.pth.tar", checkpoint, _use_new_zipfile_serialization=zipped)
+        ),
+        cifar,
+    )
 
 
 def test_scalars_of_numpy_1_are_read(cifar, tmp_path):
-    source = saved(tmp_path / "old.pth", {"state_dict": cifar, "best_acc1": np.float64(70.4)}, _use_new_zipfile_serialization=False)
+    source = saved(
+        tmp_path / "old.pth",
+        {"state_dict": cifar, "best_acc1": np.float64(70.4)},
+        _use_new_zipfile_serialization=False,
+    )
     now, then = b"cnumpy._core.multiarray\nscalar\n", b"cnumpy.core.multiarray\nscalar\n"
     content = source.read_bytes()
     assert content.count(now) == 1
@@ -174,7 +233,10 @@ def test_safetensors_and_bin_files_of_timm_are_read(cifar, tmp_path):
 
 
 def test_half_precision_is_widened(cifar, tmp_path):
-    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in cifar.items()}
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in cifar.items()
+    }
     expected = {name: tensor.to(cifar[name].dtype) for name, tensor in halves.items()}
     assert_same(loaded(saved(tmp_path / "half.pth", halves)), expected)
 
@@ -192,8 +254,12 @@ def test_one_line_says_what_matched_and_what_was_left_out(resnet18, tmp_path, ca
     with caplog.at_level(logging.INFO, "lt_train.weights"):
         loaded(source, "resnet18")
     (line,), count = caplog.messages, len(body(resnet18))
-    assert line.startswith(f"{source}: all {count} tensors match (under state_dict.module.encoder_q); left out: ")
-    assert line.endswith(f"encoder_k ({count + 4}), fc (4), optimizer (1), queue (1), queue_ptr (1)")
+    assert line.startswith(
+        f"{source}: all {count} tensors match (under state_dict.module.encoder_q); left out: "
+    )
+    assert line.endswith(
+        f"encoder_k ({count + 4}), fc (4), optimizer (1), queue (1), queue_ptr (1)"
+    )
 
 
 # what does not fit
@@ -222,22 +288,46 @@ def test_another_network_is_refused(published, own, part, tmp_path):
 def test_the_same_network_is_accepted_in_that_form(tmp_path):
     with torch.device("meta"):
         backbone = make_backbone("resnet101")
-    assert load_weights(backbone, saved(tmp_path / "published.pth", drawn("resnet101"))) == len(backbone.state_dict())
+    assert load_weights(backbone, saved(tmp_path / "published.pth", drawn("resnet101"))) == len(
+        backbone.state_dict()
+    )
 
 
 CHANGES: dict[str, Callable[[State], State]] = {
-    "a flat convolution": lambda state: state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"].flatten(1)},
+    "a flat convolution": (
+        lambda state: state | {"layer1.0.conv1.weight": state["layer1.0.conv1.weight"].flatten(1)}
+    ),
     "integers": lambda state: state | {"conv1.weight": state["conv1.weight"].to(torch.int8)},
-    "another block": lambda state: state | under("layer3.5.", {"conv1.weight": torch.rand(64, 64, 3, 3), "bn1.weight": torch.rand(64)}),
-    "another stage": lambda state: state | {"layer4.0.conv1.weight": torch.rand(64, 64, 3, 3), "layer4.0.bn1.weight": torch.rand(64)},
-    "learnt shortcuts": lambda state: state | {"layer2.0.shortcut.0.weight": torch.rand(32, 16, 1, 1)},
+    "another block": (
+        lambda state: (
+            state
+            | under(
+                "layer3.5.",
+                {"conv1.weight": torch.rand(64, 64, 3, 3), "bn1.weight": torch.rand(64)},
+            )
+        )
+    ),
+    "another stage": (
+        lambda state: (
+            state
+            | {
+                "layer4.0.conv1.weight": torch.rand(64, 64, 3, 3),
+                "layer4.0.bn1.weight": torch.rand(64),
+            }
+        )
+    ),
+    "learnt shortcuts": (
+        lambda state: state | {"layer2.0.shortcut.0.weight": torch.rand(32, 16, 1, 1)}
+    ),
     "a bias": lambda state: state | {"conv1.bias": torch.rand(16)},
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_network_that_is_almost_the_same_is_refused(change, cifar, tmp_path):
-    assert "does not fit" in reason(saved(tmp_path / "almost.pth", {"state_dict": CHANGES[change](cifar | head("fc"))}))
+    assert "does not fit" in reason(
+        saved(tmp_path / "almost.pth", {"state_dict": CHANGES[change](cifar | head("fc"))})
+    )
 
 
 def test_two_networks_that_fit_as_well_are_not_guessed_between(cifar, tmp_path):
@@ -268,7 +358,11 @@ class Command:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_malicious_checkpoint_is_refused_unrun(zipped, cifar, tmp_path):
     trace = tmp_path / "trace"
-    source = saved(tmp_path / "evil.pth", {"state_dict": cifar, "best_acc1": Command(trace)}, _use_new_zipfile_serialization=zipped)
+    source = saved(
+        tmp_path / "evil.pth",
+        {"state_dict": cifar, "best_acc1": Command(trace)},
+        _use_new_zipfile_serialization=zipped,
+    )
     assert "is refused" in reason(source) and not trace.exists()
     torch.load(source, weights_only=False)
     assert trace.exists(), "a careless reader runs it"
@@ -301,7 +395,11 @@ def test_a_checkpoint_that_is_cut_off_is_refused(zipped, share, cifar, tmp_path)
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
-    contents = {"text.pth": b"epoch,loss\n1,2.3\n", "noise.pth": np.random.default_rng(0).bytes(5000), "text.safetensors": b"epoch,loss\n1,2.3\n"}
+    contents = {
+        "text.pth": b"epoch,loss\n1,2.3\n",
+        "noise.pth": np.random.default_rng(0).bytes(5000),
+        "text.safetensors": b"epoch,loss\n1,2.3\n",
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         assert "not a readable" in reason(tmp_path / name)
@@ -318,14 +416,22 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 def finished_run(folder: Path, backbone: str, classifier: nn.Module | None) -> nn.Module:
     """A run's folder as train.py leaves it; returns its backbone."""
     network = randomize(make_backbone(backbone), 3)
-    export_weights(network, folder / BACKBONE_FILE, {"stage": "classifier", "backbone": backbone, "steps": "12"})
+    export_weights(
+        network,
+        folder / BACKBONE_FILE,
+        {"stage": "classifier", "backbone": backbone, "steps": "12"},
+    )
     if classifier is not None:
         export_weights(classifier, folder / CLASSIFIER_FILE, {})
-    (folder / "result.json").write_text(json.dumps({"classes": [f"class_{label}" for label in range(CLASSES)]}))
+    (folder / "result.json").write_text(
+        json.dumps({"classes": [f"class_{label}" for label in range(CLASSES)]})
+    )
     return network
 
 
-@pytest.mark.parametrize(("name", "kind"), [("resnet18", ScaledClassifier), ("resnet50", nn.Linear)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("resnet18", ScaledClassifier), ("resnet50", nn.Linear)]
+)
 def test_torchvision_computes_the_same_logits(name, kind, tmp_path, capsys):
     theirs = getattr(torchvision.models, name)(num_classes=CLASSES).eval()
     classifier = randomize(kind(theirs.fc.in_features, CLASSES), 4)
@@ -345,14 +451,32 @@ def test_metadata_say_where_the_model_comes_from(tmp_path):
     export([str(tmp_path)])
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         about = file.metadata()
-    assert json.loads(about.pop("classes")) == ["class_0", "class_1", "class_2", "class_3", "class_4"]
-    assert about == {"format": "pt", "stage": "classifier", "backbone": "resnet32_cifar", "steps": "12"}
+    assert json.loads(about.pop("classes")) == [
+        "class_0",
+        "class_1",
+        "class_2",
+        "class_3",
+        "class_4",
+    ]
+    assert about == {
+        "format": "pt",
+        "stage": "classifier",
+        "backbone": "resnet32_cifar",
+        "steps": "12",
+    }
 
 
 @pytest.mark.parametrize(
-    ("classifier", "why"), [(None, "the run has none"), (CosineClassifier(64, CLASSES, 30.0), "it is a cosine classifier")], ids=["none", "cosine"]
+    ("classifier", "why"),
+    [
+        (None, "the run has none"),
+        (CosineClassifier(64, CLASSES, 30.0), "it is a cosine classifier"),
+    ],
+    ids=["none", "cosine"],
 )
-def test_without_a_linear_classifier_the_backbone_is_exported_alone(classifier, why, tmp_path, capsys):
+def test_without_a_linear_classifier_the_backbone_is_exported_alone(
+    classifier, why, tmp_path, capsys
+):
     backbone = finished_run(tmp_path, "resnet32_cifar", classifier)
     assert export([str(tmp_path), "--out", str(tmp_path / "alone.safetensors")]) == 0
     assert_same(load_file(tmp_path / "alone.safetensors"), backbone.state_dict())

@@ -127,7 +127,9 @@ def test_prune_keeps_the_newest(tmp_path, keep):
 
 
 def test_saving_an_earlier_step_drops_the_abandoned_later_ones(store):
-    """A run started anew in the same folder must not be pruned in favour of the old one, nor resume from it."""
+    """A run started anew in the same folder must not be pruned in favour of the old one, nor resume
+    from it.
+    """
     (store.folder / ".step-00000009.partial").mkdir()
     store.save(2, {}, write_state(20))
     assert names(store.folder) == ["step-00000001", "step-00000002"]
@@ -143,7 +145,9 @@ def torch_save_to_full_device(folder: Path) -> None:
     torch.save({"weights": torch.zeros(10**6)}, Path("/dev/full"))
 
 
-@pytest.mark.parametrize("write", [no_space, torch_save_to_full_device], ids=["OSError", "torch.save"])
+@pytest.mark.parametrize(
+    "write", [no_space, torch_save_to_full_device], ids=["OSError", "torch.save"]
+)
 def test_full_disk_leaves_the_older_checkpoint(store, write):
     with pytest.raises(UserError, match="cannot write the checkpoint .*step-00000004"):
         store.save(4, {}, write)
@@ -155,7 +159,14 @@ def test_full_disk_leaves_the_older_checkpoint(store, write):
 
 def make_schedule(epochs: float = 10, **optim) -> Schedule:
     """30 steps an epoch."""
-    return Schedule(Config(epochs=epochs, global_batch_size=64, optim=OptimConfig(**{"lr": 0.4, "scale_lr": False, **optim})), 1920)
+    return Schedule(
+        Config(
+            epochs=epochs,
+            global_batch_size=64,
+            optim=OptimConfig(**{"lr": 0.4, "scale_lr": False, **optim}),
+        ),
+        1920,
+    )
 
 
 def torch_rates(make_scheduler, steps: int) -> list[float]:
@@ -180,7 +191,9 @@ def test_cosine_equals_torch():
 
 def test_steps_equal_torch():
     schedule = make_schedule(schedule="step", step_epochs=(4, 8), step_factors=(0.1, 0.01))
-    expected = torch_rates(lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [120, 240], 0.1), 300)
+    expected = torch_rates(
+        lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [120, 240], 0.1), 300
+    )
     assert [schedule.lr(step) for step in range(300)] == pytest.approx(expected, rel=1e-6)
 
 
@@ -191,14 +204,24 @@ def test_constant_stays():
 @pytest.mark.parametrize("name", ["cosine", "constant"])
 def test_warm_up_is_linear_and_then_the_schedule_goes_on(name):
     """After 2 of 10 epochs the other 8 follow a schedule of their own length, from the full rate."""
-    warm, rest = make_schedule(schedule=name, warmup_epochs=2), make_schedule(schedule=name, epochs=8)
-    assert [warm.lr(step) for step in range(60)] == pytest.approx([0.4 * (step + 1) / 61 for step in range(60)])
-    assert [warm.lr(step) for step in range(60, 300)] == pytest.approx([rest.lr(step) for step in range(240)])
+    warm, rest = (
+        make_schedule(schedule=name, warmup_epochs=2),
+        make_schedule(schedule=name, epochs=8),
+    )
+    assert [warm.lr(step) for step in range(60)] == pytest.approx(
+        [0.4 * (step + 1) / 61 for step in range(60)]
+    )
+    assert [warm.lr(step) for step in range(60, 300)] == pytest.approx(
+        [rest.lr(step) for step in range(240)]
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "expected"), [(256, 0.1), (64, 0.025), (1024, 0.4)])
 def test_rate_scales_linearly_with_the_batch(batch_size, expected):
-    config = Config(global_batch_size=batch_size, optim=OptimConfig(lr=0.1, lr_batch_size=256, schedule="constant"))
+    config = Config(
+        global_batch_size=batch_size,
+        optim=OptimConfig(lr=0.1, lr_batch_size=256, schedule="constant"),
+    )
     assert Schedule(config, 10_000).lr(0) == pytest.approx(expected)
 
 
@@ -213,13 +236,23 @@ def test_epochs_need_not_be_whole_batches():
 
 @pytest.mark.parametrize(
     ("method", "trained"),
-    [("classifier", ("backbone", "classifier")), ("decoupled", ("classifier",)), ("moco", ("query_encoder",))],
+    [
+        ("classifier", ("backbone", "classifier")),
+        ("decoupled", ("classifier",)),
+        ("moco", ("query_encoder",)),
+    ],
 )
 def test_optimizer_covers_exactly_the_trained_parameters(method, trained):
-    module = METHODS[method](Config(method=method, model=ModelConfig("resnet32_cifar", "a run")), torch.tensor([3, 2]))
+    module = METHODS[method](
+        Config(method=method, model=ModelConfig("resnet32_cifar", "a run")), torch.tensor([3, 2])
+    )
     groups = make_optimizer(OptimConfig(), module).param_groups
     covered = [id(parameter) for group in groups for parameter in group["params"]]
-    expected = [id(parameter) for name, parameter in module.named_parameters() if name.split(".")[0] in trained]
+    expected = [
+        id(parameter)
+        for name, parameter in module.named_parameters()
+        if name.split(".")[0] in trained
+    ]
     assert covered == expected
 
 
@@ -227,7 +260,9 @@ def test_optimizer_covers_exactly_the_trained_parameters(method, trained):
 def test_step_is_sgd_with_momentum_and_weight_decay(nesterov):
     """Written out: d = g + wd * w; v = m * v + d; w -= lr * (d + m * v if Nesterov else v)."""
     layer = torch.nn.Linear(3, 2)
-    optimizer = make_optimizer(OptimConfig(lr=0.3, momentum=0.8, weight_decay=0.05, nesterov=nesterov), layer)
+    optimizer = make_optimizer(
+        OptimConfig(lr=0.3, momentum=0.8, weight_decay=0.05, nesterov=nesterov), layer
+    )
     expected, velocity = layer.weight.detach().clone(), torch.zeros(2, 3)
     for step in range(4):
         gradient = torch.full((2, 3), math.sin(step + 1))

@@ -1,4 +1,6 @@
-"""DDP and DeepSpeed train alike: the same losses, gradients, batch-norm statistics and resumption, on two CPU ranks."""
+"""DDP and DeepSpeed train alike: the same losses, gradients, batch-norm statistics and resumption,
+on two CPU ranks.
+"""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
 from torch.nn import functional as F
 
 from lt_train.config.load import load_config
@@ -19,6 +20,7 @@ from lt_train.methods.base import Method
 from lt_train.training.engine import Engine, make_engine
 from lt_train.training.loop import training_steps
 from lt_train.training.optim import Schedule
+from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +35,11 @@ ENGINES = {
 OPTIM = OptimConfig(lr=0.0001, scale_lr=False, schedule="constant", weight_decay=1e-3)
 CLIPPED = dataclasses.replace(OPTIM, lr=0.01, clip_grad_norm=0.1)
 PLAIN = OptimConfig(lr=1.0, scale_lr=False, schedule="constant", momentum=0.0, weight_decay=0.0)
-RUNS = {"classifier": ("classifier", OPTIM), "clipped": ("classifier", CLIPPED), "moco": ("moco", OPTIM)}
+RUNS = {
+    "classifier": ("classifier", OPTIM),
+    "clipped": ("classifier", CLIPPED),
+    "moco": ("moco", OPTIM),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,9 @@ class Record:
     statistics: list[torch.Tensor]  # batch norm's running statistics after each step
     alone: list[torch.Tensor]  # those that this rank would have had without the others
     zero_stage: int | None  # of the DeepSpeedEngine; None when the model is not one
-    resumed: list[float]  # losses from RESUME_AT on, of a new engine that loaded what was saved there
+    resumed: list[
+        float
+    ]  # losses from RESUME_AT on, of a new engine that loaded what was saved there
 
 
 def make_config(method: str, engine: str, optim: OptimConfig, global_batch_size: int) -> Config:
@@ -91,7 +99,9 @@ def train(engine: Engine, steps: range):
 
 def train_everywhere(world: World, folder: Path) -> dict[tuple[str, str], Record]:
     return {
-        (run, engine): record(make_config(method, engine, optim, 8), world, folder / f"{run} {engine}")
+        (run, engine): record(
+            make_config(method, engine, optim, 8), world, folder / f"{run} {engine}"
+        )
         for run, (method, optim) in RUNS.items()
         for engine in ENGINES
     }
@@ -120,19 +130,31 @@ def record(config: Config, world: World, folder: Path) -> Record:
 def zero_stage_of(engine: Engine) -> int | None:
     import deepspeed
 
-    return engine.wrapped.zero_optimization_method() if isinstance(engine.wrapped, deepspeed.DeepSpeedEngine) else None
+    return (
+        engine.wrapped.zero_optimization_method()
+        if isinstance(engine.wrapped, deepspeed.DeepSpeedEngine)
+        else None
+    )
 
 
 def uneven_gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
-    """Gradients of the classifier on a frozen backbone, seen in one step of plain gradient descent at rate 1."""
+    """Gradients of the classifier on a frozen backbone, seen in one step of plain gradient descent
+    at rate 1.
+    """
     gradients = {}
     for name in ENGINES:
         config = make_config("decoupled", name, PLAIN, 7)
         engine = make_engine(config, make_method(config), world)
-        before = {key: value.detach().clone() for key, value in engine.method.classifier.named_parameters()}
+        before = {
+            key: value.detach().clone()
+            for key, value in engine.method.classifier.named_parameters()
+        }
         for _ in train(engine, range(1)):
             pass
-        gradients[name] = {key: before[key] - value.detach() for key, value in engine.method.classifier.named_parameters()}
+        gradients[name] = {
+            key: before[key] - value.detach()
+            for key, value in engine.method.classifier.named_parameters()
+        }
     return gradients
 
 
@@ -197,7 +219,9 @@ def test_statistics_are_the_mean_over_ranks_after_every_step(records):
     for step in range(STEPS):
         assert first.statistics[step].equal(second.statistics[step])
         assert not first.alone[step].allclose(second.alone[step])
-        torch.testing.assert_close(first.statistics[step], (first.alone[step] + second.alone[step]) / 2)
+        torch.testing.assert_close(
+            first.statistics[step], (first.alone[step] + second.alone[step]) / 2
+        )
 
 
 @every_run
