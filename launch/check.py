@@ -8,6 +8,7 @@ versions.
 
 import argparse
 import io
+import math
 import os
 import platform
 import socket
@@ -49,11 +50,9 @@ def main(words: list[str]) -> int:
 
 def _look(world: World, folder: Path) -> dict:
     """What one rank sees. Collective."""
-    marker = (
-        folder
-        / f"seen-{os.environ.get('SLURM_JOB_ID', os.getpid())}-{os.environ.get('SLURM_RESTART_COUNT', 0)}"
-    )
-    marker = Path(broadcast_object(str(marker)))
+    job = os.environ.get("SLURM_JOB_ID", os.getpid())
+    restart = os.environ.get("SLURM_RESTART_COUNT", 0)
+    marker = Path(broadcast_object(str(folder / f"seen-{job}-{restart}")))
     if world.is_main:
         marker.write_text("rank 0 was here\n")
     seen = _wait_for(marker)
@@ -64,20 +63,17 @@ def _look(world: World, folder: Path) -> dict:
     bandwidth = _bandwidth(world)
     if world.is_main:
         marker.unlink()
+    on_gpu = world.device.type == "cuda"
+    packages = {name: _version(name) for name in PACKAGES}
     return {
         "host": socket.gethostname(),
         "rank": world.rank,
-        "device": (
-            torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-        ),
+        "device": torch.cuda.get_device_name(world.device) if on_gpu else "CPU",
         "bandwidth": bandwidth,
         "dali": _decode(world),
         "seen": seen,
         "skew": skew,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in PACKAGES},
-        },
+        "versions": {"python": platform.python_version(), **packages},
     }
 
 
@@ -110,9 +106,8 @@ def _bandwidth(world: World) -> float:
         all_reduce_(tensor)
         _wait(world)
         seconds.append(time.monotonic() - started)
-    return (
-        tensor.numel() * 4 * 2 * (world.size - 1) / world.size / sorted(seconds)[REPEATS // 2] / 1e9
-    )
+    bus_bytes = tensor.numel() * 4 * 2 * (world.size - 1) / world.size
+    return bus_bytes / sorted(seconds)[REPEATS // 2] / 1e9
 
 
 def _wait(world: World) -> None:
@@ -159,18 +154,15 @@ def _report(found: list[dict]) -> list[str]:
     for rank in found:
         nodes.setdefault(rank["host"], []).append(rank)
     for host, ranks in nodes.items():
-        first = ranks[0]
+        expected, own = found[0]["versions"], ranks[0]["versions"]
         bad = next((rank["dali"] for rank in ranks if rank["dali"]), "")
-        late = max((rank["seen"] if rank["seen"] is not None else float("inf")) for rank in ranks)
+        seen = [rank["seen"] for rank in ranks]
+        late = math.inf if None in seen else max(seen)
         skew = max((rank["skew"] for rank in ranks), key=abs)
-        other = {
-            name: value
-            for name, value in first["versions"].items()
-            if value != found[0]["versions"][name]
-        }
+        other = {name: value for name, value in own.items() if value != expected[name]}
         if bad:
             problems.append(f"{host}: {bad}")
-        if late == float("inf"):
+        if late == math.inf:
             problems.append(
                 f"{host} does not see a file that rank 0 wrote: is the run's folder on a shared"
                 " file system?"
@@ -179,11 +171,12 @@ def _report(found: list[dict]) -> list[str]:
             problems.append(f"{host}: its clock is {skew:+.1f} s off")
         if other:
             problems.append(f"{host} has other versions than rank 0: {other}")
-        versions = ", ".join(f"{name} {value}" for name, value in first["versions"].items())
+        numbers = ", ".join(str(rank["rank"]) for rank in ranks)
+        bandwidth = min(rank["bandwidth"] for rank in ranks)
+        versions = ", ".join(f"{name} {value}" for name, value in own.items())
         sys.stdout.write(
-            f"{host}: ranks {', '.join(str(rank['rank']) for rank in ranks)}, {first['device']},"
-            f" all_reduce {min(rank['bandwidth'] for rank in ranks):.2f} GB/s,"
-            f" {'DALI decodes' if not bad else bad}, shared file seen after {late:.2f} s, clock"
-            f" {skew:+.3f} s, {versions}\n"
+            f"{host}: ranks {numbers}, {ranks[0]['device']}, all_reduce {bandwidth:.2f} GB/s,"
+            f" {bad or 'DALI decodes'}, shared file seen after {late:.2f} s, clock {skew:+.3f} s,"
+            f" {versions}\n"
         )
     return problems

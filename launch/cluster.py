@@ -37,21 +37,11 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
     """Job id -> (state, restarts).
 
     The queue knows jobs that live or ended just now, accounting all; an array's tasks count as one.
-
     A job that was requeued has older records too: the newest one, or the queue's, is its state.
     """
     if not jobs:
         return {}
-    found: dict[str, list[tuple[str, int]]] = {}
-    try:
-        for line in slurm(
-            "sacct", "-n", "-X", "-P", "-D", "-j", ",".join(jobs), "-o", "JobID,State"
-        ).splitlines():
-            job, state = line.split("|")[:2]
-            found.setdefault(job, []).append((state.split()[0], 0))
-    except UserError:  # no accounting: the queue alone must do
-        pass
-    tasks = {job: (records[-1][0], len(records) - 1) for job, records in found.items()}
+    tasks = _accounted(jobs)
     for line in slurm("squeue", "-h", "-a", "-r", "-t", "all", "-o", "%i|%T|%F").splitlines():
         job, state, parent = line.split("|")
         recorded, restarts = tasks.get(job, ("", 0))
@@ -60,10 +50,24 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
             state == "COMPLETING" and recorded and not is_live(recorded)
         ):
             tasks[job] = state, restarts
-    return {
-        job: _together([task for name, task in tasks.items() if name.split("_")[0] == job])
-        for job in jobs
-    }
+    of_jobs: dict[str, list[tuple[str, int]]] = {job: [] for job in jobs}
+    for name, task in tasks.items():
+        of_jobs.setdefault(name.split("_")[0], []).append(task)
+    return {job: _together(of_jobs[job]) for job in jobs}
+
+
+def _accounted(jobs: list[str]) -> dict[str, tuple[str, int]]:
+    """Job or array task -> (state, restarts), by accounting; nothing where there is none."""
+    found: dict[str, list[str]] = {}
+    columns = "-o", "JobID,State"
+    try:
+        lines = slurm("sacct", "-n", "-X", "-P", "-D", "-j", ",".join(jobs), *columns).splitlines()
+    except UserError:  # the queue alone must do
+        return {}
+    for line in lines:
+        job, state = line.split("|")[:2]
+        found.setdefault(job, []).append(state.split()[0])
+    return {job: (states[-1], len(states) - 1) for job, states in found.items()}
 
 
 def _together(tasks: list[tuple[str, int]]) -> tuple[str, int]:
@@ -73,11 +77,15 @@ def _together(tasks: list[tuple[str, int]]) -> tuple[str, int]:
     if not tasks:
         return "UNKNOWN", 0
     states = [state for state, _ in tasks]
-    order = [state for state in states if state in RUNNING] + [
-        state for state in states if state in WAITING
-    ]
-    order += [state for state in states if state != "COMPLETED"] + states
-    return order[0], max(restarts for _, restarts in tasks)
+    return min(states, key=_rank), max(restarts for _, restarts in tasks)
+
+
+def _rank(state: str) -> int:
+    if state in RUNNING:
+        return 0
+    if state in WAITING:
+        return 1
+    return 3 if state == "COMPLETED" else 2
 
 
 def is_live(state: str) -> bool:

@@ -3,16 +3,16 @@ parameters' values.
 
     name: "{data}_{method}_{ratio}"                 # of each member
     description: "{method} on {data}, ratio {ratio}"
-    parameters:                                     # values; or a mapping of values to more words that stand in braces
+    parameters:                                     # values, or values with more words for braces
       data: {cifar10_lt: {pool: ti.pickle}, svhn_lt: {pool: extra}}
       method: [ce, ldam_drw]
       ratio: [100, 50]
-    reference:                                      # top-1 errors in %, nested in the order of the parameters; some may lack
+    reference:                                      # top-1 errors in %; some may lack
       cifar10_lt: {ce: {100: 29.64}}
     stages: ...
 
-In braces also stand ``sets``, the folder of data sets, ``here``, the pipeline's own, and in a stage
-those of the stages before it.
+References are nested in the order of the parameters. In braces also stand ``sets``, the folder of
+data sets, ``here``, the pipeline's own, and in a stage those of the stages before it.
 """
 
 import itertools
@@ -53,28 +53,25 @@ def read_members(path: Path) -> list[Member]:
     check_keys(content, KEYS, where)
     if not content.get("stages"):
         raise UserError(f"{where} has no stages")
-    parameters = {
-        name: _choices(name, values, where)
-        for name, values in content.get("parameters", {}).items()
-    }
+    given = content.get("parameters", {})
+    parameters = {name: _choices(name, values, where) for name, values in given.items()}
     if parameters and "name" not in content:
+        example = "_".join(f"{{{name}}}" for name in parameters)
         raise UserError(
-            f"{where} has parameters and needs a name with them in braces, such as"
-            f' "{{{"}_{".join(parameters)}}}"'
+            f'{where} has parameters and needs a name with them in braces, such as "{example}"'
         )
     _check_reference(content.get("reference", {}), parameters, where)
+    choices = {name: list(found) for name, found in parameters.items()}
     members = []
     for combination in itertools.product(*parameters.values()):
         values = dict(zip(parameters, combination))
         words = {"sets": _sets(), **values}
         for name, value in values.items():
-            words |= {
-                key: fill(word, words, where) for key, word in parameters[name][value].items()
-            }
+            more = parameters[name][value]
+            words |= {key: fill(word, words, where) for key, word in more.items()}
         title = fill(content["name"], words, where) if parameters else path.stem
         words["here"] = f"runs/{title}"
         description = fill(content.get("description", ""), words, where)
-        choices = {name: list(found) for name, found in parameters.items()}
         reference = _look_up(content.get("reference", {}), values)
         members.append(
             Member(title, description, path, values, choices, words, reference, content["stages"])
@@ -157,20 +154,18 @@ def _sets() -> str:
 
 def _choices(name: str, values: Any, where: str) -> dict[str, dict[str, str]]:
     """Value -> the words that come with it."""
-    found = {str(value): {} for value in values} if isinstance(values, list) else values
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(words, dict) for words in found.values())
-    ):
+    if isinstance(values, list):
+        values = {str(value): {} for value in values}
+    has_words = isinstance(values, dict) and all(isinstance(own, dict) for own in values.values())
+    if not values or not has_words:
         raise UserError(
             f"{where}: parameter {name} must be a list of values, or have 'word: text' lines for"
             " each of them"
         )
-    return {
-        str(value): {key: str(word) for key, word in words.items()}
-        for value, words in found.items()
-    }
+    found: dict[str, dict[str, str]] = {}
+    for value, words in values.items():
+        found[str(value)] = {key: str(word) for key, word in words.items()}
+    return found
 
 
 def _check_reference(reference: Any, parameters: dict[str, dict], where: str) -> None:
@@ -178,20 +173,16 @@ def _check_reference(reference: Any, parameters: dict[str, dict], where: str) ->
     if isinstance(reference, int | float):
         return
     name = next(iter(parameters), None)
-    wrong = (
-        [key for key in reference if str(key) not in parameters.get(name, {})]
-        if isinstance(reference, dict)
-        else [reference]
-    )
+    known = parameters.get(name, {})
+    wrong = [reference]
+    if isinstance(reference, dict):
+        wrong = [key for key in reference if str(key) not in known]
     if wrong:
-        raise UserError(
-            f"{where}: '{wrong[0]}' in its reference is"
-            f" {f'no value of {name}' if name else 'no number'}"
-        )
+        what = f"no value of {name}" if name else "no number"
+        raise UserError(f"{where}: '{wrong[0]}' in its reference is {what}")
+    rest = {other: choices for other, choices in parameters.items() if other != name}
     for below in reference.values():
-        _check_reference(
-            below, {other: choices for other, choices in parameters.items() if other != name}, where
-        )
+        _check_reference(below, rest, where)
 
 
 def _look_up(reference: Any, values: dict[str, str]) -> float | None:

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from launch.console import say
 from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, exit_status
 
-FIRST_PORT, PORTS = (
-    20_000,
-    20_000,
-)  # MASTER_PORT follows from the job, so that jobs on one node do not meet
+# MASTER_PORT is one of these by the job's number, so that jobs on one node do not meet
+FIRST_PORT, PORTS = 20_000, 20_000
 EXCLUDE_AFTER = 2  # failures of a node
 LEAVE = (signal.SIGTERM, signal.SIGUSR2)  # preemption, and Slurm's --signal before the time limit
 
@@ -42,14 +41,11 @@ class RankJob:
     attempts: str
 
     def __call__(self) -> None:
-        for (
-            number
-        ) in LEAVE:  # until training has its own handlers, and after it: there is nothing to save
+        # until training has its own handlers, and after it: there is nothing to save
+        for number in LEAVE:
             signal.signal(number, lambda *_: sys.exit(EXIT_PREEMPTED))
-        node, mark = (
-            os.environ["SLURMD_NODENAME"],
-            _attempt(Path(self.attempts)) / f"rank-{os.environ['SLURM_PROCID']}",
-        )
+        node, rank = os.environ["SLURMD_NODENAME"], os.environ["SLURM_PROCID"]
+        mark = _attempt(Path(self.attempts)) / f"rank-{rank}"
         status: int | str = "error"
         try:
             mark.write_text(node)
@@ -109,11 +105,8 @@ def _export_rendezvous() -> None:
 
     place = JobEnvironment()
     os.environ["MASTER_ADDR"] = place.hostnames[0]
-    number = (
-        int(os.environ["SLURM_JOB_ID"]) * 7
-        + int(os.environ.get("SLURM_STEP_ID", 0))
-        + 1009 * _restart()
-    )
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", 0))
+    number = 7 * job + step + 1009 * _restart()
     os.environ["MASTER_PORT"] = str(FIRST_PORT + number % PORTS)
 
 
@@ -138,9 +131,8 @@ def begin(attempts: Path, max_requeues: int) -> int:
     """Before the ranks: forget results of earlier attempts, and move away from nodes that keep
     failing, while restarts are left.
     """
-    for stale in attempts.parent.parent.rglob(
-        f"{_job_id()}_*_result.pkl"
-    ):  # submitit takes one for the end of the job
+    # submitit takes one for the end of the job
+    for stale in attempts.parent.parent.rglob(f"{_job_id()}_*_result.pkl"):
         stale.unlink()
     here = _attempt(attempts)
     here.mkdir(parents=True, exist_ok=True)
@@ -148,7 +140,7 @@ def begin(attempts: Path, max_requeues: int) -> int:
         old.unlink()
     bad = bad_nodes(attempts, _restart()) & set(_nodes())
     if bad and _restart() < max_requeues:
-        _say(f"node(s) {', '.join(sorted(bad))} failed {EXCLUDE_AFTER} times: moving away")
+        say(f"node(s) {', '.join(sorted(bad))} failed {EXCLUDE_AFTER} times: moving away")
         _requeue(bad)
         return 1
     return 0
@@ -162,20 +154,17 @@ def end(attempts: Path, status: int, max_requeues: int) -> int:
         return 0
     statuses = [words[1] for words in _marks(_attempt(attempts)).values() if len(words) > 1]
     if str(EXIT_MISTAKE) in statuses or status == EXIT_MISTAKE:
-        _say("a rank stopped with a mistake that a restart would not mend; see its message above")
+        say("a rank stopped with a mistake that a restart would not mend; see its message above")
         return EXIT_MISTAKE
-    what = (
-        "asked to leave"
-        if str(EXIT_PREEMPTED) in statuses or status == EXIT_PREEMPTED
-        else f"ended with status {status}"
-    )
+    asked = str(EXIT_PREEMPTED) in statuses or status == EXIT_PREEMPTED
+    what = "asked to leave" if asked else f"ended with status {status}"
     if _restart() >= max_requeues:
-        _say(
+        say(
             f"{what}, after {_restart()} restarts: giving up; submit again to go on from the last"
             " checkpoint"
         )
         return status
-    _say(f"{what}: restart {_restart() + 1} of at most {max_requeues}")
+    say(f"{what}: restart {_restart() + 1} of at most {max_requeues}")
     _requeue(bad_nodes(attempts, _restart() + 1))
     return status
 
@@ -189,21 +178,16 @@ def bad_nodes(attempts: Path, before: int) -> set[str]:
     failures: Counter[str] = Counter()
     for restart in range(before):
         marks = _marks(attempts / str(restart)).values()
-        failed, ended = (
-            {words[0] for words in marks if len(words) == 1},
-            {words[0] for words in marks if len(words) > 1},
-        )
+        ended = any(len(words) > 1 for words in marks)
+        failed = {words[0] for words in marks if len(words) == 1}
         failures.update(failed if ended else ())
     return {node for node, count in failures.items() if count >= EXCLUDE_AFTER}
 
 
 def _marks(attempt: Path) -> dict[str, list[str]]:
     """Rank file -> node, and exit status if it has one."""
-    return {
-        path.name: words
-        for path in sorted(attempt.glob("rank-*"))
-        if (words := path.read_text().split())
-    }
+    found = {path.name: path.read_text().split() for path in sorted(attempt.glob("rank-*"))}
+    return {name: words for name, words in found.items() if words}
 
 
 def _nodes() -> list[str]:
@@ -226,25 +210,18 @@ def _requeue(exclude: set[str]) -> None:
     job = _job_id()
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if done.returncode:
-        _say(f"cannot restart: {' '.join(done.stderr.split())}")
+        say(f"cannot restart: {' '.join(done.stderr.split())}")
     elif exclude:
-        names = ",".join(sorted(exclude))
-        for _ in range(20):  # only a job that waits can be told so
-            if (
-                subprocess.run(
-                    ["scontrol", "update", f"JobId={job}", f"ExcNodeList={names}"],
-                    capture_output=True,
-                ).returncode
-                == 0
-            ):
-                _say(f"excluded: {names}")
-                break
-            time.sleep(0.25)
+        _exclude(job, ",".join(sorted(exclude)))
 
 
-def _say(line: str) -> None:
-    sys.stderr.write(f"launch: {line}\n")
-    sys.stderr.flush()
+def _exclude(job: str, nodes: str) -> None:
+    command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"]
+    for _ in range(20):  # only a job that waits can be told so
+        if subprocess.run(command, capture_output=True).returncode == 0:
+            say(f"excluded: {nodes}")
+            return
+        time.sleep(0.25)
 
 
 def main() -> int:

@@ -12,12 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 
+from launch.arguments import make_parser
+from launch.console import say
 from launch.pipeline import Experiment, StageJob, listing, load_experiment
 from lt_train.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, run_cli
 
+PROGRAM = "python launch/local.py"
 
-def main() -> int:
-    arguments = _parse()
+
+def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Run what ``words`` (default: the process's) say; ``program`` stands in its usage."""
+    arguments = _parse(words, program)
     if arguments.list:
         sys.stdout.write(listing())
         return 0
@@ -29,15 +34,14 @@ def main() -> int:
     for number, stage in enumerate(experiment.stages, 1):
         what = f"stage {number}/{len(experiment.stages)}: {stage.name}"
         if stage.kind == "prepare" and stage.is_finished():
-            _say(f"{what}: finished, skipped ({stage.run_dir})")
+            say(f"{what}: finished, skipped ({stage.run_dir})")
             continue
         if stage.kind == "prepare":
-            _say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
+            say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
             _run_module("data_prep", stage.words)
             continue
-        _say(
-            f"{what} ({stage.config or shlex.join(stage.words)}), {ranks} rank(s), {stage.run_dir}"
-        )
+        command = stage.config or shlex.join(stage.words)
+        say(f"{what} ({command}), {ranks} rank(s), {stage.run_dir}")
         status = _run_ranks(stage, ranks)
         if status:
             return status
@@ -45,37 +49,18 @@ def main() -> int:
     return 0
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python launch/local.py",
-        description=(
-            "Run a config or a whole pipeline on this machine. The same command again goes on where"
-            " it stopped."
-        ),
-    )
-    parser.add_argument(
-        "experiment",
-        metavar="CONFIG_OR_PIPELINE",
-        nargs="?",
-        help="one that --list shows, or a path to a YAML file",
-    )
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline",
-    )
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="show all pipelines with their published errors, configs and methods, and exit",
+def _parse(words: list[str] | None, program: str) -> argparse.Namespace:
+    parser = make_parser(
+        program,
+        "Run a config or a whole pipeline on this machine. The same command again goes on where it"
+        " stopped.",
     )
     parser.add_argument(
         "--ranks",
         type=int,
         help="processes (default: one per GPU; without a GPU 2, or 1 on a single core)",
     )
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(words)
 
 
 def _ranks(wanted: int | None) -> int:
@@ -100,9 +85,8 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(
-        logging.CRITICAL
-    )  # the failing rank says what is wrong, in one line
+    # the failing rank says what is wrong, in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     config = LaunchConfig(
         min_nodes=1,
@@ -118,18 +102,16 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
         elastic_launch(config, sys.executable)("-m", "lt_train", *stage.command)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        if status not in (
-            EXIT_MISTAKE,
-            EXIT_PREEMPTED,
-        ):  # of those, the rank has said all there is to say
+        # of those, the rank has said all there is to say
+        if status not in (EXIT_MISTAKE, EXIT_PREEMPTED):
             name = f"signal {-status}" if status < 0 else f"exit status {status}"
-            _say(
+            say(
                 f"stage {stage.name} failed ({name}); the same command goes on from its last"
                 " checkpoint"
             )
         return abs(status)
     except SignalException as error:
-        _say(
+        say(
             f"stage {stage.name} stopped by {error.sigval.name}; the same command goes on from its"
             " last checkpoint"
         )
@@ -148,12 +130,7 @@ def _run_module(module: str, arguments: Sequence[str]) -> None:
 def _report(experiment: Experiment, seconds: float) -> None:
     if experiment.has_report:
         _run_module("lt_train", ["report", *experiment.report])
-    _say(f"{experiment.name} done in {seconds:.0f} s")
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"launch: {line}\n")
-    sys.stderr.flush()
+    say(f"{experiment.name} done in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -16,15 +16,12 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
+from lt_train.config.schema import Config
 from lt_train.errors import UserError
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
-KINDS = {
-    "config": "train",
-    "prepare": "prepare",
-    "score": "score",
-    "run": "run",
-}  # the key that a stage has -> its kind
+# the key that a stage has -> its kind
+KINDS = {"config": "train", "prepare": "prepare", "score": "score", "run": "run"}
 STAGE_KEYS = {
     **dict.fromkeys(KINDS, str),
     "after": list,
@@ -35,10 +32,8 @@ STAGE_KEYS = {
     "resources": dict,
 }
 ON_RANKS = ("evaluate", "posthoc", "pseudo_label")  # commands of lt_train that a run stage can be
-COMMANDS = {
-    "prepare": "data_prep",
-    "run": "lt_train",
-}  # kinds whose ``words`` are a command -> its module
+# kinds whose ``words`` are a command -> its module
+COMMANDS = {"prepare": "data_prep", "run": "lt_train"}
 
 
 @dataclass(frozen=True)
@@ -66,11 +61,14 @@ class StageJob:
         """The arguments of ``python -m lt_train`` (or, of a prepare stage, of ``python -m
         data_prep``).
         """
-        return (
-            self.words
-            if self.kind in COMMANDS
-            else (*(("score",) if self.kind == "score" else ()), self.config, *self.overrides)
-        )
+        if self.kind in COMMANDS:
+            return self.words
+        command = ("score",) if self.kind == "score" else ()
+        return (*command, self.config, *self.overrides)
+
+    def resolve(self) -> Config:
+        """The config of a train or score stage, with the overrides."""
+        return load_config(self.config, list(self.overrides))
 
     def is_finished(self) -> bool:
         """Whether it has left its last file, and a training run the very config: else its own
@@ -85,7 +83,7 @@ class StageJob:
             saved = Path(self.run_dir, "config.yaml").read_text()
         except (OSError, ValueError):
             return False
-        return has_result and saved == to_yaml(load_config(self.config, list(self.overrides)))
+        return has_result and saved == to_yaml(self.resolve())
 
 
 @dataclass(frozen=True)
@@ -114,29 +112,20 @@ def list_pipelines() -> list[tuple[str, str]]:
 
 
 def listing() -> str:
-    """Every pipeline with its reference error, every config and every method, a line each."""
+    """Every pipeline with its reference error, every config and every variant, a line each."""
     lines = ["pipelines, with the top-1 error in % that is published for them:"]
     for member in list_members(PIPELINE_DIR):
-        lines.append(
-            f"  {member.name:44}"
-            f" {'-' if member.reference is None else f'{member.reference:.2f}':>6} "
-            f" {member.description}"
-        )
+        reference = "-" if member.reference is None else f"{member.reference:.2f}"
+        lines.append(f"  {member.name:44} {reference:>6}  {member.description}")
+    lines += ["", "configs:"]
+    lines += [f"  {name:44} {description}" for name, description in list_configs()]
     lines += [
         "",
-        "configs:",
-        *(f"  {name:44} {description}" for name, description in list_configs()),
+        "variants, which go over any config and, as a word beside key=value, over every stage of a"
+        " pipeline:",
     ]
-    lines += [
-        "",
-        (
-            "methods, which go over any config and, as a word beside key=value, over every stage of"
-            " a pipeline:"
-        ),
-    ]
-    return "\n".join(
-        [*lines, *(f"  +{name:43} {description}" for name, description in list_variants()), ""]
-    )
+    lines += [f"  +{name:43} {description}" for name, description in list_variants()]
+    return "\n".join([*lines, ""])
 
 
 def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experiment:
@@ -149,13 +138,8 @@ def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experi
     if member is None:
         find_config(name, [pipeline for pipeline, _ in list_pipelines()])
         run_dir = load_config(name, overrides).run.dir + suffix
-        stage = StageJob(
-            Path(name).stem,
-            "train",
-            run_dir,
-            config=name,
-            overrides=(*overrides, f"run.dir={run_dir}"),
-        )
+        told = (*overrides, f"run.dir={run_dir}")
+        stage = StageJob(Path(name).stem, "train", run_dir, config=name, overrides=told)
         return Experiment(Path(name).stem + suffix, run_dir, (stage,), False)
     return make_experiment(member, overrides, suffix)
 
@@ -167,39 +151,41 @@ def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> E
     wanted = {
         stage: about for stage, about in member.stages.items() if _check_stage(stage, about, member)
     }
-    last = next(
-        (stage for stage in reversed(wanted) if "config" in wanted[stage]), None
-    )  # what a pipeline with parameters is for
+    trained = [stage for stage, about in wanted.items() if "config" in about]
     stages: dict[str, StageJob] = {}
     for stage, about in wanted.items():
         where = f"pipeline {name}, stage {stage}"
         unknown = [other for other in about.get("after", []) if other not in stages]
         if unknown:
             raise UserError(f"{where} comes after '{unknown[0]}', which is not a stage before it")
-        words = {
-            **member.words,
-            "here": root,
-            **{other: job.run_dir for other, job in stages.items()},
-        }
+        folders = {other: made.run_dir for other, made in stages.items()}
+        words = {**member.words, "here": root, **folders}
         run_dir = fill(about["dir"], words, where) + suffix if "dir" in about else f"{root}/{stage}"
-        own = [
-            item.removeprefix(f"{stage}:")
-            for item in overrides
-            if ":" not in item.split("=")[0] or item.startswith(f"{stage}:")
-        ]
+        own = _overrides_of(stage, overrides)
         if any(item.startswith("run.dir=") for item in own):
             raise UserError(
                 f"the stages of a pipeline live in {root}, where later ones look for them; run.dir"
                 " cannot be changed"
             )
-        stages[stage] = _make_stage(
-            stage,
-            about,
-            where,
-            run_dir,
-            words,
-            [*(_what_it_is(member, own) if stage == last else []), *own],
-        )
+        if stage in trained[-1:]:  # what a pipeline with parameters is for
+            own = [*_what_it_is(member, own), *own]
+        stages[stage] = _make_stage(stage, about, where, run_dir, words, own)
+    _check_targets(overrides, name, stages)
+    return Experiment(name + suffix, root, tuple(stages.values()), True)
+
+
+def _overrides_of(stage: str, overrides: list[str]) -> list[str]:
+    """Those for all stages, and the stage's own without its name."""
+    mine = f"{stage}:"
+    return [
+        item.removeprefix(mine)
+        for item in overrides
+        if ":" not in item.split("=")[0] or item.startswith(mine)
+    ]
+
+
+def _check_targets(overrides: list[str], name: str, stages: dict[str, StageJob]) -> None:
+    """A :class:`UserError` for an override of a stage that has no keys, or is not there."""
     for item in overrides:
         target, colon, _ = item.split("=")[0].partition(":")
         if colon and target not in stages:
@@ -211,7 +197,6 @@ def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> E
                 f"'{item}': stage {target} is a command of {COMMANDS[stages[target].kind]}, which"
                 " has no config keys"
             )
-    return Experiment(name + suffix, root, tuple(stages.values()), True)
 
 
 def _check_stage(stage: Any, about: Any, member: Member) -> bool:
@@ -228,8 +213,8 @@ def _check_stage(stage: Any, about: Any, member: Member) -> bool:
 
 
 def _what_it_is(member: Member, overrides: list[str]) -> list[str]:
-    """Keys by which a run tells more than its config's own description does; another method has not
-    the published error.
+    """Keys by which a run tells more than its config's own description does; a variant has not the
+    published error.
     """
     other = any(item.startswith("+") for item in overrides)
     reference = [] if member.reference is None or other else [f"reference_error={member.reference}"]
@@ -264,25 +249,15 @@ def _make_stage(
         if "set" in about:
             raise UserError(f"{where}: 'set' is for configs; a command takes options in its words")
         return _command_stage(name, key, fill(about[key], words, where), where, run_dir, common)
-    config, *methods = fill(about[key], words, where).split() or [""]
+    config, *variants = fill(about[key], words, where).split() or [""]
     settings = [
-        *methods,
-        *(
-            f"{option}={fill(str(value), words, where)}"
-            for option, value in about.get("set", {}).items()
-        ),
+        f"{option}={fill(str(value), words, where)}"
+        for option, value in about.get("set", {}).items()
     ]
-    if key == "config":
-        settings.insert(0, f"run.dir={run_dir}")
-    resolved = load_config(config, [*settings, *overrides])
-    return StageJob(
-        name,
-        KINDS[key],
-        resolved.run.dir,
-        config=config,
-        overrides=(*settings, *overrides),
-        **common,
-    )
+    folder = [f"run.dir={run_dir}"] if key == "config" else []
+    told = (*folder, *variants, *settings, *overrides)
+    run_dir = load_config(config, told).run.dir
+    return StageJob(name, KINDS[key], run_dir, config=config, overrides=told, **common)
 
 
 def _command_stage(

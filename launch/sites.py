@@ -18,10 +18,18 @@ from lt_train.errors import UserError, nearest
 SITE_FILE = Path("~/.config/lt-train/site.yaml")
 NETWORK_DEFAULTS = {  # of jobs on several nodes; the site file's `environment` goes over them
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
-    "TORCH_FR_BUFFER_SIZE": (
-        "2000"
-    ),  # the flight recorder: what every rank was doing when a collective hung
+    # the flight recorder: what every rank was doing when a collective hung
+    "TORCH_FR_BUFFER_SIZE": "2000",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+TIME = r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))"
+LEAST = {
+    "nodes": 1,
+    "cpus_per_gpu": 1,
+    "signal_before_end": 1,
+    "max_requeues": 0,
+    "cpu_ranks_per_node": 0,
+    "gpus_per_node": 0,
 }
 
 
@@ -45,12 +53,10 @@ class Site:
     max_requeues: int = 20  # restarts after time limits, preemptions and crashes
     signal_before_end: int = 180  # seconds before the time limit at which ranks save and leave
     setup: tuple[str, ...] = ()  # shell lines before anything runs, such as `module load cuda`
-    environment: dict[str, str] = field(
-        default_factory=dict
-    )  # of all ranks, such as NCCL_SOCKET_IFNAME
-    sbatch: dict[str, Any] = field(
-        default_factory=dict
-    )  # any other option of sbatch; true: one without a value
+    # of all ranks, such as NCCL_SOCKET_IFNAME
+    environment: dict[str, str] = field(default_factory=dict)
+    # any other option of sbatch; true: one without a value
+    sbatch: dict[str, Any] = field(default_factory=dict)
     python: Optional[str] = None  # how to start Python on the nodes; default: this interpreter
 
     @property
@@ -71,8 +77,8 @@ def load_site(file: Path | None, options: dict[str, Any]) -> Site:
     return apply(Site(), content, f"{path}: ", options)
 
 
-def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, Any] = {}) -> Site:  # noqa: B006
-    """``site`` with the values of ``content`` (errors begin with ``origin``) and then ``options``."""
+def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, Any]) -> Site:
+    """``site`` with ``content``, whose errors begin with ``origin``, and ``options`` over it."""
     known = [item.name for item in dataclasses.fields(Site)]
     for key in content:
         if key not in known:
@@ -88,26 +94,20 @@ def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, A
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise UserError(
-            f"{origin}{f'{key}: ' if key else ''}{str(error).splitlines()[0]}"
-        ) from error
+        where = f"{origin}{key}: " if key else origin
+        raise UserError(f"{where}{str(error).splitlines()[0]}") from error
     made = dataclasses.replace(made, setup=tuple(made.setup))
-    _check(
-        made,
-        {key: f"--{key.replace('_', '-')}" if key in given else f"{origin}{key}" for key in known},
-    )
+    names = {key: f"{origin}{key}" for key in known}
+    names |= {key: f"--{key.replace('_', '-')}" for key in given}
+    _check(made, names)
     return made
 
 
 def _check(site: Site, names: dict[str, str]) -> None:
     """What types cannot say; ``names`` are the keys as the user gave them."""
-    for least, keys in {
-        1: ("nodes", "cpus_per_gpu", "signal_before_end"),
-        0: ("max_requeues", "cpu_ranks_per_node", "gpus_per_node"),
-    }.items():
-        for key in keys:
-            if getattr(site, key) < least:
-                raise UserError(f"{names[key]} must be at least {least}, not {getattr(site, key)}")
+    for key, least in LEAST.items():
+        if getattr(site, key) < least:
+            raise UserError(f"{names[key]} must be at least {least}, not {getattr(site, key)}")
     if not site.ranks_per_node:
         raise UserError(
             f"{names['gpus_per_node']} is 0: give cpu_ranks_per_node for jobs without GPUs"
@@ -123,15 +123,12 @@ def parse_time(text: str, name: str = "time") -> int:
     """Minutes, rounded up, of Slurm's ``[[days-]hours:]minutes:seconds``, ``days-hours[:minutes]``
     or plain ``minutes``.
     """
-    match = re.fullmatch(
-        r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))", text
-    )
+    match = re.fullmatch(TIME, text)
     if not match:
         raise UserError(f"{name} must be HH:MM:SS, D-HH:MM:SS or minutes, not '{text}'")
     days, *parts = (int(part or 0) for part in match.groups())
-    hours, minutes, seconds = (
-        after_days + alone for after_days, alone in zip(parts[:3], parts[3:6])
-    )
+    with_days, without = parts[:3], parts[3:6]  # one of them zeros
+    hours, minutes, seconds = map(sum, zip(with_days, without))
     total = (days * 24 + hours) * 60 + minutes + parts[6] + -(-seconds // 60)
     if total < 1:
         raise UserError(f"{name} must be at least a minute, not '{text}'")
@@ -140,9 +137,7 @@ def parse_time(text: str, name: str = "time") -> int:
 
 def environment(site: Site) -> dict[str, str]:
     """What the jobs' shells export."""
-    ranks_cores = {"OMP_NUM_THREADS": str(site.cpus_per_gpu)}
-    return {
-        **ranks_cores,
-        **(NETWORK_DEFAULTS if site.nodes > 1 else {}),
-        **{key: os.path.expandvars(value) for key, value in site.environment.items()},
-    }
+    cores = {"OMP_NUM_THREADS": str(site.cpus_per_gpu)}
+    network = NETWORK_DEFAULTS if site.nodes > 1 else {}
+    own = {key: os.path.expandvars(value) for key, value in site.environment.items()}
+    return {**cores, **network, **own}

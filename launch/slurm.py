@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from launch.arguments import make_parser
+from launch.batch import script
 from launch.cluster import require_slurm
+from launch.console import results, show
 from launch.pipeline import COMMANDS, Experiment, StageJob, listing, load_experiment
 from launch.sites import SITE_FILE, Site, load_site
 from launch.snapshot import take_snapshot
@@ -21,7 +22,6 @@ from launch.submission import (
     Submitted,
     new_folder,
     next_folder,
-    script,
     site_of,
     submit,
     submit_call,
@@ -42,13 +42,27 @@ OPTIONS = {  # of a job; the site file has the same names
     "time": (str, "limit of one job, HH:MM:SS; a longer run goes on in the next"),
     "max_requeues": (int, "restarts after time limits, preemptions and crashes"),
 }
-console = Console(soft_wrap=True)
+SWITCHES = {
+    "dry_run": "print the batch scripts and submit nothing",
+    "follow": "stay, and show progress until all jobs have ended",
+    "check": (
+        "no experiment: test network, file system, DALI, clocks and versions of --nodes machines"
+    ),
+    "benchmark": (
+        "measure the config on 1, 2, 4, ... --nodes machines: a table with scaling efficiency"
+    ),
+}
+# how lines of the check's log begin that others wrote
+NOT_OF_THE_CHECK = ("submitit ", "srun: ", "slurmstepd: ", "launch: ")
+PROGRAM = "python launch/slurm.py"
 
 
-def main() -> int:
-    if sys.argv[1:2] in (["status"], ["cancel"]):
-        return _manage(sys.argv[1], sys.argv[2:])
-    arguments = _parse()
+def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
+    """Do what ``words`` (default: the process's) say; ``program`` stands in its usage."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] in (["status"], ["cancel"]):
+        return _manage(words[0], words[1:], program)
+    arguments = _parse(words, program)
     if arguments.list:
         sys.stdout.write(listing())
         return 0
@@ -81,7 +95,7 @@ def main() -> int:
         return 0
     from launch.status import follow
 
-    completed = follow(stages, console)
+    completed = follow(stages, results)
     for experiment in experiments if completed else []:
         if experiment.has_report:
             subprocess.run(
@@ -90,30 +104,11 @@ def main() -> int:
     return 0 if completed else 1
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python launch/slurm.py",
-        description=(
-            "Submit a config, or a pipeline as a chain of jobs, to Slurm. The same command again"
-            " goes on with what is not finished. Also: status RUN_DIR, cancel RUN_DIR."
-        ),
-    )
-    parser.add_argument(
-        "experiment",
-        metavar="CONFIG_OR_PIPELINE",
-        nargs="?",
-        help="one that --list shows, or a path to a YAML file",
-    )
-    parser.add_argument(
-        "overrides",
-        metavar="key=value",
-        nargs="*",
-        help="or +METHOD, for every stage; STAGE:key=value for one stage of a pipeline",
-    )
-    parser.add_argument(
-        "--list",
-        action="store_true",
-        help="show all pipelines with their published errors, configs and methods, and exit",
+def _parse(words: list[str], program: str) -> argparse.Namespace:
+    parser = make_parser(
+        program,
+        "Submit a config, or a pipeline as a chain of jobs, to Slurm. The same command again goes"
+        " on with what is not finished. Also: status RUN_DIR, cancel RUN_DIR.",
     )
     for name, (kind, text) in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
@@ -129,32 +124,15 @@ def _parse() -> argparse.Namespace:
         help="once for each seed from A to B, each in a folder of its own",
     )
     parser.add_argument("--after", metavar="JOBID", help="start when this job has completed")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the batch scripts and submit nothing"
-    )
-    parser.add_argument(
-        "--follow", action="store_true", help="stay, and show progress until all jobs have ended"
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help=(
-            "no experiment: test network, file system, DALI, clocks and versions of --nodes"
-            " machines"
-        ),
-    )
-    parser.add_argument(
-        "--benchmark",
-        action="store_true",
-        help="measure the config on 1, 2, 4, ... --nodes machines: a table with scaling efficiency",
-    )
+    for name, text in SWITCHES.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
     parser.add_argument(
         "--seconds",
         type=float,
         default=3.0,
         help="with --benchmark: about how long each measurement takes (default: 3)",
     )
-    return parser.parse_intermixed_args()
+    return parser.parse_intermixed_args(words)
 
 
 def _seeds(text: str | None) -> list[tuple[list[str], str]]:
@@ -178,21 +156,21 @@ def _submit(
     stages = submit(experiment, site, options, after, others)
     for stage, job in zip(experiment.stages, stages):
         if not job.job:
-            _say(f"{stage.name}: finished, skipped ({job.run_dir})")
+            show(f"{stage.name}: finished, skipped ({job.run_dir})")
             continue
-        _say(
+        show(
             f"{stage.name}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)};"
             f" {job.run_dir}"
         )
-        _say(f"  log: tail -F {job.logs}")
-    _say(f"status: python launch/slurm.py status {experiment.root}")
+        show(f"  log: tail -F {job.logs}")
+    show(f"status: python launch/slurm.py status {experiment.root}")
     return stages
 
 
 def _ranks(stage: StageJob, ranks: int) -> str:
     if stage.kind in COMMANDS:
         return f"{stage.tasks} task(s)" if stage.kind == "prepare" else f"{ranks} rank(s)"
-    size = load_config(stage.config, list(stage.overrides)).global_batch_size
+    size = stage.resolve().global_batch_size
     local = f"{size // ranks}" + (f" to {-(-size // ranks)}" if size % ranks else "")
     return f"{ranks} rank(s), global batch {size}, {local} a rank"
 
@@ -202,18 +180,16 @@ def _dry_run(
 ) -> None:
     folder = next_folder(Path(experiment.root).resolve())
     for key, value in dataclasses.asdict(site).items():
-        _say(f"# site {key}: {value}")
+        show(f"# site {key}: {value}")
     unfinished = {stage.name for stage in experiment.stages if not stage.is_finished()}
     for stage in experiment.stages:
         mine = site_of(stage, experiment, site, options)
         waits = f", after {', '.join(stage.after)}" if stage.after else ""
-        _say(
-            f"\n# stage {stage.name}{waits}:"
-            f" {folder / stage.name if stage.name in unfinished else 'finished, would be skipped'}"
-        )
-        _say(f"# python -m {COMMANDS.get(stage.kind, 'lt_train')} {shlex.join(stage.command)}")
+        goes_to = folder / stage.name if stage.name in unfinished else "finished, would be skipped"
+        show(f"\n# stage {stage.name}{waits}: {goes_to}")
+        show(f"# python -m {COMMANDS.get(stage.kind, 'lt_train')} {shlex.join(stage.command)}")
         jobs = [f"<job of {name}>" for name in stage.after if name in unfinished]
-        _say(script(stage, mine, folder, jobs or ([after] if after else [])))
+        show(script(stage, mine, folder, jobs or ([after] if after else [])))
 
 
 def _check(site: Site) -> int:
@@ -224,19 +200,15 @@ def _check(site: Site) -> int:
     folder = new_folder(Path("runs/check").resolve())
     take_snapshot(folder / "code")
     submitted = submit_call("check", job.check, [str(folder)], site, folder, [])
-    _say(
+    show(
         f"check: job {submitted.job}, {submitted.nodes} node(s), {submitted.ranks} rank(s), log"
         f" {submitted.logs}"
     )
     state = wait([submitted.job])[submitted.job]
-    lines = (
-        Path(submitted.logs).read_text(errors="replace").splitlines()
-        if Path(submitted.logs).exists()
-        else []
-    )
-    for line in lines:
-        if not line.startswith(("submitit ", "srun: ", "slurmstepd: ", "launch: ")):
-            _say(line)
+    log = Path(submitted.logs)
+    for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
+        if not line.startswith(NOT_OF_THE_CHECK):
+            show(line)
     if state != "COMPLETED":
         raise UserError(f"the check ended as {state}; see {submitted.logs}")
     return 0
@@ -251,67 +223,45 @@ def _benchmark(config: str, overrides: list[str], seconds: float, site: Site) ->
     load_config(config, overrides)  # a mistake is told before anything waits in a queue
     folder = new_folder(Path(f"runs/benchmark-{Path(config).stem}").resolve())
     take_snapshot(folder / "code")
-    counts = sorted(
-        {
-            *(2**power for power in range(site.nodes.bit_length()) if 2**power <= site.nodes),
-            site.nodes,
-        }
-    )
+    powers = {2**power for power in range(site.nodes.bit_length())}  # none above the number itself
+    counts = sorted(powers | {site.nodes})
     submitted: list[Submitted] = []
     for count in counts:
-        words = [
-            config,
-            *overrides,
-            "--seconds",
-            str(seconds),
-            "--json",
-            str(folder / f"{count}.json"),
-        ]
+        options = ["--seconds", str(seconds), "--json", str(folder / f"{count}.json")]
+        words = [config, *overrides, *options]
         mine = dataclasses.replace(site, nodes=count)
         # one after the other: they would share the network
-        submitted.append(
-            submit_call(
-                f"benchmark-{count}",
-                job.benchmark,
-                words,
-                mine,
-                folder,
-                [done.job for done in submitted[-1:]],
-            )
-        )
-        _say(f"{count} node(s): job {submitted[-1].job}, log {submitted[-1].logs}")
+        before = [done.job for done in submitted[-1:]]
+        made = submit_call(f"benchmark-{count}", job.benchmark, words, mine, folder, before)
+        submitted.append(made)
+        show(f"{count} node(s): job {made.job}, log {made.logs}")
     states = wait([done.job for done in submitted])
     failed = [
         f"{done.name} ({states[done.job]}, {done.logs})"
         for done in submitted
         if states[done.job] != "COMPLETED"
     ]
-    show_scaling(
-        {count: folder / f"{count}.json" for count in counts}, folder / "scaling.md", console
-    )
+    files = {count: folder / f"{count}.json" for count in counts}
+    show_scaling(files, folder / "scaling.md", results)
     if failed:
         raise UserError(f"did not complete: {', '.join(failed)}")
     return 0
 
 
-def _manage(action: str, words: list[str]) -> int:
-    from launch.status import cancel, show
+def _manage(action: str, words: list[str], program: str) -> int:
+    from launch.status import cancel, show_stages
 
-    parser = argparse.ArgumentParser(prog=f"python launch/slurm.py {action}")
+    parser = argparse.ArgumentParser(prog=f"{program} {action}")
     parser.add_argument(
         "run_dir", type=Path, metavar="RUN_DIR", help="the folder of the experiment"
     )
     root = parser.parse_args(words).run_dir
     if action == "status":
-        show(root, console)
+        show_stages(root, results)
     else:
         jobs = cancel(root)
-        _say(f"cancelled: {', '.join(jobs)}" if jobs else f"no job of {root} is in the queue")
+        show(f"cancelled: {', '.join(jobs)}" if jobs else f"no job of {root} is in the queue")
     return 0
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

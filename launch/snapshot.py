@@ -6,10 +6,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from lt_train.config.load import CONFIG_DIR
 from lt_train.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("launch", "lt_train", "data_prep", "configs")
+PACKAGES = ["launch", "lt_train", "data_prep"]
+if CONFIG_DIR.parent == ROOT:  # of an installed package they lie in lt_train
+    PACKAGES.append("configs")
 
 
 def take_snapshot(target: Path) -> str:
@@ -17,20 +20,21 @@ def take_snapshot(target: Path) -> str:
 
     Returns the commit, or "unknown".
     """
+    commit = changes = ""
+    # an installed package may lie in a folder of somebody's repository, which does not track it
+    if _git("ls-files", "--", *PACKAGES):
+        commit = _git("rev-parse", "HEAD").strip()
+        changes = _git("diff", "HEAD", "--", *PACKAGES)
+        changes += _git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
     try:
         for name in PACKAGES:
-            shutil.copytree(
-                ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__")
-            )
-        commit = _git("rev-parse", "HEAD").strip() or "unknown"
-        (target / "commit.txt").write_text(f"{commit}\n")
-        (target / "changes.diff").write_text(
-            _git("diff", "HEAD", "--", *PACKAGES)
-            + _git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
-        )
+            without = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, target / name, ignore=without)
+        (target / "commit.txt").write_text(f"{commit or 'unknown'}\n")
+        (target / "changes.diff").write_text(changes)
     except OSError as error:
         raise UserError(f"cannot copy the code to {target}: {error.strerror or error}") from error
-    return commit
+    return commit or "unknown"
 
 
 def _git(*arguments: str) -> str:

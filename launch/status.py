@@ -13,6 +13,7 @@ from launch.cluster import is_live, job_states, slurm
 from launch.submission import Submitted, own_jobs, read_submission
 from lt_train.errors import UserError
 
+COLUMNS = ("stage", "job", "state", "restarts", "step", "images/s", "left")
 POLL_SECONDS = 5.0
 SETTLE_SECONDS = 30.0  # a job that is requeued can look as if it had ended for so long ...
 FINAL = {"COMPLETED", "CANCELLED", "TIMEOUT", "DEADLINE"}  # ... but not so
@@ -40,42 +41,20 @@ def read_progress(run_dir: str) -> Progress | None:
         return None
 
 
-def show(root: Path, console: Console) -> None:
+def show_stages(root: Path, console: Console) -> None:
     """Print a line a stage: job, state, restarts, progress."""
     stages = _stages(root)
     states = job_states([stage.job for stage in stages if stage.job])
-    table = Table(
-        "stage",
-        "job",
-        "state",
-        "restarts",
-        "step",
-        "images/s",
-        "left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+    table = Table(*COLUMNS, box=SIMPLE_HEAD, pad_edge=False)
     for stage in stages:
         state, restarts = states.get(stage.job, ("finished before", 0))
         progress = read_progress(stage.run_dir) if stage.kind == "train" else None
-        step, rate, left = (
-            (
-                f"{progress.step:,}/{progress.last_step:,}",
-                f"{progress.images_per_s:,.0f}",
-                duration(progress.seconds_left),
-            )
-            if progress
-            else ("", "", "")
-        )
-        table.add_row(
-            stage.name,
-            stage.job or "-",
-            state,
-            str(restarts),
-            step,
-            rate,
-            left if is_live(state) else "",
-        )
+        step = rate = left = ""
+        if progress:
+            step = f"{progress.step:,}/{progress.last_step:,}"
+            rate = f"{progress.images_per_s:,.0f}"
+            left = duration(progress.seconds_left) if is_live(state) else ""
+        table.add_row(stage.name, stage.job or "-", state, str(restarts), step, rate, left)
     console.print(table)
     for stage in stages:
         if stage.logs:
@@ -98,9 +77,7 @@ def cancel(root: Path) -> list[str]:
 
 def follow(stages: list[Submitted], console: Console) -> bool:
     """Print states and progress as they change until all jobs have ended; whether all completed."""
-    by_job = {
-        stage.job: stage for stage in stages if stage.job
-    }  # seeds share jobs that prepare data
+    by_job = {stage.job: stage for stage in stages if stage.job}  # seeds may share some
     shown: dict[str, str] = {}
     ended_at = None
     while True:
@@ -123,13 +100,11 @@ def follow(stages: list[Submitted], console: Console) -> bool:
 
 
 def _line(stage: Submitted, state: str, restarts: int) -> str:
-    line = f"{stage.name} (job {stage.job}): {state}" + (
-        f", restart {restarts}" if restarts else ""
-    )
-    progress = (
-        read_progress(stage.run_dir) if stage.kind == "train" and state == "RUNNING" else None
-    )
-    if progress:
+    line = f"{stage.name} (job {stage.job}): {state}"
+    if restarts:
+        line += f", restart {restarts}"
+    trains = stage.kind == "train" and state == "RUNNING"
+    if trains and (progress := read_progress(stage.run_dir)):
         line += (
             f", step {progress.step}/{progress.last_step}, {progress.images_per_s:,.0f} images/s,"
             f" {duration(progress.seconds_left)} left"

@@ -1,54 +1,16 @@
-"""Pipelines with parameters: their members, what stands in braces, stages that run a command, and
-what --list shows.
-"""
-
-import subprocess
-import sys
-from pathlib import Path
+"""Pipelines with parameters: their members, what stands in braces, stages that run a command."""
 
 import pytest
 
-from launch import local, pipeline
-from launch.pipeline import load_experiment
+from launch import pipeline
 from lt_train.config.load import load_config
-from lt_train.errors import UserError, exit_status
-
-ROOT = Path(__file__).parents[2]
-HEAD = """\
-name: "{data}_{method}"
-description: "{title}, {method}: a trial"
-parameters:
-  data: {demo: {title: Drawn objects, options: "--out {sets}/{data}"}, other: {title: Others, options: "--seed 1 --out o"}}
-  method: [ce, focal]
-reference:
-  demo: {ce: 12.5}
-"""
-STAGES = """\
-stages:
-  labeled: {prepare: "demo {options}"}
-  before: {config: moco_demo, after: [labeled], set: {data.root: "{labeled}"}, dir: "runs/{data}/before"}
-  train: {config: "classifier_demo +{method}", after: [before], set: {model.init_from: "{before}"}}
-  heads: {run: "heads {train} --out {here}/heads", after: [train], when: {method: [ce]}, resources: {nodes: 1}}
-"""
-
-
-@pytest.fixture
-def grid(tmp_path, monkeypatch):
-    """Function that writes a file "trial" of pipelines and loads a pipeline by its name."""
-    monkeypatch.setattr(pipeline, "PIPELINE_DIR", tmp_path)
-
-    def load(
-        name: str, text: str = HEAD + STAGES, overrides: tuple[str, ...] = (), suffix: str = ""
-    ):
-        (tmp_path / "trial.yaml").write_text(text)
-        return load_experiment(name, list(overrides), suffix)
-
-    return load
+from lt_train.errors import UserError
+from tests.launch.helpers import HEAD, STAGES
 
 
 def test_a_member_is_an_ordinary_pipeline(grid):
     experiment = grid("demo_ce", overrides=("compress=2", "train:seed=3"), suffix="-seed3")
-    labeled, before, train, heads = experiment.stages
+    labeled, before, train, posthoc = experiment.stages
     assert (experiment.name, experiment.root, experiment.has_report) == (
         "demo_ce-seed3",
         "runs/demo_ce-seed3",
@@ -79,12 +41,12 @@ def test_a_member_is_an_ordinary_pipeline(grid):
         11,
         root,
     )
-    assert (heads.kind, heads.after, heads.resources) == (
+    assert (posthoc.kind, posthoc.after, posthoc.resources) == (
         "run",
         ("train",),
         {"nodes": 1},
-    ) and not heads.is_finished()
-    assert heads.command == ("heads", root, "--out", "runs/demo_ce-seed3/heads")
+    ) and not posthoc.is_finished()
+    assert posthoc.command == ("posthoc", root, "--out", "runs/demo_ce-seed3/posthoc")
 
 
 def test_members_differ_by_their_values(grid):
@@ -153,48 +115,52 @@ def test_a_wrong_name_is_one_line_with_the_nearest(grid, name, words):
             r"stage labeled: cannot fill in 'demo \{option\}'",
         ),
         (
-            "heads {train} --out {here}",
-            "heads {trian} --out {here}",
-            r"stage heads: cannot fill in .*of .*here, labeled, before, train$",
+            "posthoc {train} --out {here}",
+            "posthoc {trian} --out {here}",
+            r"stage posthoc: cannot fill in .*of .*here, labeled, before, train$",
         ),
-        ("heads {train} --out {here}", "heads {train --out {here}", "stage heads: cannot fill in"),
         (
-            'run: "heads {train} --out {here}/heads"',
+            "posthoc {train} --out {here}",
+            "posthoc {train --out {here}",
+            "stage posthoc: cannot fill in",
+        ),
+        (
+            'run: "posthoc {train} --out {here}/posthoc"',
             'run: ""',
-            "stage heads: run must be one of evaluate, heads, pseudo_label",
+            "stage posthoc: run must be one of evaluate, posthoc, pseudo_label",
         ),
         (
-            '{run: "heads {train} --out {here}/heads"',
-            '{run: "heads", set: {seed: 1}',
-            "stage heads: 'set' is for configs",
+            '{run: "posthoc {train} --out {here}/posthoc"',
+            '{run: "posthoc", set: {seed: 1}',
+            "stage posthoc: 'set' is for configs",
         ),
         (
-            '{run: "heads {train} --out {here}/heads"',
-            '{run: "heads", tasks: 2',
-            "stage heads: tasks",
+            '{run: "posthoc {train} --out {here}/posthoc"',
+            '{run: "posthoc", tasks: 2',
+            "stage posthoc: tasks",
         ),
         (
-            '{run: "heads {train} --out {here}/heads"',
-            '{run: "heads", dir: x',
-            "stage heads: only a stage with a config has a dir",
+            '{run: "posthoc {train} --out {here}/posthoc"',
+            '{run: "posthoc", dir: x',
+            "stage posthoc: only a stage with a config has a dir",
         ),
         (
             "when: {method: [ce]}",
             "when: {metod: [ce]}",
-            "stage heads: when must give lists of values",
+            "stage posthoc: when must give lists of values",
         ),
         (
             "when: {method: [ce]}",
             "when: {method: [cee]}",
-            "stage heads: 'cee' in its when is no value of method",
+            "stage posthoc: 'cee' in its when is no value of method",
         ),
         (
             "when: {method: [ce]}",
             "when: {method: ce}",
-            "stage heads: when must give lists of values",
+            "stage posthoc: when must give lists of values",
         ),
         ("  labeled: {", "  data: {", r"\{data\} is a parameter or a word already"),
-        ("+{method}", "+{method}x", "no method '\\+cex', did you mean 'ce'"),
+        ("+{method}", "+{method}x", "no variant '\\+cex', did you mean 'ce'"),
         ("config: moco_demo", 'config: "moco_{method}"', "no config 'moco_ce'"),
     ],
 )
@@ -214,84 +180,11 @@ def test_two_files_cannot_have_members_of_one_name(grid, tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("heads:seed=1", "stage heads is a command of lt_train, which has no config keys"),
+        ("posthoc:seed=1", "stage posthoc is a command of lt_train, which has no config keys"),
         ("labeled:seed=1", "a command of data_prep"),
-        ("haeds:seed=1", "no stage 'haeds'"),
+        ("posthok:seed=1", "no stage 'posthok'"),
     ],
 )
 def test_commands_have_no_keys_to_override(grid, override, words):
     with pytest.raises(UserError, match=words):
         grid("demo_ce", overrides=(override,))
-
-
-# --- what is shown and run on this machine
-
-
-def call(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["launch/local.py", *words])
-    return exit_status("launch/local.py", local.main), *capsys.readouterr()
-
-
-def test_list_shows_all_members_with_their_references_configs_and_methods(monkeypatch, capsys):
-    status, out, errors = call(monkeypatch, capsys, "--list")
-    lines = [line.split(maxsplit=2) for line in out.splitlines()]
-    assert (status, errors) == (0, "")
-    assert [
-        "cifar10_lt_rotation_ldam_drw_100",
-        "22.17",
-        "CIFAR-10-LT at ratio 100, ldam_drw after rotation pre-training",
-    ] in lines
-    assert ["svhn_lt_focal_10", "-", "SVHN-LT at ratio 10, focal from scratch"] in lines
-    assert any(line[:1] == ["classifier_cifar10_lt"] for line in lines) and any(
-        line[:1] == ["+mixup"] for line in lines
-    )
-
-
-def test_help_stays_short_and_a_name_is_needed(monkeypatch, capsys):
-    assert call(monkeypatch, capsys) == (
-        2,
-        "",
-        "launch/local.py: error: name a config or a pipeline, or give --list\n",
-    )
-    for program in ("local", "slurm"):
-        said = subprocess.run(
-            [sys.executable, ROOT / "launch" / f"{program}.py", "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        assert "--list" in said and "moco_demo" not in said
-
-
-def test_stages_run_in_order_with_their_commands_and_prepared_sets_are_left(
-    grid, monkeypatch, capsys, tmp_path
-):
-    """Ranks and data_prep are stand-ins here: the integration tests run them."""
-    grid("demo_ce")
-    monkeypatch.chdir(tmp_path)
-    ran = []
-    monkeypatch.setattr(
-        local, "_run_ranks", lambda stage, ranks: ran.append(stage.command[:2]) or 0
-    )
-    monkeypatch.setattr(local, "_run_module", lambda module, words: ran.append((module, *words)))
-    assert call(monkeypatch, capsys, "demo_ce", "--ranks", "1")[0] == 0
-    start, *trained, heads, report = ran
-    assert start == ("data_prep", "demo", "--out", "data/demo") and [
-        config for config, _ in trained
-    ] == ["moco_demo", "classifier_demo"]
-    assert heads == ("heads", "runs/demo_ce/train") and report == (
-        "lt_train.report",
-        "runs/demo_ce",
-        "runs/demo/before",
-        "--out",
-        "runs/demo_ce",
-    )
-    (tmp_path / "data" / "demo").mkdir(parents=True)
-    (tmp_path / "data" / "demo" / "dataset.json").write_text("{}")
-    ran.clear()
-    _, _, said = call(monkeypatch, capsys, "demo_ce", "--ranks", "1")
-    assert "stage 1/4: labeled: finished, skipped (data/demo)" in said and ran == [
-        *trained,
-        heads,
-        report,
-    ]

@@ -24,18 +24,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def slurm_job(tmp_path, monkeypatch):
-    """Job 71 on n1 and n2. Function that sets its restart count and returns its folder of attempts."""
-    nodes, refusal = (
-        'if [ "$1" = show ]; then echo n1; echo n2; fi',
-        f"[ -e {tmp_path}/waits ] || {{ touch {tmp_path}/waits; exit 1; }}",
-    )
-    stub(
-        tmp_path,
-        "scontrol",
-        f'echo "$@" >> {tmp_path}/asked',
-        nodes,
-        f'[ "$1" != update ] || {refusal}',
-    )
+    """Job 71 on n1 and n2. Function: its folder of attempts, at a restart count."""
+    record = f'echo "$@" >> {tmp_path}/asked'
+    nodes = 'if [ "$1" = show ]; then echo n1; echo n2; fi'
+    refusal = f"[ -e {tmp_path}/waits ] || {{ touch {tmp_path}/waits; exit 1; }}"
+    stub(tmp_path, "scontrol", record, nodes, f'[ "$1" != update ] || {refusal}')
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for name, value in {
         "JOB_ID": "71",

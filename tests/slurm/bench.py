@@ -1,4 +1,4 @@
-"""What the tests do on the cluster: submit from a folder, disturb, wait, and look at what is left."""
+"""What tests do on the cluster: submit from a folder, disturb, wait, look at what is left."""
 
 import os
 import signal
@@ -11,7 +11,17 @@ import torch
 from tests.slurm.cluster import Cluster, wait_for
 
 ROOT = Path(__file__).parents[2]
+ON_THE_WAY = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "NODE_FAIL", "PREEMPTED")
+RANK = "submitit.core._submit"  # stands in the command line of every rank
 LIMIT = 240.0  # seconds that anything on the cluster may take
+SMALL = (
+    "global_batch_size=16",
+    "view.size=32",
+    "eval_view.size=32",
+    "eval_view.resize=36",
+    "run.log_every=1",
+    "run.checkpoint_every=5",
+)
 SITE = """\
 cpu_ranks_per_node: 1
 cpus_per_gpu: 1
@@ -30,10 +40,8 @@ def processes_of(text: str) -> list[str]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and int(folder.name) != os.getpid():
             try:
-                command, environment = (
-                    (folder / "cmdline").read_bytes(),
-                    (folder / "environ").read_bytes(),
-                )
+                command = (folder / "cmdline").read_bytes()
+                environment = (folder / "environ").read_bytes()
             except OSError:
                 continue
             if text.encode() in command or text.encode() in environment:
@@ -49,21 +57,13 @@ class Bench:
         (folder / "site.yaml").write_text(SITE)
 
     def settings(self, epochs: float = 12) -> list[str]:
-        """Of a small run of the demo's classifier: 1.3 steps of 16 images an epoch and image size."""
-        small = (
-            "global_batch_size=16",
-            "view.size=32",
-            "eval_view.size=32",
-            "eval_view.resize=36",
-            "run.log_every=1",
-            "run.checkpoint_every=5",
-        )
+        """Of a small run of the demo's classifier on 16 images a step."""
         return [
             "classifier_demo",
             f"data.root={self.data}",
             "run.dir=run",
             f"epochs={epochs}",
-            *small,
+            *SMALL,
         ]
 
     def launch(self, *arguments: str, code: Path = ROOT, status: int = 0) -> str:
@@ -96,24 +96,16 @@ class Bench:
 
         def ended() -> bool:
             last = (self.records(job) or [""])[-1].split()[:1]
-            assert (
-                not last
-                or last[0] == state
-                or last[0]
-                in ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "NODE_FAIL", "PREEMPTED")
-            ), self.log()
+            assert not last or last[0] in (state, *ON_THE_WAY), self.log()
             return last == [state]
 
         wait_for(ended, f"job {job}: {state}; {self.records(job)}", LIMIT, 0.5)
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the run has logged a step beyond a checkpoint."""
+        checkpoints = self.folder / "run" / "checkpoints"
         wait_for(
-            lambda: (
-                self.step() >= step and any((self.folder / "run" / "checkpoints").glob("step-*"))
-            ),
-            f"step {step}",
-            LIMIT,
+            lambda: self.step() >= step and any(checkpoints.glob("step-*")), f"step {step}", LIMIT
         )
 
     def step(self) -> int:
@@ -134,30 +126,24 @@ class Bench:
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 try:
-                    if text in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(
-                        errors="replace"
-                    ):
-                        found.append(int(folder.name))
+                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 except OSError:
                     continue
+                if text in words.decode(errors="replace"):
+                    found.append(int(folder.name))
         return sorted(found)
 
     def kill_rank_on(self, node: str) -> None:
         """SIGKILL the rank that runs on a node."""
-        for pid in self.pids("submitit.core._submit"):
+        for pid in self.pids(RANK):
             try:
-                environment = dict(
-                    entry.split("=", 1)
-                    for entry in Path(f"/proc/{pid}/environ").read_text().split("\0")
-                    if "=" in entry
-                )
+                entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
             except OSError:
                 continue
-            if (
-                environment.get("SLURMD_NODENAME") == node
-                and "SLURM_PROCID" in environment
-                and str(self.folder) in environment.get("PYTHONPATH", "")
-            ):
+            environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+            on_node = environment.get("SLURMD_NODENAME") == node
+            is_rank = on_node and "SLURM_PROCID" in environment
+            if is_rank and str(self.folder) in environment.get("PYTHONPATH", ""):
                 os.kill(pid, signal.SIGKILL)
                 return
         raise AssertionError(f"no rank on {node}")
@@ -170,10 +156,8 @@ class Bench:
 def state_of(run: Path) -> dict[str, torch.Tensor]:
     newest = sorted((run / "checkpoints").glob("step-*"))[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
-    return {
-        **state["stage"],
-        **{
-            f"momentum.{key}": entry["momentum_buffer"]
-            for key, entry in state["optimizer"]["state"].items()
-        },
+    momenta = {
+        f"momentum.{key}": entry["momentum_buffer"]
+        for key, entry in state["optimizer"]["state"].items()
     }
+    return {**state["method"], **momenta}

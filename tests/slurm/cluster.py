@@ -61,8 +61,9 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={accounting}
 AccountingStoragePass={root}/run/munge.sock
 {nodes}
-PartitionName=normal Nodes=n[1-{number}] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
-PartitionName=urgent Nodes=n[1-{number}] MaxTime=INFINITE State=UP PriorityTier=9 PreemptMode=OFF
+PartitionName=DEFAULT Nodes=n[1-{number}] MaxTime=INFINITE State=UP
+PartitionName=normal Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
+PartitionName=urgent PriorityTier=9 PreemptMode=OFF
 """
 NODE = (
     "NodeName={name} NodeAddr={address} NodeHostname={name} Port={port} CPUs=8 Boards=1"
@@ -96,14 +97,8 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
-        for name in (
-            "etc",
-            "run",
-            "log",
-            "state",
-            "dev",
-            *(f"spool/{node}" for node in self.nodes),
-        ):
+        spools = [f"spool/{node}" for node in self.nodes]
+        for name in ("etc", "run", "log", "state", "dev", *spools):
             (self.root / name).mkdir(parents=True)
         self.root.chmod(0o755)  # munged refuses a folder that others cannot enter
         self._configure()
@@ -129,13 +124,8 @@ class Cluster:
 
     def wait_until_idle(self) -> None:
         """Wait for all nodes to be up and free."""
-        wait_for(
-            lambda: (
-                self.run("sinfo", "-h", "-p", "normal", "-N", "-o", "%T").split()
-                == ["idle"] * len(self.nodes)
-            ),
-            "idle nodes",
-        )
+        states, idle = ("sinfo", "-h", "-p", "normal", "-N", "-o", "%T"), ["idle"] * len(self.nodes)
+        wait_for(lambda: self.run(*states).split() == idle, "idle nodes")
 
     def clear(self) -> None:
         """Cancel all jobs and bring all nodes back."""
@@ -187,10 +177,8 @@ class Cluster:
         (etc / "cgroup.conf").write_text(
             "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\nConstrainDevices=no\n"
         )
-        (etc / "hosts").write_text(
-            Path("/etc/hosts").read_text()
-            + "".join(f"{address} {node}\n" for node, address in addresses.items())
-        )
+        named = "".join(f"{address} {node}\n" for node, address in addresses.items())
+        (etc / "hosts").write_text(Path("/etc/hosts").read_text() + named)
         (etc / "slurmdbd.conf").write_text(
             DBD_CONF.format(root=self.root, accounting=self.accounting)
         )
@@ -201,9 +189,15 @@ class Cluster:
     def _start_accounting(self) -> None:
         root = self.root
         self._spawn(
-            "munged", "munged", "-F", f"--socket={root}/run/munge.sock", f"--key-file={root}/etc/munge.key", f"--pid-file={root}/run/munged.pid",
-            f"--log-file={root}/log/munged.log", f"--seed-file={root}/run/munged.seed",
-        )  # fmt: skip
+            "munged",
+            "munged",
+            "-F",
+            f"--socket={root}/run/munge.sock",
+            f"--key-file={root}/etc/munge.key",
+            f"--pid-file={root}/run/munged.pid",
+            f"--log-file={root}/log/munged.log",
+            f"--seed-file={root}/run/munged.seed",
+        )
         wait_for((root / "run" / "munge.sock").exists, "munged")
         self.run(
             "mysql_install_db",
@@ -215,16 +209,20 @@ class Cluster:
         )
         database = f"--socket={root}/run/mysql.sock"
         self._spawn(
-            "mariadbd", "mariadbd", "--no-defaults", f"--datadir={root}/mysql", "--user=root", database, f"--pid-file={root}/run/mysql.pid",
-            "--skip-networking", "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
-        )  # fmt: skip
-        wait_for(
-            lambda: (
-                "alive"
-                in self.run("mysqladmin", "--no-defaults", "-uroot", database, "ping", check=False)
-            ),
             "mariadbd",
+            "mariadbd",
+            "--no-defaults",
+            f"--datadir={root}/mysql",
+            "--user=root",
+            database,
+            f"--pid-file={root}/run/mysql.pid",
+            "--skip-networking",
+            "--innodb-buffer-pool-size=64M",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-lock-wait-timeout=900",
         )
+        ping = ("mysqladmin", "--no-defaults", "-uroot", database, "ping")
+        wait_for(lambda: "alive" in self.run(*ping, check=False), "mariadbd")
         self.environment["MYSQL_UNIX_PORT"] = f"{root}/run/mysql.sock"
         self._spawn("slurmdbd", "slurmdbd", "-D")
         wait_for(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.slurm.bench import LIMIT, Bench, processes_of, state_of
+from tests.slurm.bench import LIMIT, RANK, Bench, processes_of, state_of
 from tests.slurm.cluster import NEEDED, Cluster, wait_for
 
 
@@ -54,7 +54,7 @@ def bench(cluster, tmp_path, demo_root) -> Iterator[Bench]:
     made = Bench(cluster, tmp_path, demo_root)
     yield made
     cluster.clear()
-    wait_for(lambda: not made.pids("submitit.core._submit"), "ranks to be gone", 30.0)
+    wait_for(lambda: not made.pids(RANK), "ranks to be gone", 30.0)
 
 
 @pytest.fixture(scope="session")
@@ -66,16 +66,8 @@ def undisturbed(tmp_path_factory, demo_root) -> dict[str, torch.Tensor]:
     bench = Bench.__new__(Bench)
     bench.data = demo_root
     name, *settings = bench.settings()
-    command = [
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "lt_train",
-        name,
-        *settings,
-    ]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "lt_train", name, *settings]
     environment = {**os.environ, "SLURM_CPUS_PER_TASK": "1"}  # bits depend on the number of threads
     subprocess.run(
         [sys.executable, "-m", *command],

@@ -1,4 +1,4 @@
-"""Pipelines on a real cluster: chains of jobs, arrays, what is skipped, and what a failure cancels."""
+"""Pipelines on a real cluster: chains of jobs, arrays, what is skipped, what failures cancel."""
 
 import hashlib
 import json
@@ -81,67 +81,31 @@ def files_of(root: Path) -> dict[str, str]:
 def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(bench, code):
     said = bench.launch("small", "--site", "site.yaml", "--follow", *SETTINGS, code=code)
     jobs = jobs_of(said)
-    assert (
-        list(jobs) == ["data", "first", "second", "look"]
-        and "first: job " in said
-        and "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said
-    )
-    lines = bench.cluster.run(
-        "sacct",
-        "-n",
-        "-X",
-        "-P",
-        "-j",
-        ",".join(jobs.values()),
-        "-o",
-        "JobID,State,Start,End,NNodes",
-    ).splitlines()
+    assert list(jobs) == ["data", "first", "second", "look"] and "first: job " in said
+    assert "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said
+    options = ("-j", ",".join(jobs.values()), "-o", "JobID,State,Start,End,NNodes")
+    lines = bench.cluster.run("sacct", "-n", "-X", "-P", *options).splitlines()
     rows = {line.split("|")[0]: line.split("|") for line in lines}
     assert all(row[1] == "COMPLETED" for row in rows.values())
     tasks = [row for name, row in rows.items() if name.startswith(f"{jobs['data']}_")]
     assert len(tasks) == 3, "an array job"
-    assert (
-        max(row[3] for row in tasks)
-        <= rows[jobs["first"]][2]
-        <= rows[jobs["first"]][3]
-        <= rows[jobs["second"]][2]
-    )
-    assert [rows[jobs[name]][4] for name in ("first", "second", "look")] == [
-        "2",
-        "1",
-        "2",
-    ] and rows[jobs["second"]][3] <= rows[jobs["look"]][2]
-    assert (
-        json.loads((bench.folder / "runs" / "small" / "second" / "evaluation.json").read_text())[
-            "metrics"
-        ]["train"]["samples"]
-        == 30
-    )
-    assert "second" in (bench.folder / "runs" / "small" / "report.md").read_text()
+    first, second, look = (rows[jobs[name]] for name in ("first", "second", "look"))
+    assert max(row[3] for row in tasks) <= first[2] <= first[3] <= second[2]
+    assert [first[4], second[4], look[4]] == ["2", "1", "2"] and second[3] <= look[2]
+    root = bench.folder / "runs" / "small"
+    evaluation = json.loads((root / "second" / "evaluation.json").read_text())
+    assert evaluation["metrics"]["train"]["samples"] == 30
+    assert "second" in (root / "report.md").read_text()
 
     single = bench.folder / "single"
-    command = [
-        sys.executable,
-        "-m",
-        "data_prep",
-        "folder",
-        "--source",
-        "images",
-        "--name",
-        "small",
-        "--samples-per-shard",
-        "5",
-        "--out",
-        str(single),
-        "--workers",
-        "1",
-    ]
+    words = ["--source", "images", "--name", "small", "--samples-per-shard", "5", "--workers", "1"]
+    command = [sys.executable, "-m", "data_prep", "folder", *words, "--out", str(single)]
     subprocess.run(command, cwd=bench.folder, check=True, capture_output=True, timeout=LIMIT)
     assert files_of(bench.folder / "data" / "set") == files_of(single), (
         "three array tasks made the bytes of one process"
     )
 
-    shutil.rmtree(bench.folder / "runs" / "small" / "second")
+    shutil.rmtree(root / "second")
     again = bench.launch("small", "--site", "site.yaml", *SETTINGS, code=code)
     assert list(jobs_of(again)) == ["second", "look"] and again.count("finished, skipped") == 2
     bench.wait(jobs_of(again)["look"])
@@ -185,9 +149,8 @@ def test_a_pool_is_sharded_and_scored_by_array_jobs(bench, code):
     assert list(jobs_of(said)) == ["data", "pool", "source", "score"]
     pool = read_dataset(bench.folder / "data" / "pool")
     parts = list(ScoreStore(bench.folder / "runs" / "small" / "source" / "scores", pool).read(3))
-    assert [len(labels) for _, labels, _ in parts] == [25] * 6 and all(
-        (scores > 0).all() for _, _, scores in parts
-    )
+    assert [len(labels) for _, labels, _ in parts] == [25] * 6
+    assert all((scores > 0).all() for _, _, scores in parts)
     log = bench.log()
     assert "part 0 of 2: 75 images scored" in log and "part 1 of 2: 75 images scored" in log
 
@@ -198,11 +161,9 @@ def test_seeds_have_folders_and_jobs_of_their_own(bench):
     assert len(jobs) == 2
     for job, seed in zip(jobs, (3, 4)):
         bench.wait(job)
-        config = (bench.folder / f"run-seed{seed}" / "config.yaml").read_text()
-        assert (
-            f"\nseed: {seed}\n" in config
-            and (bench.folder / f"run-seed{seed}" / "result.json").exists()
-        )
+        run = bench.folder / f"run-seed{seed}"
+        assert f"\nseed: {seed}\n" in (run / "config.yaml").read_text()
+        assert (run / "result.json").exists()
 
 
 def test_benchmark_measures_one_and_more_nodes(bench):
@@ -216,11 +177,7 @@ def test_benchmark_measures_one_and_more_nodes(bench):
         *words, "--seconds", "0.2", "--site", "site.yaml", "--nodes", "2", "--benchmark"
     )
     rows = [line.split() for line in said.splitlines() if re.match(r"\s*[12] +[12] ", line)]
-    assert (
-        [row[:2] for row in rows] == [["1", "1"], ["2", "2"]]
-        and rows[0][-1] == "1.00"
-        and 0.1 < float(rows[1][-1]) < 2
-    )
-    assert (
-        bench.folder / "runs" / "benchmark-classifier_demo" / "slurm" / "1" / "scaling.md"
-    ).read_text().count("\n") == 4
+    assert [row[:2] for row in rows] == [["1", "1"], ["2", "2"]]
+    assert rows[0][-1] == "1.00" and 0.1 < float(rows[1][-1]) < 2
+    written = bench.folder / "runs" / "benchmark-classifier_demo" / "slurm" / "1" / "scaling.md"
+    assert written.read_text().count("\n") == 4

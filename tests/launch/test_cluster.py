@@ -1,0 +1,68 @@
+"""What Slurm's commands answer."""
+
+import pytest
+
+from launch import cluster
+from launch.cluster import is_live, job_states
+from lt_train.errors import UserError
+from tests.helpers.stubs import stub
+
+
+@pytest.mark.parametrize(
+    ("sacct", "squeue", "expected"),
+    [
+        ("7|COMPLETED\n", "", ("COMPLETED", 0)),
+        ("7|REQUEUED\n7|PREEMPTED\n7|COMPLETED\n", "", ("COMPLETED", 2)),
+        ("7|NODE_FAIL\n", "7|PENDING|7\n", ("PENDING", 0)),
+        ("7|REQUEUED\n7|PENDING\n", "7|RUNNING|7\n", ("RUNNING", 1)),
+        ("7|CANCELLED by 0\n", "8|RUNNING|8\n", ("CANCELLED", 0)),
+        ("", "7|RUNNING|7\n", ("RUNNING", 0)),
+        (None, "7|RUNNING|7\n77|PENDING|77\n", ("RUNNING", 0)),
+        (None, "7|COMPLETED|7\n", ("COMPLETED", 0)),
+        ("7|FAILED\n", "7|COMPLETING|7\n", ("FAILED", 0)),
+        ("7|REQUEUED\n", "7|COMPLETING|7\n", ("COMPLETING", 0)),
+        (None, "", ("UNKNOWN", 0)),
+        ("", "", ("UNKNOWN", 0)),
+        ("77|COMPLETED\n", "", ("UNKNOWN", 0)),
+        ("7_0|COMPLETED\n7_1|COMPLETED\n", "", ("COMPLETED", 0)),
+        ("7_0|COMPLETED\n7_1|FAILED\n", "", ("FAILED", 0)),
+        (
+            "7_0|COMPLETED\n7_1|FAILED\n7_2|RUNNING\n7_[3-4%5]|PENDING\n",
+            "7_2|RUNNING|7\n7_3|PENDING|7\n",
+            ("RUNNING", 0),
+        ),
+        (
+            "7_0|COMPLETED\n7_1|REQUEUED\n7_1|REQUEUED\n7_1|PENDING\n",
+            "7_1|PENDING|7\n",
+            ("PENDING", 2),
+        ),
+        ("7_[0-4%5]|PENDING\n", "7_0|PENDING|7\n7_1|PENDING|7\n", ("PENDING", 0)),
+    ],
+)
+def test_the_state_of_a_job(monkeypatch, sacct, squeue, expected):
+    def answer(command, *arguments):
+        if command == "sacct" and sacct is None:
+            raise UserError("sacct: Slurm accounting storage is disabled")
+        return {"sacct": sacct, "squeue": squeue}[command]
+
+    monkeypatch.setattr(cluster, "slurm", answer)
+    assert job_states(["7"]) == {"7": expected} and job_states([]) == {}
+    assert is_live(expected[0]) == (expected[0] in ("RUNNING", "PENDING", "COMPLETING"))
+
+
+def test_states_cannot_be_had_without_slurm(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"no Slurm .*launch/local\.py"):
+        job_states(["7"])
+
+
+def test_a_command_that_fails_gives_its_own_words(scripts, tmp_path):
+    stub(
+        tmp_path / "bin",
+        "squeue",
+        "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1",
+    )
+    with pytest.raises(
+        UserError, match="squeue: slurm_load_jobs error: Unable to contact slurm controller"
+    ):
+        cluster.slurm("squeue")

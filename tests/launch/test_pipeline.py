@@ -1,0 +1,192 @@
+"""Pipelines: kinds and order of stages, overrides for all or one of them, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from launch import pipeline
+from launch.pipeline import StageJob, load_experiment
+from lt_train.config.load import load_config, to_yaml
+from lt_train.config.schema import Config
+from lt_train.errors import UserError
+from tests.launch.helpers import one_line
+
+
+@pytest.mark.parametrize("name", ["demo", "unlabeled_cifar10"])
+def test_every_pipeline_loads_with_stages_in_the_order_of_their_dependencies(name):
+    experiment = load_experiment(name, [])
+    done = []
+    for stage in experiment.stages:
+        assert set(stage.after) <= set(done)
+        if stage.kind == "train":
+            assert stage.resolve().run.dir == stage.run_dir == f"runs/{name}/{stage.name}"
+        done.append(stage.name)
+    assert len(set(done)) == len(done) > 1
+
+
+def stage_configs(overrides: list[str]) -> dict[str, Config]:
+    """Of the demo pipeline."""
+    stages = load_experiment("demo", overrides).stages
+    return {stage.name: stage.resolve() for stage in stages if stage.config}
+
+
+def test_later_stages_start_from_the_folders_of_those_they_come_after():
+    configs = stage_configs([])
+    assert configs["pretrained"].model.init_from == configs["moco"].run.dir
+    assert configs["crt"].model.init_from == configs["pretrained"].run.dir
+    assert configs["scratch"].model.init_from is None
+
+
+def test_an_override_reaches_every_stage():
+    before, after = stage_configs([]), stage_configs(["seed=9"])
+    assert after == {name: replace(config, seed=9) for name, config in before.items()}
+
+
+def test_an_override_for_one_stage_reaches_only_that_one():
+    before = stage_configs([])
+    after = stage_configs(["epochs=2", "crt:epochs=3", "moco:data.root=a:b"])
+    epochs = {"moco": 2, "scratch": 2, "pretrained": 2, "crt": 3}
+    assert {name: config.epochs for name, config in after.items()} == epochs
+    assert {name for name in after if after[name].data != before[name].data} == {"moco"}
+    assert after["moco"].data.root == "a:b"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["linear:epochs=3"], "no stage 'linear'; it has data, moco, scratch, pretrained, crt"),
+        (["crt:epoch=3"], "unknown key 'epoch', did you mean 'epochs'"),
+        (["epochs"], "key=value"),
+        (["data:workers=3"], "stage data is a command of data_prep"),
+    ],
+)
+def test_a_wrong_override_of_a_pipeline_is_named_before_anything_runs(overrides, words):
+    with pytest.raises(UserError, match=words):
+        load_experiment("demo", overrides)
+
+
+def test_a_config_is_a_pipeline_of_one():
+    experiment = load_experiment("moco_demo", ["epochs=2"])
+    (stage,) = experiment.stages
+    assert (stage.name, stage.run_dir, stage.after) == ("moco_demo", "runs/moco_demo", ())
+    assert stage.resolve().epochs == 2
+
+
+def test_an_unknown_experiment_names_the_nearest_and_where_all_are():
+    message = "no config or pipeline 'demmo'.*did you mean 'demo'.*local.py --list shows all"
+    with pytest.raises(UserError, match=message):
+        load_experiment("demmo", [])
+
+
+# --- a pipeline of the test's own
+
+
+@pytest.fixture
+def pipeline_of(tmp_path, monkeypatch):
+    """Function that loads a pipeline named "p" whose stages are the given YAML lines."""
+    monkeypatch.setattr(pipeline, "PIPELINE_DIR", tmp_path)
+
+    def load(stages: str, overrides: tuple[str, ...] = (), suffix: str = ""):
+        (tmp_path / "p.yaml").write_text(f"description: one\nstages:\n{stages}")
+        return load_experiment("p", list(overrides), suffix)
+
+    return load
+
+
+STAGES = """\
+  data: {prepare: "demo --out data/x --seed 3", tasks: 2}
+  known:
+    config: sourcing_cifar10
+    after: [data]
+    set: {data.root: "{data}"}
+    resources: {nodes: 2}
+  scores:
+    score: sourcing_cifar10
+    after: [known]
+    set: {run.dir: "{known}", seed: 4}
+    tasks: 5
+"""
+
+
+def test_stages_of_all_three_kinds(pipeline_of):
+    experiment = pipeline_of(
+        STAGES, ("epochs=2", "scores:epochs=3", "known:data.root=a:b"), "-seed1"
+    )
+    data, known, scores = experiment.stages
+    assert (experiment.name, experiment.root, experiment.has_report) == (
+        "p-seed1",
+        "runs/p-seed1",
+        True,
+    )
+    assert (data.kind, data.run_dir, data.tasks, data.command) == (
+        "prepare",
+        "data/x",
+        2,
+        ("demo", "--out", "data/x", "--seed", "3"),
+    )
+    assert (known.kind, known.run_dir, known.after, known.resources) == (
+        "train",
+        "runs/p-seed1/known",
+        ("data",),
+        {"nodes": 2},
+    )
+    assert known.command == (
+        "sourcing_cifar10",
+        "run.dir=runs/p-seed1/known",
+        "data.root=data/x",
+        "epochs=2",
+        "data.root=a:b",
+    )
+    assert (scores.kind, scores.run_dir, scores.tasks) == ("score", known.run_dir, 5)
+    assert scores.command == (
+        "score",
+        "sourcing_cifar10",
+        "run.dir=runs/p-seed1/known",
+        "seed=4",
+        "epochs=2",
+        "epochs=3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "overrides", "words"),
+    [
+        ("", (), "pipeline p.*stages"),
+        ("  a: {}\n", (), "stage a must have one of config, prepare, score"),
+        ("  a:\n", (), "stage a does not hold"),
+        ("  a: {config: moco_demo, prepare: demo --out x}\n", (), "must have one of"),
+        ("  a: {config: moco_demo, affter: []}\n", (), "unknown key 'affter'"),
+        ("  a: {config: moco_demo, after: [b]}\n", (), "comes after 'b'"),
+        ("  a: {config: moco_demo, after: b}\n", (), "after must be a list"),
+        ("  a: {config: moco_demo, tasks: 2}\n", (), "tasks"),
+        ("  a: {config: moco_demo, tasks: many}\n", (), "tasks must be a number"),
+        ("  a: {config: moco_demo, set: {data.root: '{b}'}}\n", (), r"cannot fill in '\{b\}'"),
+        ("  a: {config: moco_demo, set: {data.rot: x}}\n", (), "unknown key 'data.rot'"),
+        ("  a: {config: moco_dmo}\n", (), "did you mean 'moco_demo'"),
+        ("  a/b: {config: moco_demo}\n", (), "letters"),
+        ("  a: {prepare: demo}\n", (), "no --out"),
+        ("  a: {prepare: demo --out}\n", (), "no --out"),
+        ("  a: {prepare: 'demo --out \"x'}\n", (), "cannot read"),
+        ("  a: {config: moco_demo}\n", ("run.dir=x",), "run.dir cannot be changed"),
+        ("  a: {config: moco_demo}\n", ("a:run.dir=x",), "run.dir cannot be changed"),
+        ("  a: {config: moco_demo}\n", ("b:epochs=1",), "no stage 'b'; it has a"),
+    ],
+)
+def test_a_wrong_pipeline_is_one_line_that_names_the_mistake(pipeline_of, stages, overrides, words):
+    with pytest.raises(UserError, match=words) as caught:
+        pipeline_of(stages, overrides)
+    one_line(caught)
+
+
+def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
+    train, prepare, score = (
+        StageJob("x", kind, str(tmp_path), config="classifier_demo")
+        for kind in ("train", "prepare", "score")
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(load_config("classifier_demo")))
+    for content, finished in (("", False), ("{}", False), ('{"steps": 3}', True)):
+        (tmp_path / "result.json").write_text(content)
+        assert train.is_finished() == finished and not prepare.is_finished()
+    assert not replace(train, overrides=("epochs=99",)).is_finished(), "asked for more since"
+    (tmp_path / "dataset.json").write_text("{}")
+    assert prepare.is_finished() and not score.is_finished()
