@@ -8,13 +8,15 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.reading.check import Checker
+from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.images import ImageFiles, Picked
 from data_prep.reading.source import Images
 from data_prep.writing import shards
@@ -22,9 +24,8 @@ from data_prep.writing.plan import Plan, ShardPlan
 from data_prep.writing.workers import in_workers
 from lt_train.errors import UserError
 
-SECONDS = (
-    3.0  # so much of the source is taken, spread over it, that checking it takes about so long
-)
+# so much of the source is taken, spread over it, that checking it takes about so long
+SECONDS = 3.0
 TRIED = 200  # images by which that is estimated
 REPEATS = 3
 
@@ -36,20 +37,15 @@ def run(plan: Plan, workers: int, console: Console) -> None:
     """
     plan = _sample(plan, workers)
     total = sum(len(shard.indices) for shard in plan.shards)
+    trusting = Checker(decode=False)
     ways = {
-        "decode check alone": lambda out: list(
-            in_workers(_check_shard, plan, plan.shards, workers)
-        ),
-        "shards": lambda out: _write(plan, Checker(), out / "shards", workers),
-        "shards, no decode check": lambda out: _write(
-            plan, Checker(decode=False), out / "trusted", workers
-        ),
+        "decode check alone": lambda _: list(in_workers(_check_shard, plan, plan.shards, workers)),
+        "shards": lambda out: _write(plan, DECODED, out / "shards", workers),
+        "shards, no decode check": lambda out: _write(plan, trusting, out / "trusted", workers),
     }
-    files = [
-        path
-        for shard in plan.shards
-        for path in _files(plan.source.splits[shard.split].images, shard.indices) or []
-    ]
+    files: list[str] = []
+    for shard in plan.shards:
+        files += _files(plan.source.splits[shard.split].images, shard.indices)
     if len(files) == total and shutil.which("tar"):
         ways["tar cf"] = lambda out: _tar(files, out)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -82,31 +78,20 @@ def _sample(plan: Plan, workers: int) -> Plan:
     wanted = max(workers, int(images) // size // workers * workers)
     chosen = plan.shards[:: max(1, len(plan.shards) // wanted)][:wanted]
     splits = {shard.split for shard in chosen}
-    source = replace(
-        plan.source,
-        splits={name: split for name, split in plan.source.splits.items() if name in splits},
-    )
-    return replace(plan, source=source, shards=chosen)
+    kept = {name: split for name, split in plan.source.splits.items() if name in splits}
+    return replace(plan, source=replace(plan.source, splits=kept), shards=chosen)
 
 
 def _check_shard(plan: Plan, shard: ShardPlan) -> None:
     images = plan.source.splits[shard.split].images
-    checker = Checker()
     for index in map(int, shard.indices):
-        try:
-            checker(images.read(index))
-        except (OSError, ValueError):
-            pass  # rejected, at the same cost
+        with suppress(OSError, ValueError):  # rejected, at the same cost
+            DECODED(images.read(index))
 
 
 def _write(plan: Plan, checker: Checker, out: Path, workers: int) -> None:
-    shards.write(
-        replace(plan, out=out, checker=checker),
-        workers,
-        1.0,
-        "benchmark",
-        lambda images, size: None,
-    )
+    plan = replace(plan, out=out, checker=checker)
+    shards.write(plan, workers, 1.0, "benchmark", lambda images, size: None)
 
 
 def _tar(files: list[str], out: Path) -> None:
@@ -118,15 +103,13 @@ def _tar(files: list[str], out: Path) -> None:
         raise UserError(f"tar cannot write the images: {os.fsdecode(done.stderr)}")
 
 
-def _files(images: Images, indices) -> list[str] | None:
+def _files(images: Images, indices: Sequence[int]) -> list[str]:
     """The paths of images that are files of their own."""
     if isinstance(images, Picked):
         return _files(images.images, images.indices[list(indices)])
-    return (
-        [os.path.join(images.root, images.names[int(index)]) for index in indices]
-        if isinstance(images, ImageFiles)
-        else None
-    )
+    if isinstance(images, ImageFiles):
+        return [os.path.join(images.root, images.names[int(index)]) for index in indices]
+    return []
 
 
 def _show(console: Console, seconds: dict[str, list[float]], total: int, workers: int) -> None:

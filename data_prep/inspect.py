@@ -2,6 +2,8 @@
 is in it.
 """
 
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,37 @@ from lt_train.errors import UserError
 from lt_train.files import file_sha256
 
 BAR = 40  # characters, the longest bar of the histogram
+# characters that a table may take: a narrower terminal breaks its lines, but no number is cut off
+WIDTH = 120
+
+
+def verify(root: Path) -> int:
+    """``python -m data_prep verify``: a line for everything that is wrong, which is an error."""
+    # what the manifest warns of is among the problems
+    logging.getLogger("lt_train").setLevel(logging.ERROR)
+    number = 0
+    for problem in problems(root):
+        sys.stdout.write(f"{problem}\n")
+        number += 1
+    if number:
+        raise UserError(
+            f"{root} is damaged: {number} problem(s), listed above; prepare it again into another"
+            " folder"
+        )
+    sys.stdout.write(f"{root}: all shards, checksums, counts and indices are as written\n")
+    return 0
+
+
+def info(root: Path, plot_file: Path | None) -> int:
+    """``python -m data_prep info``; ``plot_file``: where to draw, ``.``: where plots of a data set
+    belong.
+    """
+    show(root, Console(width=max(Console().width, WIDTH)))
+    if plot_file is not None:
+        file = root / "class_counts.png" if plot_file == Path() else plot_file
+        plot(root, file)
+        sys.stdout.write(f"drawn: {file}\n")
+    return 0
 
 
 def problems(root: Path) -> Iterator[str]:
@@ -173,14 +206,11 @@ def _class_counts(root: Path, dataset: Dataset, name: str) -> tuple[np.ndarray, 
     counts = np.array(dataset.splits[name].class_counts, np.int64)
     if not counts.any() and dataset.classes:
         manifest = Manifest(root, name)
-        for column in [
-            name for name in ("sourced_label", "hidden_label") if name in manifest.columns
-        ]:
-            known = manifest.column(column)
-            return (
-                np.bincount(known[known >= 0], minlength=len(dataset.classes)),
-                f"classes by {column} (the set is unlabeled)",
-            )
+        for column in ("sourced_label", "hidden_label"):
+            if column in manifest.columns:
+                known = manifest.column(column)
+                counts = np.bincount(known[known >= 0], minlength=len(dataset.classes))
+                return counts, f"classes by {column} (the set is unlabeled)"
     return counts, "training classes"
 
 

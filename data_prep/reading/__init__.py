@@ -1,1 +1,1 @@
-"""What data sets read their sources with: lists, pickles, images."""
+"""What data sets read their sources with: folders, lists, pickles, images, pools, subsets."""

@@ -14,20 +14,22 @@ EXTENSIONS = {
     "WEBP": "webp",
     "TIFF": "tif",
     "PPM": "ppm",
-    "MPO": "jpg",
-}  # MPO: a JPEG with more pictures behind it
+    "MPO": "jpg",  # a JPEG with more pictures behind it
+}
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+# markers of JPEG among those of frame headers that begin tables instead
+TABLES = (0xC4, 0xC8, 0xCC)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """An image as it is stored."""
+    """An image as it is stored: ``width`` and ``height`` in pixels before any EXIF rotation, which
+    torchvision does not apply either.
+    """
 
     content: bytes
     extension: str
-    width: (
-        int  # pixels, as stored: an EXIF rotation is not applied, as torchvision does not apply it
-    )
+    width: int
     height: int
 
 
@@ -76,6 +78,9 @@ class Checker:
         return Checked(buffer.getvalue(), "jpg", *small.size)
 
 
+DECODED = Checker()  # what make_plan takes where nothing else is asked for
+
+
 def _is_narrowed(image: Image.Image) -> bool:
     """Pillow makes RGB of 16-bit colour without a word; only the raw mode tells, or what a PPM says
     is its largest value.
@@ -95,15 +100,10 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
         return None
     while content[at : at + 1] == b"\xff" and at + 9 <= len(content):
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (
-            0xC4,
-            0xC8,
-            0xCC,
-        ):  # these are tables, not frames
-            height, width = (
-                int.from_bytes(content[at + 5 : at + 7]),
-                int.from_bytes(content[at + 7 : at + 9]),
-            )
-            return (width, height) if content[at + 4] == 8 and width and height else None
+        if 0xC0 <= marker <= 0xCF and marker not in TABLES:
+            bits = content[at + 4]
+            height = int.from_bytes(content[at + 5 : at + 7])
+            width = int.from_bytes(content[at + 7 : at + 9])
+            return (width, height) if bits == 8 and width and height else None
         at += 2 + length
     return None

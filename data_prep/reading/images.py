@@ -34,7 +34,7 @@ class ImageFiles:
 
 @dataclass(frozen=True)
 class TarImages:
-    """Images inside uncompressed tars, or tars inside those, read by offset: nothing is extracted."""
+    """Images in uncompressed tars, or tars inside those, read by offset: nothing is extracted."""
 
     tars: list[str]
     places: np.ndarray  # (N, 3) int64: which tar, offset, size

@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,8 @@ PUBLISHED = {
 STAT_THREADS = 16  # a network file system answers many questions at once
 STAT_AT_ONCE = 256
 NAMED = 10  # missing images named in an error
-NUMBER = re.compile(
-    r"[0-9]{1,20}"
-)  # a label; far larger ones are refused as out of range, or as no number
-
+# a label; far larger ones are refused as out of range, or as no number
+NUMBER = re.compile(r"[0-9]{1,20}")
 META = re.compile(r"^__(?=[^/]*__(/|$))")  # what webdataset takes for a member about the tar
 
 Rows = tuple[list[str], np.ndarray]  # paths relative to the source folder, and their labels
@@ -41,9 +40,8 @@ def read_list(file: Path) -> Rows:
     leaves the source folder.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").split(
-            "\n"
-        )  # not splitlines, which also splits at what a name may hold
+        # not splitlines, which also splits at what a name may hold
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list '{file}': {error}") from error
     names, labels = [], []
@@ -63,6 +61,14 @@ def read_list(file: Path) -> Rows:
     if not names:
         raise UserError(f"the list '{file}' is empty")
     return names, np.array(labels, np.int64)
+
+
+def read_lists(root: Path, files: dict[str, Path]) -> tuple[list[str], dict[str, Rows], list[str]]:
+    """Classes, rows by split, and notes on which of the lists are published ones."""
+    found = {split: relative(read_list(file), root) for split, file in files.items()}
+    number = check_labels(found, f"'{files['train']}'")
+    notes = [check_published(file) for file in files.values()]
+    return class_names(*found["train"], number), found, notes
 
 
 def as_label(number: str) -> int:
@@ -134,15 +140,14 @@ def check_labels(found: dict[str, Rows], where: str) -> int:
 
 def check_files(root: str | Path, names: Sequence[str], where: str) -> None:
     """Refuse missing files: all are counted, the first ten named."""
+
+    def missing_of(part: Sequence[str]) -> list[str]:
+        return [name for name in part if not os.path.isfile(os.path.join(root, name))]
+
     parts = (names[start : start + STAT_AT_ONCE] for start in range(0, len(names), STAT_AT_ONCE))
     with ThreadPoolExecutor(STAT_THREADS) as pool:
-        missing = pool.map(
-            lambda part: [name for name in part if not os.path.isfile(os.path.join(root, name))],
-            parts,
-        )
-        report_missing(
-            [name for part in missing for name in part], len(names), f"under '{root}'", where
-        )
+        missing = list(chain.from_iterable(pool.map(missing_of, parts)))
+    report_missing(missing, len(names), f"under '{root}'", where)
 
 
 def report_missing(missing: Sequence[str], total: int, place: str, where: str) -> None:
@@ -160,15 +165,10 @@ def class_names(names: Sequence[str], labels: np.ndarray, number: int) -> list[s
     folders: dict[int, set[str]] = {}
     for name, label in zip(names, labels.tolist()):
         folders.setdefault(label, set()).add(os.path.basename(os.path.dirname(name)))
-    found = [
-        next(iter(folders[label])) if len(folders.get(label, ())) == 1 else ""
-        for label in range(number)
-    ]
-    return (
-        found
-        if all(found) and len(set(found)) == number
-        else [str(label) for label in range(number)]
-    )
+    own = [folders[label].pop() for label in range(number) if len(folders.get(label, ())) == 1]
+    if all(own) and len(own) == len(set(own)) == number:
+        return own
+    return [str(label) for label in range(number)]
 
 
 def make_keys(names: Sequence[str]) -> list[str]:
@@ -199,9 +199,9 @@ def make_keys(names: Sequence[str]) -> list[str]:
 def refuse_strange(names: Iterable[str]) -> None:
     """A :class:`UserError` if a name is not UTF-8 or holds control characters."""
     for name in names:
-        if not name.isprintable() and any(
-            unicodedata.category(character) in ("Cc", "Cs") for character in name
-        ):
+        if name.isprintable():
+            continue
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise UserError(f"the file name {ascii(name)} is not valid text; rename it")
 
 

@@ -4,9 +4,8 @@ integers where rounding could decide.
 
 import numpy as np
 
-THRESHOLD = (
-    2000  # L2 distance in grey levels: 2000/255 in [0, 1] pixels (Carmon et al. 2019, appendix B.6)
-)
+# L2 distance in grey levels: 2000/255 in [0, 1] pixels (Carmon et al. 2019, appendix B.6)
+THRESHOLD = 2000
 AT_ONCE = 1024  # images compared with the whole test set in one product
 
 
@@ -25,15 +24,11 @@ class NearDuplicates:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """(N, ...) uint8 -> (N,) bool."""
         images = images.reshape(len(images), self.test.shape[1])
-        return np.concatenate(
-            [
-                np.zeros(0, bool),
-                *(
-                    self._near(images[start : start + AT_ONCE])
-                    for start in range(0, len(images), AT_ONCE)
-                ),
-            ]
-        )
+        near = np.zeros(len(images), bool)
+        for start in range(0, len(images), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            near[part] = self._near(images[part])
+        return near
 
     def _near(self, images: np.ndarray) -> np.ndarray:
         centred, squares = _centred(images)

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
+SPLITS = ("train", "val", "test")  # those that a set may have, in this order
+
 
 class Images(Protocol):
     """Random access to a split's encoded images; picklable, so that worker processes can share the
@@ -21,6 +23,15 @@ class Images(Protocol):
 
         OSError: it cannot be read.
         """
+
+
+@dataclass(frozen=True)
+class LabeledSplit:
+    """A whole split: images, labels (N,) in the official order, and the files they came from."""
+
+    images: Images
+    labels: np.ndarray
+    files: list[str]
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,8 @@ class Source:
 class Recipe:
     """A data set of the command line: its options, and what makes a :class:`Source` of them
     (UserError: it cannot).
+
+    Each option keeps argparse's own ``dest``, as the command is written down by it.
     """
 
     help: str

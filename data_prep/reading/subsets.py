@@ -1,10 +1,13 @@
-"""Long-tailed subsets: how many samples each class keeps, and which."""
+"""Subsets: how many samples each class keeps in a long tail, and which; and what is held out."""
 
 import argparse
 from collections.abc import Sequence
 
 import numpy as np
 
+from data_prep.reading.images import Picked
+from data_prep.reading.lists import Rows
+from data_prep.reading.source import SPLITS, LabeledSplit, Source, SourceSplit
 from lt_train.errors import UserError
 
 PARETO_ALPHA = 6  # of ImageNet-LT (Liu et al. 2019, section 4)
@@ -94,11 +97,8 @@ def pareto_counts(largest: int, smallest: int, classes: int) -> list[int]:
     survival = (np.arange(classes) + 0.8) / classes
     quantiles = survival ** (-1 / PARETO_ALPHA)
     span = max(quantiles[0] - quantiles[-1], 1e-12)
-    return (
-        np.round(smallest + (largest - smallest) * (quantiles - quantiles[-1]) / span)
-        .astype(int)
-        .tolist()
-    )
+    counts = smallest + (largest - smallest) * (quantiles - quantiles[-1]) / span
+    return np.round(counts).astype(int).tolist()
 
 
 class Draw:
@@ -132,3 +132,110 @@ class Draw:
         """
         for size in class_sizes:
             self._generator.shuffle(np.arange(size))
+
+
+def long_tailed(
+    name: str,
+    classes: list[str],
+    splits: dict[str, LabeledSplit],
+    counts: list[int],
+    seed: int,
+    notes: list[str],
+    order: list[int] | None = None,
+) -> Source:
+    """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``),
+    and the other splits whole.
+    """
+    made, files = {}, []
+    for split, part in splits.items():
+        chosen = np.arange(len(part.labels))
+        if split == "train":
+            chosen = draw_labeled(name, classes, part.labels, counts, seed, order)
+        keys = keys_of(part.labels, chosen, classes)
+        made[split] = SourceSplit(part.labels[chosen], keys, Picked(part.images, chosen))
+        files += part.files
+    return Source(name, classes, made, files, notes)
+
+
+def draw_labeled(
+    name: str,
+    classes: list[str],
+    labels: np.ndarray,
+    counts: list[int],
+    seed: int,
+    order: list[int] | None = None,
+) -> np.ndarray:
+    """Indices of the labeled training images: of class ``order[i]``, ``counts[i]``; a
+    :class:`UserError` if a class has fewer.
+    """
+    have = np.bincount(labels, minlength=len(classes))
+    for label, count in zip(order or range(len(counts)), counts):
+        if have[label] < count:
+            raise UserError(
+                f"class '{classes[label]}' has {have[label]} training images and {count} are"
+                f" needed: the source is not all of {name.removesuffix('_lt')}, or --largest is too"
+                " large"
+            )
+        if not count:
+            raise UserError(
+                f"class '{classes[label]}' would have no training images; lower --imbalance-ratio"
+            )
+    return Draw(seed).subset(labels, counts, order)
+
+
+def keys_of(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[str]:
+    """Class name and place within the class in the official order: the same whichever layout the
+    images came in.
+    """
+    place = np.empty(len(labels), np.int64)
+    for label in range(len(classes)):
+        place[labels == label] = np.arange((labels == label).sum())
+    return [f"{classes[labels[index]]}/{place[index]:04d}" for index in chosen]
+
+
+def add_fraction_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--val-fraction`` and ``--test-fraction``, for :func:`hold_out`."""
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.0,
+        help="move this share of each class's training images to val",
+    )
+    parser.add_argument("--test-fraction", type=float, default=0.0, help="the same to test")
+
+
+def hold_out(found: dict[str, Rows], arguments: argparse.Namespace) -> dict[str, Rows]:
+    """Move a share of every class's training images to val and test, drawn with the seed; one at
+    least stays.
+    """
+    fractions = {"val": arguments.val_fraction, "test": arguments.test_fraction}
+    if any(not fraction >= 0 for fraction in fractions.values()) or sum(fractions.values()) >= 1:
+        raise UserError(
+            "--val-fraction and --test-fraction must be 0 or more and together less than 1"
+        )
+    labels = found["train"][1]
+    generator = np.random.default_rng(arguments.seed)
+    target = np.full(len(labels), "train", dtype=object)
+    for label in np.unique(labels):
+        indices = generator.permutation(np.flatnonzero(labels == label))
+        size = len(indices)
+        for split, fraction in fractions.items():
+            number = min(round(fraction * size), len(indices) - 1)
+            taken, indices = np.split(indices, [number])
+            target[taken] = split
+    for split, fraction in fractions.items():
+        if fraction and split in found:
+            raise UserError(
+                f"the source has a {split} split already: --{split}-fraction cannot make another"
+            )
+    moved = {}
+    for split in SPLITS:
+        if (target == split).any():
+            moved[split] = pick(found["train"], np.flatnonzero(target == split))
+    others = {split: rows for split, rows in found.items() if split != "train"}
+    return moved | others
+
+
+def pick(rows: Rows, indices: np.ndarray) -> Rows:
+    """Some of the rows."""
+    return [rows[0][index] for index in indices.tolist()], rows[1][indices]

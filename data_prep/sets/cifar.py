@@ -6,15 +6,21 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.images import ImageFiles, Picked, PngArray
+from data_prep.reading.folders import class_folders, labeled_split
+from data_prep.reading.images import PngArray
 from data_prep.reading.pickles import load_pickle, text_keys
-from data_prep.reading.source import Images, Recipe, Source, SourceSplit
-from data_prep.reading.subsets import Draw, add_imbalance_arguments, imbalanced_counts, unpublished
-from data_prep.sets.folder import class_folders, labeled_files
+from data_prep.reading.source import LabeledSplit, Recipe, Source
+from data_prep.reading.subsets import (
+    add_imbalance_arguments,
+    imbalanced_counts,
+    long_tailed,
+    unpublished,
+)
 from lt_train.errors import UserError
 
 CIFAR10_CLASSES = [
@@ -38,9 +44,8 @@ class Cifar:
     name: str
     classes: list[str] | None  # None: as the meta file, or the training folders, name them
     number: int  # of classes
-    per_class: (
-        int  # training images, and labeled ones of the largest class in the published subsets
-    )
+    # training images, and labeled ones of the largest class in the published subsets
+    per_class: int
     folder: str  # of the official archive
     batches: dict[str, list[str]]
     labels: str  # their name in a batch
@@ -66,17 +71,8 @@ CIFAR100 = Cifar(
 )
 
 
-@dataclass(frozen=True)
-class LabeledSplit:
-    """A whole split: images, labels (N,) in the official order, and the files they came from."""
-
-    images: Images
-    labels: np.ndarray
-    files: list[str]
-
-
 def add_arguments(which: Cifar, parser: argparse.ArgumentParser) -> None:
-    names = " ".join(name for names in which.batches.values() for name in names)
+    names = " ".join(chain.from_iterable(which.batches.values()))
     parser.add_argument(
         "--source",
         type=Path,
@@ -98,9 +94,8 @@ def make_source(which: Cifar, arguments: argparse.Namespace) -> Source:
 
 def is_source(which: Cifar, root: Path) -> bool:
     """Whether ``root`` looks like the folder that :func:`read_splits` takes."""
-    return any(
-        (root / name).exists() for name in (which.folder, which.batches["train"][0], "train")
-    )
+    names = (which.folder, which.batches["train"][0], "train")
+    return any((root / name).exists() for name in names)
 
 
 def read_splits(
@@ -120,7 +115,7 @@ def read_splits(
         found = {split: class_folders(root / split) for split in wanted}
         classes = which.classes or list(found["train"])
         splits = {
-            split: _from_folders(root, split, folders, classes) for split, folders in found.items()
+            split: labeled_split(root, split, folders, classes) for split, folders in found.items()
         }
     if len(classes) != which.number:
         raise UserError(
@@ -128,80 +123,6 @@ def read_splits(
             f" {which.name.removesuffix('_lt')}"
         )
     return classes, splits
-
-
-def long_tailed(
-    name: str,
-    classes: list[str],
-    splits: dict[str, LabeledSplit],
-    counts: list[int],
-    seed: int,
-    notes: list[str],
-    order: list[int] | None = None,
-) -> Source:
-    """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``),
-    and the other splits whole.
-    """
-    chosen = {split: np.arange(len(part.labels)) for split, part in splits.items()}
-    chosen["train"] = draw_labeled(name, classes, splits["train"].labels, counts, seed, order)
-    return Source(
-        name,
-        classes,
-        {
-            split: SourceSplit(
-                part.labels[chosen[split]],
-                keys_of(part.labels, chosen[split], classes),
-                Picked(part.images, chosen[split]),
-            )
-            for split, part in splits.items()
-        },
-        [file for part in splits.values() for file in part.files],
-        notes,
-    )
-
-
-def draw_labeled(
-    name: str,
-    classes: list[str],
-    labels: np.ndarray,
-    counts: list[int],
-    seed: int,
-    order: list[int] | None = None,
-) -> np.ndarray:
-    """Indices of the labeled training images: of class ``order[i]``, ``counts[i]``; a
-    :class:`UserError` if a class has fewer.
-    """
-    have = np.bincount(labels, minlength=len(classes))
-    for label, count in zip(order or range(len(counts)), counts):
-        if have[label] < count:
-            raise UserError(
-                f"class '{classes[label]}' has {have[label]} training images and {count} are"
-                f" needed: the source is not all of {name.removesuffix('_lt')}, or --largest is too"
-                " large"
-            )
-        if not count:
-            raise UserError(
-                f"class '{classes[label]}' would have no training images; lower --imbalance-ratio"
-            )
-    return Draw(seed).subset(labels, counts, order)
-
-
-def keys_of(labels: np.ndarray, chosen: np.ndarray, classes: list[str]) -> list[str]:
-    """Class name and place within the class in the official order: the same whichever layout the
-    images came in.
-    """
-    place = np.empty(len(labels), np.int64)
-    for label in range(len(classes)):
-        place[labels == label] = np.arange((labels == label).sum())
-    return [f"{classes[labels[index]]}/{place[index]:04d}" for index in chosen]
-
-
-def _from_folders(
-    root: Path, split: str, folders: dict[str, list[str]], classes: list[str]
-) -> LabeledSplit:
-    names, labels = labeled_files(folders, classes, split)
-    images = ImageFiles(str(root), names)
-    return LabeledSplit(images, labels, images.paths)
 
 
 def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
@@ -216,10 +137,8 @@ def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
                 raise ValueError(f"its data is {data.dtype}, not uint8")
             pixels.append(data.reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[which.labels], np.int64))
-            if (
-                len(labels[-1]) != len(pixels[-1])
-                or not ((labels[-1] >= 0) & (labels[-1] < which.number)).all()
-            ):
+            in_range = (labels[-1] >= 0) & (labels[-1] < which.number)
+            if len(labels[-1]) != len(pixels[-1]) or not in_range.all():
                 raise ValueError("its labels do not fit its images")
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise UserError(f"'{file}' is not a batch of {which.folder}: {error}") from error
@@ -228,19 +147,17 @@ def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
 
 
 def _read_class_names(file: Path) -> list[str]:
+    content = load_pickle(file)
     try:
-        return [
-            name.decode() if isinstance(name, bytes) else str(name)
-            for name in text_keys(load_pickle(file))["fine_label_names"]
-        ]
+        names = text_keys(content)["fine_label_names"]
+        return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"'{file}' does not name the classes: {error}") from error
 
 
 RECIPES = {
     which.name: Recipe(
-        f"{which.name.removesuffix('_lt').upper().replace('CIFAR', 'CIFAR-')}-LT from"
-        f" {which.folder} or class folders",
+        f"CIFAR-{which.number}-LT from {which.folder} or class folders",
         partial(add_arguments, which),
         partial(make_source, which),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.reading.folders import is_image
 from data_prep.reading.images import ImageFiles, TarImages, tar_members
 from data_prep.reading.lists import (
     Rows,
@@ -23,7 +24,6 @@ from data_prep.reading.lists import (
 )
 from data_prep.reading.source import Images, Recipe, Source, SourceSplit
 from data_prep.reading.subsets import pareto_counts
-from data_prep.sets.folder import IMAGE_SUFFIXES
 from lt_train.data.manifest import UNLABELED
 from lt_train.errors import UserError
 
@@ -49,15 +49,8 @@ class Half:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--source",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help=(
-            f"ILSVRC2012: train/ and val/ (class folders or flat), or {' and '.join(TARS.values())}"
-        ),
-    )
+    text = f"ILSVRC2012: train/ and val/ (class folders or flat), or {' and '.join(TARS.values())}"
+    parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=text)
     parser.add_argument(
         "--lists", type=Path, metavar="DIR", help=f"holds the published {', '.join(LISTS.values())}"
     )
@@ -112,11 +105,10 @@ def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
     """
     _check_choice(arguments)
     half = _find_half(arguments.source, "train")
-    classes, found, notes = (
-        _from_lists(arguments.lists)
-        if arguments.lists is not None
-        else _make_subset(half, arguments)
-    )
+    if arguments.lists is not None:
+        classes, found, notes = _from_lists(arguments.lists)
+    else:
+        classes, found, notes = _make_subset(half, arguments)
     used: dict[str, int] = {}  # class/file -> label
     for split, (names, labels) in found.items():
         if names[0].startswith("train/"):  # the others are ILSVRC's validation images
@@ -125,9 +117,8 @@ def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
     rest = sorted(name for name in half.places if "/" in name and name not in used)
     chosen = _draw(rest, len(found["train"][0]), arguments)
     label_of = {name.partition("/")[0]: label for name, label in used.items()}
-    hidden = np.array(
-        [label_of.get(name.partition("/")[0], UNLABELED) for name in chosen], np.int32
-    )
+    hidden_labels = [label_of.get(name.partition("/")[0], UNLABELED) for name in chosen]
+    hidden = np.array(hidden_labels, np.int32)
     places = [half.places[name] for name in chosen]
     split = SourceSplit(
         None, make_keys(chosen), half.images(places), {"hidden_label": hidden}, deal_by=hidden
@@ -153,9 +144,8 @@ def _draw(rest: list[str], labeled: int, arguments: argparse.Namespace) -> list[
             f"{len(rest)} training images are left and {number} are needed; lower --size-factor"
             f" ({arguments.size_factor:g}) or leave it out"
         )
-    generator = np.random.default_rng(
-        [arguments.seed, 1]
-    )  # not the generator that makes the subset
+    # not the generator that makes the subset
+    generator = np.random.default_rng([arguments.seed, 1])
     return [rest[index] for index in np.sort(generator.permutation(len(rest))[:number]).tolist()]
 
 
@@ -176,20 +166,15 @@ def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
             )
     found = {split: read_list(file) for split, file in files.items()}
     for split, (names, _) in found.items():
-        if (
-            len({name.split("/")[0] for name in names} - {"train", "val"})
-            or len({name.split("/")[0] for name in names}) > 1
-        ):
+        halves = {name.partition("/")[0] for name in names}
+        if halves not in ({"train"}, {"val"}):
             raise UserError(
                 f"{files[split]}: its paths must all begin with train/ or all with val/, as the"
                 " published list's do"
             )
     number = check_labels(found, f"'{files['train']}'")
-    return (
-        class_names(*found["train"], number),
-        found,
-        [check_published(file) for file in files.values()],
-    )
+    notes = [check_published(file) for file in files.values()]
+    return class_names(*found["train"], number), found, notes
 
 
 def _make_subset(
@@ -200,76 +185,62 @@ def _make_subset(
     for name in sorted(half.places):
         folder, slash, _ = name.partition("/")
         if slash:  # a file beside the classes' folders or tars belongs to none
-            by_class.setdefault(folder, []).append(name)
+            by_class.setdefault(folder, []).append(f"train/{name}")
     classes = sorted(by_class)
     if not classes:
         raise UserError(f"there are no classes with images in {half.where}")
     counts = pareto_counts(arguments.largest, arguments.smallest, len(classes))
     generator = np.random.default_rng(arguments.seed)
-    # largest first, each to any class that has enough images
-    free, share = list(generator.permutation(len(classes))), {}
+    sizes = [len(by_class[name]) for name in classes]
+    shares = _share_out(counts, sizes, generator, arguments)
+    train, val = [], []
+    for name, share in zip(classes, shares):
+        shuffled = generator.permutation(len(by_class[name])).tolist()
+        train += [by_class[name][index] for index in shuffled[:share]]
+        val += [by_class[name][index] for index in shuffled[share:][:VAL_PER_CLASS]]
+    labels = np.arange(len(classes))
+    found = {
+        "train": (train, np.repeat(labels, shares)),
+        "val": (val, np.repeat(labels, VAL_PER_CLASS)),
+    }
+    notes = [
+        f"this is a new Pareto subset (alpha 6, {counts[0]} to {counts[-1]} a class, seed"
+        f" {arguments.seed}), NOT the published ImageNet-LT"
+    ]
+    return classes, found, notes
+
+
+def _share_out(
+    counts: list[int],
+    sizes: list[int],
+    generator: np.random.Generator,
+    arguments: argparse.Namespace,
+) -> list[int]:
+    """Training images of each class: the ``counts``, largest first, each to any class of those left
+    that has enough images (``sizes``) for it and for validation.
+    """
+    free = generator.permutation(len(sizes)).tolist()
+    shares = [0] * len(sizes)
     for count in counts:
-        label = next(
-            (label for label in free if len(by_class[classes[label]]) >= count + VAL_PER_CLASS),
-            None,
-        )
+        label = next((label for label in free if sizes[label] >= count + VAL_PER_CLASS), None)
         if label is None:
             raise UserError(
                 f"no class of '{arguments.source}' is left with {count} training and"
                 f" {VAL_PER_CLASS} validation images; lower --largest ({arguments.largest})"
             )
         free.remove(label)
-        share[int(label)] = count
-    train: Rows = (
-        [],
-        np.repeat(np.arange(len(classes)), [share[label] for label in range(len(classes))]),
-    )
-    val: Rows = [], np.repeat(np.arange(len(classes)), VAL_PER_CLASS)
-    for label, name in enumerate(classes):
-        shuffled = generator.permutation(len(by_class[name]))
-        for rows, indices in (
-            (train, shuffled[: share[label]]),
-            (val, shuffled[share[label] :][:VAL_PER_CLASS]),
-        ):
-            rows[0].extend(f"train/{by_class[name][index]}" for index in indices)
-    notes = [
-        f"this is a new Pareto subset (alpha 6, {counts[0]} to {counts[-1]} a class, seed"
-        f" {arguments.seed}), NOT the published ImageNet-LT"
-    ]
-    return classes, {"train": train, "val": val}, notes
+        shares[label] = count
+    return shares
 
 
 def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
     """ILSVRC's validation images with their class: from their folder, or from Kaggle's file."""
     index = {name: label for label, name in enumerate(classes)}
-    file = next(
-        (
-            path
-            for path in (
-                root / VAL_SOLUTION,
-                *(parent / VAL_SOLUTION for parent in root.absolute().parents[:3]),
-            )
-            if path.is_file()
-        ),
-        None,
-    )
-    of = {}
-    if file is not None:
-        try:
-            with open(file, newline="", encoding="utf-8") as stream:
-                of = {
-                    f"{row[0]}.JPEG": row[1].split()[0]
-                    for row in csv.reader(stream)
-                    if len(row) > 1 and row[1].strip()
-                }
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"cannot read '{file}': {error}") from error
+    class_of = _read_solution(root)
     names, labels = [], []
     for name, place in sorted(half.places.items()):
-        label = index.get(
-            of.get(name)
-            or (os.path.basename(os.path.dirname(place)) if isinstance(place, str) else "")
-        )
+        folder = os.path.basename(os.path.dirname(place)) if isinstance(place, str) else ""
+        label = index.get(class_of.get(name) or folder)
         if label is not None:
             names.append(f"val/{name}")
             labels.append(label)
@@ -279,6 +250,22 @@ def _validation_labels(half: Half, root: Path, classes: list[str]) -> Rows:
             f" class folders, or {VAL_SOLUTION} (Kaggle) beside them"
         )
     return names, np.array(labels, np.int64)
+
+
+def _read_solution(root: Path) -> dict[str, str]:
+    """File name -> class of the validation images, from Kaggle's file in ``root`` or up to three
+    folders above; empty without one.
+    """
+    beside = [root / VAL_SOLUTION, *(up / VAL_SOLUTION for up in root.absolute().parents[:3])]
+    file = next(filter(Path.is_file, beside), None)
+    if file is None:
+        return {}
+    try:
+        with open(file, newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.reader(stream) if len(row) > 1 and row[1].strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read '{file}': {error}") from error
+    return {f"{row[0]}.JPEG": row[1].split()[0] for row in rows}
 
 
 def _locate(half: Half, names: Sequence[str], where: object) -> list[object]:
@@ -314,14 +301,9 @@ def _folder_half(base: Path, half: str) -> Half:
                 places[key] = f"{half}/{folder.name}/{entry.name}"
         else:
             places[folder.name] = f"{half}/{folder.name}"
-    places = {
-        key: place
-        for key, place in places.items()
-        if os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
-    }
     root = str(base)
     return Half(
-        places,
+        {key: place for key, place in places.items() if is_image(key)},
         lambda names: ImageFiles(root, names),
         lambda names: ImageFiles(root, names).paths,
         f"'{base / half}'",
@@ -333,10 +315,8 @@ def _tar_half(tar: Path) -> Half:
     for name, offset, size in tar_members(tar):
         if name.endswith(".tar"):  # a class's own tar
             folder = os.path.basename(name).removesuffix(".tar")
-            places |= {
-                f"{folder}/{os.path.basename(inner)}": place
-                for inner, *place in tar_members(tar, offset, size)
-            }
+            for inner, *place in tar_members(tar, offset, size):
+                places[f"{folder}/{os.path.basename(inner)}"] = place
         else:
             places[os.path.basename(name)] = [offset, size]
     tars = [str(tar)]

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.lists import Rows, check_files, check_inside, check_labels, relative
+from data_prep.reading.folders import file_source
+from data_prep.reading.lists import (
+    Rows,
+    check_files,
+    check_inside,
+    check_labels,
+    read_lists,
+    relative,
+)
 from data_prep.reading.source import Recipe, Source
-from data_prep.sets.folder import add_fraction_arguments, file_source, from_lists, hold_out
+from data_prep.reading.subsets import add_fraction_arguments, hold_out
 from lt_train.errors import UserError
 
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
@@ -43,12 +51,12 @@ def make_inat_source(arguments: argparse.Namespace) -> Source:
     root: Path = arguments.source
     files = {split: root / name for split, name in INAT_JSON.items()}
     if arguments.lists is None and all(file.is_file() for file in files.values()):
-        classes, found, notes = *_read_json(files), []
+        notes: list[str] = []
+        classes, found = _read_json(files)
     else:
-        files = _lists(
-            arguments.lists or root, INAT_LISTS, f"neither {' and '.join(INAT_JSON.values())} nor "
-        )
-        classes, found, notes = from_lists(root, files)
+        instead = f"neither {' and '.join(INAT_JSON.values())} nor "
+        files = _lists(arguments.lists or root, INAT_LISTS, instead)
+        classes, found, notes = read_lists(root, files)
     return _source("inat18", root, classes, found, files, [*notes, INAT_NOTE], arguments)
 
 
@@ -72,7 +80,7 @@ def add_places_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_places_source(arguments: argparse.Namespace) -> Source:
     files = _lists(arguments.lists, PLACES_LISTS)
-    classes, found, notes = from_lists(arguments.source, files)
+    classes, found, notes = read_lists(arguments.source, files)
     return _source("places_lt", arguments.source, classes, found, files, notes, arguments)
 
 
@@ -81,7 +89,7 @@ def _source(
     root: Path,
     classes: list[str],
     found: dict[str, Rows],
-    files: dict,
+    files: dict[str, Path],
     notes: list[str],
     arguments: argparse.Namespace,
 ) -> Source:
@@ -109,10 +117,8 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
             label_of = {row["image_id"]: int(row["category_id"]) for row in content["annotations"]}
             names = [str(image["file_name"]) for image in content["images"]]
             labels = np.array([label_of[image["id"]] for image in content["images"]], np.int64)
-            classes |= {
-                int(category["id"]): str(category["name"])
-                for category in content.get("categories", [])
-            }
+            for category in content.get("categories", []):
+                classes[int(category["id"])] = str(category["name"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"'{file}' is not iNaturalist's annotation file: {type(error).__name__} {error}"

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.images import ImageFiles, PngArray
-from data_prep.reading.source import Recipe, Source
-from data_prep.reading.subsets import add_imbalance_arguments, imbalanced_counts, unpublished
-from data_prep.sets.cifar import LabeledSplit, long_tailed
-from data_prep.sets.folder import class_folders, labeled_files
+from data_prep.reading.folders import class_folders, labeled_split
+from data_prep.reading.images import PngArray
+from data_prep.reading.source import LabeledSplit, Recipe, Source
+from data_prep.reading.subsets import (
+    add_imbalance_arguments,
+    imbalanced_counts,
+    long_tailed,
+    unpublished,
+)
 from lt_train.errors import UserError
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -51,9 +55,7 @@ def read_split(root: Path, split: str) -> LabeledSplit:
             f"'{root}' holds neither {file.name} nor a folder {split}/ with the class folders 0"
             " ... 9"
         )
-    names, labels = labeled_files(class_folders(root / split), CLASSES, split)
-    images = ImageFiles(str(root), names)
-    return LabeledSplit(images, labels, images.paths)
+    return labeled_split(root, split, class_folders(root / split), CLASSES)
 
 
 def _read_mat(file: Path) -> LabeledSplit:
@@ -62,17 +64,13 @@ def _read_mat(file: Path) -> LabeledSplit:
     try:
         content = loadmat(file)
         pixels, labels = content["X"], content["y"].ravel().astype(np.int64)
-        if (
-            pixels.dtype != np.uint8
-            or pixels.shape != (32, 32, 3, len(labels))
-            or not ((labels >= 0) & (labels <= 10)).all()
-        ):
+        fitting = pixels.dtype == np.uint8 and pixels.shape == (32, 32, 3, len(labels))
+        if not fitting or not ((labels >= 0) & (labels <= 10)).all():
             raise ValueError(f"it holds images of shape {pixels.shape} and {len(labels)} labels")
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"'{file}' is not a whole SVHN file of cropped digits: {error}") from error
-    return LabeledSplit(
-        PngArray(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2))), labels % 10, [str(file)]
-    )
+    images = PngArray(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)))
+    return LabeledSplit(images, labels % 10, [str(file)])
 
 
 RECIPES = {

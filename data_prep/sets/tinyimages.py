@@ -14,18 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.reading.folders import IMAGE_SUFFIXES, image_paths, is_image
 from data_prep.reading.images import ImageFiles, TarImages, ppm, tar_members
 from data_prep.reading.lists import make_keys, refuse_repeated, refuse_strange
+from data_prep.reading.pools import WITHDRAWN
 from data_prep.reading.source import Recipe, Source, SourceSplit
-from data_prep.sets.folder import IMAGE_SUFFIXES, refuse_unreadable
 from lt_train.errors import UserError
 
 SIDE = 32
-WITHDRAWN = (
-    "80 Million Tiny Images was withdrawn by its authors in 2020 because of offensive categories"
-    " and images (https://groups.csail.mit.edu/vision/TinyImages/). Nothing is ever downloaded"
-    " here; any other pool of images serves as well"
-)
 
 
 @dataclass(frozen=True)
@@ -57,11 +53,9 @@ class Numbered(Sequence):
         return len(self.numbers)
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        return (
-            [f"{number:08d}" for number in self.numbers[index]]
-            if isinstance(index, slice)
-            else f"{self.numbers[index]:08d}"
-        )
+        if isinstance(index, slice):
+            return [f"{number:08d}" for number in self.numbers[index]]
+        return f"{self.numbers[index]:08d}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +92,8 @@ def _from_bin(path: Path) -> tuple[SourceSplit, list[str]]:
             f"'{path}' is truncated or not tiny_images.bin: {path.stat().st_size} bytes are no"
             f" multiple of {SIDE * SIDE * 3}, one image"
         )
-    return SourceSplit(
-        None, Numbered(range(number)), RawPool(str(path), 0, (SIDE, SIDE, 3), "F")
-    ), [str(path)]
+    images = RawPool(str(path), 0, (SIDE, SIDE, 3), "F")
+    return SourceSplit(None, Numbered(range(number)), images), [str(path)]
 
 
 def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
@@ -108,29 +101,18 @@ def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
         array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header can raise anything
         raise UserError(f"'{path}' is truncated or not an .npy file: {error}") from error
-    if (
-        array.dtype != np.uint8
-        or array.ndim != 4
-        or array.shape[3] != 3
-        or not array.flags.c_contiguous
-        or not len(array)
-    ):
+    fitting = array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] == 3
+    if not fitting or not array.flags.c_contiguous or not len(array):
         raise UserError(
             f"'{path}' holds {array.dtype} of shape {array.shape}; it must hold uint8 of shape (N,"
             " height, width, 3), row-major"
         )
-    return SourceSplit(
-        None, Numbered(range(len(array))), RawPool(str(path), array.offset, array.shape[1:], "C")
-    ), [str(path)]
+    images = RawPool(str(path), array.offset, array.shape[1:], "C")
+    return SourceSplit(None, Numbered(range(len(array))), images), [str(path)]
 
 
 def _from_folder(path: Path) -> tuple[SourceSplit, list[str]]:
-    names = sorted(
-        os.path.relpath(os.path.join(folder, name), path)
-        for folder, _, found in os.walk(path, onerror=refuse_unreadable)
-        for name in found
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    )
+    names = sorted(os.path.relpath(found, path) for found in image_paths(path))
     if not names:
         raise UserError(
             f"'{path}' has neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor tars in it"
@@ -144,7 +126,7 @@ def _from_tars(path: Path) -> tuple[SourceSplit, list[str]]:
     names, places = [], []
     for number, tar in enumerate(tars):
         for name, offset, size in tar_members(tar):
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+            if is_image(name):
                 names.append(name)
                 places.append((number, offset, size))
     if not names:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.check import Checker
+from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source, SourceSplit
 from lt_train.errors import UserError
 from lt_train.files import write_atomically
@@ -34,6 +34,9 @@ class Task:
 
     index: int = 0
     count: int = 1
+
+
+ALONE = Task()  # no array job
 
 
 @dataclass(frozen=True)
@@ -69,40 +72,30 @@ class Plan:
 
 
 def make_plan(
-    source: Source, out: Path, seed: int, samples_per_shard: int, checker: Checker = Checker()
+    source: Source, out: Path, seed: int, samples_per_shard: int, checker: Checker = DECODED
 ) -> Plan:
     """Deal every class's samples over the shards, so that each shard sees as many classes as it
     can.
     """
     if not any(len(split.keys) for split in source.splits.values()):
         raise UserError(f"'{source.name}' would have no images")
-    shards = [
-        ShardPlan(f"{name}-{number:06d}.tar", name, number, indices)
-        for name, split in source.splits.items()
-        for number, indices in enumerate(_deal(name, split, seed, samples_per_shard))
-    ]
-    digest = hashlib.sha256(
-        json.dumps([source.name, source.classes, seed, samples_per_shard, asdict(checker)]).encode()
-    )
+    shards = []
+    for name, split in source.splits.items():
+        for number, indices in enumerate(_deal(name, split, seed, samples_per_shard)):
+            shards.append(ShardPlan(f"{name}-{number:06d}.tar", name, number, indices))
+    options = [source.name, source.classes, seed, samples_per_shard, asdict(checker)]
+    digest = hashlib.sha256(json.dumps(options).encode())
     for name, split in source.splits.items():
         digest.update(name.encode())
         for start in range(0, len(split.keys), KEYS_AT_ONCE):
             digest.update("\n".join(split.keys[start : start + KEYS_AT_ONCE]).encode())
         for column in (split.labels, *split.columns.values()):
-            digest.update(
-                b"" if column is None else np.ascontiguousarray(column).astype(np.float64).tobytes()
-            )
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).astype(np.float64).tobytes())
     sizes, times = _stat(source.files)
     digest.update(sizes.tobytes())
-    return Plan(
-        source,
-        out,
-        seed,
-        checker,
-        shards,
-        digest.hexdigest(),
-        hashlib.sha256(digest.digest() + times.tobytes()).hexdigest(),
-    )
+    stamp = hashlib.sha256(digest.digest() + times.tobytes())
+    return Plan(source, out, seed, checker, shards, digest.hexdigest(), stamp.hexdigest())
 
 
 def _deal(
@@ -124,13 +117,13 @@ def _deal(
 
 
 def _stat(files: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and times of the last change, in bytes and nanoseconds, (N,) int64 each."""
     try:
-        found = np.array(
-            [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)], np.int64
-        ).reshape(-1, 2)
+        found = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
     except OSError as error:
         raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
-    return found[:, 0].copy(), found[:, 1].copy()
+    columns = np.array(found, np.int64).reshape(-1, 2)
+    return columns[:, 0].copy(), columns[:, 1].copy()
 
 
 def is_complete(plan: Plan) -> bool:
@@ -161,12 +154,8 @@ def claim(plan: Plan, task: Task) -> Iterator[None]:
     Raises :class:`UserError` if one does, or if the folder holds anything but the start of this
     very data set.
     """
-    if (
-        plan.out.is_dir()
-        and not plan.partial.is_dir()
-        and any(plan.out.iterdir())
-        and not is_complete(plan)
-    ):
+    is_foreign = plan.out.is_dir() and not plan.partial.is_dir() and any(plan.out.iterdir())
+    if is_foreign and not is_complete(plan):
         raise UserError(f"'{plan.out}' is not empty; choose another --out")
     plan.partial.mkdir(parents=True, exist_ok=True)
     # tasks share the folder's lock, and each holds its own; a run alone takes the folder's for
@@ -178,9 +167,7 @@ def claim(plan: Plan, task: Task) -> Iterator[None]:
     ):
         with finishing(plan):  # of tasks that start at the same time, one writes the marker
             _mark(plan)
-        if (
-            task.count == 1
-        ):  # nobody else writes here: what a killed run left half-written only takes space
+        if task.count == 1:  # nobody else writes here: what a killed run left only takes space
             for path in plan.partial.glob("*.tmp"):
                 path.unlink()
         yield

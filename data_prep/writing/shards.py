@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.reading.source import SourceSplit
-from data_prep.writing.plan import Plan, ShardPlan, Task, claim, finishing, is_complete, tidy
+from data_prep.writing.plan import ALONE, Plan, ShardPlan, Task, claim, finishing, is_complete, tidy
 from data_prep.writing.tar_writer import TarWriter
 from data_prep.writing.workers import in_workers
 from lt_train import __version__
@@ -37,9 +37,8 @@ from lt_train.files import atomic_file, file_sha256, write_atomically
 
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
 
-Report = Callable[
-    [int, int], None
-]  # called with (images, bytes) as shards are finished; bytes 0: finished before
+# called with (images, bytes) as shards are finished; bytes 0: finished before
+Report = Callable[[int, int], None]
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Summary:
 
 
 def write(
-    plan: Plan, workers: int, max_rejected: float, command: str, report: Report, task: Task = Task()
+    plan: Plan, workers: int, max_rejected: float, command: str, report: Report, task: Task = ALONE
 ) -> Summary:
     """Write every shard of ``task`` that is not finished yet; the last task writes the manifests
     and dataset.json.
@@ -73,9 +72,9 @@ def write(
     try:
         with claim(plan, task):
             waiting = []
-            for shard in (
-                [] if is_complete(plan) else plan.shards[task.index :: task.count]
-            ):  # another run may have been faster
+            # another run may have been faster
+            mine = [] if is_complete(plan) else plan.shards[task.index :: task.count]
+            for shard in mine:
                 if _is_finished(plan, shard):
                     summary.skipped_shards += 1
                     report(len(shard.indices), 0)
@@ -89,10 +88,9 @@ def write(
             with finishing(plan):
                 if not is_complete(plan):
                     _finish(plan, max_rejected, command, summary)
+        # only now are the locks closed: on NFS, a folder that holds an open file cannot go
         if not summary.missing:
-            tidy(
-                plan
-            )  # only now are the locks closed: on NFS, a folder that holds an open file cannot go
+            tidy(plan)
     except OSError as error:
         raise UserError(
             f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes"
@@ -123,11 +121,20 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _write_rows(plan, shard, rows, rejected, writer)
+    return len(shard.indices), len(rejected), writer.offset
+
+
+def _write_rows(
+    plan: Plan, shard: ShardPlan, rows: list[dict], rejected: list[dict], writer: TarWriter
+) -> None:
+    """The manifest rows of a shard, whose file says that it is finished."""
+    split = plan.source.splits[shard.split]
     schema = _schema(split)
-    columns = {
-        name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names if name != "shard"
-    }
-    columns["shard"] = np.full(len(rows), shard.number, np.int32)
+    columns = {"shard": np.full(len(rows), shard.number, np.int32)}
+    for name in MANIFEST_SCHEMA.names:
+        if name != "shard":
+            columns[name] = [row[name] for row in rows]
     indices = [row["index"] for row in rows]
     columns |= {name: column[indices] for name, column in split.columns.items()}
     about = {
@@ -142,7 +149,6 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
     )
     with atomic_file(_rows_path(plan, shard)) as file, pa.ipc.new_file(file, table.schema) as sink:
         sink.write_table(table)
-    return len(shard.indices), len(rejected), writer.offset
 
 
 def _schema(split: SourceSplit) -> pa.Schema:
@@ -192,20 +198,14 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
         summary.rejected += [{"split": shard.split, **row} for row in about["rejected"]]
     _check_rejected(plan, max_rejected, summary)
     for name, split in plan.source.splits.items():
-        tables = (_read_rows(paths[shard.name]) for shard in splits[name].shards)
+        shards = splits[name].shards
+        tables = (_read_rows(paths[shard.name]) for shard in shards)
         counts = write_manifest(plan.out, name, tables, _schema(split), len(plan.source.classes))
+        samples = sum(shard.samples for shard in shards)
         rejected = sum(row["split"] == name for row in summary.rejected)
-        sums = {
-            file: file_sha256(plan.out / file)
-            for file in (f"{name}.arrow", f"{name}.class_index.arrow")
-        }
-        splits[name] = Split(
-            sum(shard.samples for shard in splits[name].shards),
-            counts,
-            splits[name].shards,
-            rejected,
-            sums,
-        )
+        written = (f"{name}.arrow", f"{name}.class_index.arrow")
+        sums = {file: file_sha256(plan.out / file) for file in written}
+        splits[name] = Split(samples, counts, shards, rejected, sums)
     made_by = {
         "command": command,
         "version": __version__,
@@ -219,10 +219,8 @@ def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
     total = sum(len(shard.indices) for shard in plan.shards)
     count = len(summary.rejected)
     if count:
-        write_atomically(
-            plan.out / "rejected.jsonl",
-            "".join(json.dumps(row) + "\n" for row in summary.rejected).encode(),
-        )
+        lines = "".join(json.dumps(row) + "\n" for row in summary.rejected)
+        write_atomically(plan.out / "rejected.jsonl", lines.encode())
     first = "; ".join(f"{row['key']}: {row['reason']}" for row in summary.rejected[:3])
     if count == total:
         raise UserError(f"none of the {total} images can be used ({first})")

@@ -64,14 +64,12 @@ def _header(name: str, size: int) -> bytes:
         return head + _TIME + b"%06o\0" % (sum(head) + _REST_SUM) + _AFTER_SUM
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o644, 0
-    return info.tobuf(
-        tarfile.GNU_FORMAT, "utf-8"
-    )  # DALI's reader passes over PAX headers, and takes one such name for another
+    # DALI's reader passes over PAX headers, and takes one such name for another
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8")
 
 
 _BEFORE_SIZE = b"0000644\0" + 2 * b"0000000\0"
 _TIME = b"%011o\0" % 0
-_AFTER_SUM = (b" 0".ljust(102, b"\0") + b"ustar\x0000").ljust(
-    BLOCK - 155, b"\0"
-)  # checksum's end, type, link, magic; no owner, no device
+# checksum's end, type, link, magic; no owner, no device
+_AFTER_SUM = (b" 0".ljust(102, b"\0") + b"ustar\x0000").ljust(BLOCK - 155, b"\0")
 _REST_SUM = sum(_TIME) + 7 * ord(" ") + sum(_AFTER_SUM)  # the checksum's own place counts as spaces

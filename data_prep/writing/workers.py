@@ -26,12 +26,10 @@ def in_workers(
     if workers <= 1 or len(shards) <= 1:
         yield from (work(plan, shard) for shard in shards)
         return
-    fork = multiprocessing.get_context(
-        "fork"
-    )  # so that a worker has the plan, and is this process's child
-    pool = ProcessPoolExecutor(
-        min(workers, len(shards)), fork, _start_worker, (partial(work, plan), shards, os.getpid())
-    )
+    # so that a worker has the plan, and is this process's child
+    fork = multiprocessing.get_context("fork")
+    given = (partial(work, plan), shards, os.getpid())
+    pool = ProcessPoolExecutor(min(workers, len(shards)), fork, _start_worker, given)
     started = []
     try:
         with _interrupts_held():
@@ -70,7 +68,7 @@ def _remove_temporary(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C counts at the end of the block only; processes forked in it print nothing about one."""
+    """Ctrl-C counts at the end of the block only; processes forked in it print nothing of one."""
     held = []
     before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
     try:
@@ -88,9 +86,8 @@ _shards: list[ShardPlan] = []
 def _start_worker(work: Callable[[ShardPlan], Any], shards: list[ShardPlan], parent: int) -> None:
     global _work, _shards
     _work, _shards = work, shards
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the parent, which ends its workers
+    # Ctrl-C reaches the parent, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # a worker must not outlive a killed parent: it would keep the folder's lock
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:

@@ -11,15 +11,13 @@ ROTATED_BY_90 = 6
 
 def smooth_image(generator: np.random.Generator, width: int, height: int) -> Image.Image:
     """Low-frequency colour noise with a little detail on top, as photos have."""
-    coarse, fine = (
-        generator.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8)
-        for cell in (40, 8)
-    )
-    layers = [
-        Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-        for noise in (coarse, fine)
-    ]
-    return Image.blend(*layers, 0.15)
+
+    def noise(cell: int) -> Image.Image:
+        shape = (height // cell + 2, width // cell + 2, 3)
+        pixels = generator.integers(0, 256, shape, dtype=np.uint8)
+        return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+    return Image.blend(noise(40), noise(8), 0.15)
 
 
 def encode(image: Image.Image, image_format: str, **options) -> bytes:

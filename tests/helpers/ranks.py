@@ -1,7 +1,7 @@
 """Run a function on several CPU ranks, each a process of its own, as a launcher would start them.
 
-A module that computes in the test process as well imports the fixture :func:`one_thread`, which
-then holds for all its tests.
+Where tests compute in their own process as well, the fixture :func:`one_thread` is imported by
+their module or by their folder's conftest.py, and then holds for all of them.
 """
 
 import faulthandler
@@ -34,28 +34,20 @@ def one_thread() -> Iterator[None]:
 def run_on_ranks(size: int, function: Callable, *arguments, timeout: float = 90.0) -> list[Any]:
     """``function(world, *arguments)`` of every rank, in rank order.
 
-    Fails when a rank fails, or after ``timeout`` seconds.
-
-    ``function`` must be at the top level of its module.
+    Fails when a rank fails, or after ``timeout`` seconds. ``function`` must be at the top level of
+    its module.
     """
-    store = dist.TCPStore(
-        "127.0.0.1", 0, is_master=True, wait_for_workers=False
-    )  # takes a free port
+    # takes a free port
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     deadline = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
-        ranks = mp.start_processes(
-            _run_rank,
-            (size, store.port, Path(folder), function, arguments),
-            nprocs=size,
-            join=False,
-            start_method="spawn",
-        )
+        common = (size, store.port, Path(folder), function, arguments)
+        ranks = mp.start_processes(_run_rank, common, size, join=False, start_method="spawn")
         try:
             while not ranks.join(timeout=max(0.0, deadline - time.monotonic())):
                 if time.monotonic() > deadline:
-                    raise TimeoutError(
-                        f"{function.__name__} on {size} ranks took more than {timeout:.0f} s"
-                    )
+                    what = f"{function.__name__} on {size} ranks"
+                    raise TimeoutError(f"{what} took more than {timeout:.0f} s")
         finally:
             for process in ranks.processes:
                 process.kill()

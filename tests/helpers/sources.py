@@ -5,13 +5,14 @@ make one of.
 import argparse
 import io
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_prep.__main__ import RECIPES
 from data_prep.reading.source import Source
+from data_prep.recipes import RECIPES
 from data_prep.writing.plan import make_plan
 from data_prep.writing.shards import write
 
@@ -33,35 +34,67 @@ def prepared(source: Source, out: Path, samples_per_shard: int = 100) -> Path:
 
 def touch(root: Path, *names: str) -> None:
     """Empty files: sources do not look into them."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+    fill(root, dict.fromkeys(names, b""))
 
 
-def fill(root: Path, contents: dict[str, bytes]) -> None:
-    """Files of these contents by name."""
+def fill(root: Path, contents: dict[str, bytes]) -> Path:
+    """Files of these contents by name; returns ``root``."""
     for name, content in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
+    return root
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """The files of one folder into another, new ones."""
+    fill(target, {file.name: file.read_bytes() for file in source.iterdir()})
+
+
+def tar_of(files: dict[str, bytes], tar_format: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tar_format) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def samples(source: Source) -> dict[str, dict[str, str]]:
     """Split -> key -> class name."""
-    return {
-        name: dict(zip(split.keys, (source.classes[label] for label in split.labels)))
-        for name, split in source.splits.items()
-    }
+    found = {}
+    for name, split in source.splits.items():
+        classes = [source.classes[label] for label in split.labels]
+        found[name] = dict(zip(split.keys, classes))
+    return found
 
 
 def contents(source: Source) -> dict[str, list[tuple[str, int, bytes]]]:
     """Split -> (key, label, bytes) of every sample, in the source's order."""
-    return {
-        name: [
-            (key, label, split.images.read(index))
-            for index, (key, label) in enumerate(zip(split.keys, split.labels.tolist()))
-        ]
-        for name, split in source.splits.items()
-    }
+    found = {}
+    for name, split in source.splits.items():
+        rows = enumerate(zip(split.keys, split.labels.tolist()))
+        found[name] = [(key, label, split.images.read(index)) for index, (key, label) in rows]
+    return found
+
+
+def triples(source: Source, split: str = "train") -> list[tuple[str, int, bytes]]:
+    """(key, label, bytes) of a split; of an unlabeled one, the hidden label."""
+    part = source.splits[split]
+    labels = part.columns["hidden_label"] if part.labels is None else part.labels
+    return [
+        (key, int(label), part.images.read(index))
+        for index, (key, label) in enumerate(zip(part.keys, labels, strict=True))
+    ]
+
+
+def label_files(root: Path) -> list[str]:
+    """What the tars of a prepared set hold labels in."""
+    found = []
+    for path in root.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            found += [name for name in tar.getnames() if name.endswith(".cls")]
+    return found
 
 
 def pixels_of(content: bytes) -> np.ndarray:
@@ -98,30 +131,17 @@ def python2_pickle(content: dict[str, np.ndarray | list[int | str]]) -> bytes:
 
 def _python2_value(value: np.ndarray | list[int | str]) -> bytes:
     if isinstance(value, list):
-        return (
-            b"("
-            + b"".join(
-                _python2_text(item) if isinstance(item, str) else _python2_int(item)
-                for item in value
-            )
-            + b"l"
-        )
+        items = [
+            _python2_text(item) if isinstance(item, str) else _python2_int(item) for item in value
+        ]
+        return b"(" + b"".join(items) + b"l"
     assert value.dtype == np.uint8
     empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-    dtype = (
-        b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * _python2_int(-1) + b"K\x00tb"
-    )
+    kind = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN"
+    dtype = kind + 2 * _python2_int(-1) + b"K\x00tb"
     shape = b"(" + b"".join(map(_python2_int, value.shape)) + b"t"
-    return (
-        empty
-        + b"(K\x01"
-        + shape
-        + dtype
-        + b"\x89T"
-        + struct.pack("<i", value.size)
-        + value.tobytes()
-        + b"tb"
-    )
+    content = b"\x89T" + struct.pack("<i", value.size) + value.tobytes()
+    return empty + b"(K\x01" + shape + dtype + content + b"tb"
 
 
 def _python2_text(text: str) -> bytes:

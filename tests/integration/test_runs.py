@@ -1,6 +1,4 @@
-"""Whole runs through the commands that users type: kill and resume, rank counts, bad input,
-launcher, benchmark.
-"""
+"""Whole runs through the commands that users type: kill and resume, ranks, bad input, launcher."""
 
 import json
 import os
@@ -17,32 +15,26 @@ import torch
 
 pytestmark = pytest.mark.slow
 
-SMALL = (
-    "global_batch_size=16",
-    "view.size=32",
-    "eval_view.size=32",
-    "eval_view.resize=36",
-    "epochs=3",
-    "run.log_every=1",
-)
+ROOT = Path(__file__).resolve().parents[2]
+VIEWS = ("view.size=32", "eval_view.size=32", "eval_view.resize=36")
+SMALL = ("global_batch_size=16", *VIEWS, "epochs=3", "run.log_every=1")
+UNEVALUATED = ("data.val_split=none", "data.test_split=none")
 LIMIT = 240  # seconds that any one command may take
 
 
 def torchrun(ranks: int, *arguments: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        "-m",
-        *arguments,
-    ]
+    options = ["--standalone", "--nproc-per-node", str(ranks)]
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m", *arguments]
 
 
 def single(*arguments: str) -> list[str]:
     return [sys.executable, "-m", *arguments]
+
+
+def local(experiment: str, *arguments: str) -> list[str]:
+    """launch/local.py on two ranks."""
+    launcher = str(ROOT / "launch" / "local.py")
+    return [sys.executable, launcher, experiment, "--ranks", "2", *arguments]
 
 
 def call(command: list[str], **settings) -> subprocess.CompletedProcess:
@@ -73,9 +65,7 @@ def wait_for_step(step: int, process: subprocess.Popen, folder: Path) -> None:
 
 
 def kill_everything(pid: int) -> None:
-    """SIGKILL a launcher and, since it gives its ranks sessions of their own, every process below
-    it, ranks first.
-    """
+    """SIGKILL a launcher and all below it, ranks first: they have sessions of their own."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         kill_everything(int(child))
     os.kill(pid, signal.SIGKILL)
@@ -84,16 +74,19 @@ def kill_everything(pid: int) -> None:
 def final_state(folder: Path) -> dict[str, torch.Tensor]:
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
-    momenta = {
-        f"momentum.{key}": entry["momentum_buffer"]
-        for key, entry in state["optimizer"]["state"].items()
-    }
-    return {**state["stage"], **momenta}
+    entries = state["optimizer"]["state"].items()
+    momenta = {f"momentum.{key}": entry["momentum_buffer"] for key, entry in entries}
+    return {**state["method"], **momenta}
 
 
 def records(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
+
+
+def column(folder: Path, name: str) -> list:
+    """What was logged under this name, step by step."""
+    return [record[name] for record in records(folder)]
 
 
 def assert_same_state(one: Path, other: Path) -> None:
@@ -105,16 +98,14 @@ def assert_same_state(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("config", ["moco_demo", "classifier_demo"])
 def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, tmp_path):
-    """SIGKILL of every process at a random moment of a 2-rank run, twice; the end must be bit for
-    bit that of a calm run.
-    """
+    """SIGKILL of every process of a 2-rank run, twice; the end is bit for bit a calm run's."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     options = ["run.checkpoint_every=4", "data.val_split=none"]
+    command = torchrun(2, "lt_train", config, *settings(demo_root, killed, *options))
     succeed(torchrun(2, "lt_train", config, *settings(demo_root, calm, *options)))
     steps = records(calm)[-1]["step"]
     generator = random.Random(steps)
     for _ in range(2):
-        command = torchrun(2, "lt_train", config, *settings(demo_root, killed, *options))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         target = min(last_step(killed) + generator.randint(5, 9), steps - 1)
         wait_for_step(target, process, killed)
@@ -122,13 +113,11 @@ def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, 
         kill_everything(process.pid)
         process.wait()
         assert not (killed / "result.json").exists()
-    done = succeed(torchrun(2, "lt_train", config, *settings(demo_root, killed, *options)))
+    done = succeed(command)
     assert "resumed from step" in done.stderr
     assert_same_state(calm, killed)
-    assert [record["step"] for record in records(killed)] == list(range(1, steps + 1))
-    assert [record["loss"] for record in records(killed)] == [
-        record["loss"] for record in records(calm)
-    ]
+    assert column(killed, "step") == list(range(1, steps + 1))
+    assert column(killed, "loss") == column(calm, "loss")
 
 
 def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_path):
@@ -147,16 +136,8 @@ def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_pa
 
 
 def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
-    launcher = Path(__file__).parents[2] / "launch" / "local.py"
     folder = tmp_path / "run"
-    command = [
-        sys.executable,
-        str(launcher),
-        "classifier_demo",
-        "--ranks",
-        "2",
-        *settings(demo_root, folder),
-    ]
+    command = local("classifier_demo", *settings(demo_root, folder))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for_step(1, process, folder)
     process.send_signal(signal.SIGTERM)
@@ -167,15 +148,10 @@ def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
 
 
 def test_srun_tasks_train_as_one_run_as_under_torchrun(demo_root, tmp_path):
-    """SLURM's variables alone make the same ranks: the losses are those of torchrun, not of two
-    runs beside each other.
-    """
-    options = ["max_steps=4", "data.val_split=none", "data.test_split=none"]
-    succeed(
-        torchrun(
-            2, "lt_train", "classifier_demo", *settings(demo_root, tmp_path / "torchrun", *options)
-        )
-    )
+    """SLURM's variables alone make ranks: losses are torchrun's, not those of two lone runs."""
+    ours, theirs = tmp_path / "srun", tmp_path / "torchrun"
+    options = ["max_steps=4", *UNEVALUATED]
+    succeed(torchrun(2, "lt_train", "classifier_demo", *settings(demo_root, theirs, *options)))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -186,62 +162,37 @@ def test_srun_tasks_train_as_one_run_as_under_torchrun(demo_root, tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    command = single(
-        "lt_train", "classifier_demo", *settings(demo_root, tmp_path / "srun", *options)
-    )
-    tasks = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **common, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    command = single("lt_train", "classifier_demo", *settings(demo_root, ours, *options))
+    ranks = [{"SLURM_PROCID": rank, "SLURM_LOCALID": rank} for rank in ("0", "1")]
+    tasks = [subprocess.Popen(command, env=os.environ | common | rank) for rank in ranks]
     assert [task.wait(timeout=LIMIT) for task in tasks] == [0, 0]
-    losses = [
-        [record["loss"] for record in records(tmp_path / name)] for name in ("torchrun", "srun")
-    ]
-    assert losses[0] == losses[1] and len(losses[0]) == 4
+    assert column(ours, "loss") == column(theirs, "loss") and len(records(ours)) == 4
 
 
 def test_a_run_that_is_past_the_steps_asked_for_is_refused(demo_root, tmp_path):
     options = settings(demo_root, tmp_path / "run")
     succeed(single("lt_train", "classifier_demo", *options, "max_steps=3"))
     refused = call(single("lt_train", "classifier_demo", *options, "max_steps=2"))
-    assert (
-        refused.returncode == 2
-        and "past the 2 steps" in refused.stderr
-        and "Traceback" not in refused.stderr
-    )
+    assert refused.returncode == 2 and "past the 2 steps" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_a_run_may_go_on_with_another_number_of_ranks(demo_root, tmp_path):
     """The same global batches in the same order: losses of 1 rank, and of 2 ranks taken over by 3,
-    agree but for rounding.
+    are close.
     """
-    options = [
-        "run.checkpoint_every=5",
-        "engine.precision=fp32",
-        "data.val_split=none",
-        "data.test_split=none",
-    ]
-    crt = ["classifier_demo", "optim.lr=0.001"]
+    options = ["run.checkpoint_every=5", "engine.precision=fp32", *UNEVALUATED]
     one, many = tmp_path / "one", tmp_path / "many"
-    succeed(torchrun(1, "lt_train", *crt, *settings(demo_root, one, *options, "max_steps=10")))
-    succeed(torchrun(2, "lt_train", *crt, *settings(demo_root, many, *options, "max_steps=5")))
-    succeed(torchrun(3, "lt_train", *crt, *settings(demo_root, many, *options, "max_steps=10")))
+    for ranks, folder, steps in ((1, one, 10), (2, many, 5), (3, many, 10)):
+        config = settings(demo_root, folder, *options, "optim.lr=0.001", f"max_steps={steps}")
+        succeed(torchrun(ranks, "lt_train", "classifier_demo", *config))
     # batch norm sees each rank's share alone, so the losses are close, not equal
-    assert [record["loss"] for record in records(many)] == pytest.approx(
-        [record["loss"] for record in records(one)], rel=0.35
-    )
-    assert [record["epoch"] for record in records(many)] == [
-        record["epoch"] for record in records(one)
-    ]
+    assert column(many, "loss") == pytest.approx(column(one, "loss"), rel=0.35)
+    assert column(many, "epoch") == column(one, "epoch")
 
 
 def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(demo_root, tmp_path):
-    """The same backbone evaluated on 1 and on 3 ranks gives the same accuracies over the same 50
-    samples.
-    """
+    """The same backbone has the same accuracies on 1 and on 3 ranks, over the same 50 samples."""
     base, results = tmp_path / "base", []
     succeed(single("lt_train", "classifier_demo", *settings(demo_root, base)))
     for ranks in (1, 3):
@@ -254,59 +205,33 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(demo_root, t
 
 
 def test_pipeline_runs_skips_and_reports(demo_root, tmp_path):
-    """launch/local.py: two stages on 2 ranks, a report that holds their numbers, and a second call
-    that trains nothing.
-    """
+    """Its stages on 2 ranks, a report of their numbers, and a second call that trains nothing."""
     pipeline = tmp_path / "runs" / "demo"
-    launcher = Path(__file__).parents[2] / "launch" / "local.py"
     (tmp_path / "data").mkdir()
-    command = [
-        sys.executable,
-        str(launcher),
-        "demo",
-        "--ranks",
-        "2",
-        *SMALL,
-        "epochs=1",
-        "crt:epochs=0.5",
-        "moco:moco.queue_size=64",
-    ]
+    command = local("demo", *SMALL, "epochs=1", "crt:epochs=0.5", "moco:moco.queue_size=64")
     done = succeed(command, cwd=tmp_path)
-    results = {
-        path.parent.name: json.loads(path.read_text()) for path in pipeline.glob("*/result.json")
-    }
+    files = list(pipeline.glob("*/result.json"))
+    results = {path.parent.name: json.loads(path.read_text()) for path in files}
     assert set(results) == {"moco", "scratch", "pretrained", "crt"}
     report = (pipeline / "report.md").read_text()
     for name, result in results.items():
         top1 = result["metrics"]["test"]["knn_top1" if name == "moco" else "top1"]
         assert f"{top1:.1f}" in report and name in report
-    assert (pipeline / "crt" / "backbone.safetensors").is_file() and list(
-        (pipeline / "moco" / "tensorboard").iterdir()
-    )
-    times = {path: path.stat().st_mtime_ns for path in pipeline.glob("*/result.json")}
+    assert (pipeline / "crt" / "backbone.safetensors").is_file()
+    assert list((pipeline / "moco" / "tensorboard").iterdir())
+    times = [path.stat().st_mtime_ns for path in files]
     again = succeed(command, cwd=tmp_path)
     assert again.stderr.count("already done") == 4
-    assert times == {path: path.stat().st_mtime_ns for path in pipeline.glob("*/result.json")}
+    assert times == [path.stat().st_mtime_ns for path in files]
+    assert set(files) == set(pipeline.glob("*/result.json"))
     assert "Traceback" not in done.stderr
 
 
 def test_benchmark_writes_its_table_and_json(demo_root, tmp_path):
-    command = single(
-        "lt_train.benchmark", "classifier_demo", *settings(demo_root, tmp_path / "unused")
-    )
-    done = succeed(
-        [
-            *command,
-            "--baseline",
-            "--repeats",
-            "1",
-            "--seconds",
-            "0.2",
-            "--json",
-            str(tmp_path / "b.json"),
-        ]
-    )
-    result = json.loads((tmp_path / "b.json").read_text())
+    out, config = tmp_path / "b.json", settings(demo_root, tmp_path / "unused")
+    options = ["--baseline", "--repeats", "1", "--seconds", "0.2", "--json", str(out)]
+    done = succeed(single("lt_train.benchmark", "classifier_demo", *config, *options))
+    result = json.loads(out.read_text())
     for name in ("synthetic", "loader", "end_to_end", "baseline", "bare_loop"):
         assert result[name]["images_per_s"] > 0 and name in done.stdout
     assert not (tmp_path / "unused").exists()
@@ -329,28 +254,17 @@ BAD_INPUT = {
 def test_bad_input_gives_one_line_and_a_nonzero_exit(case, demo_root, tmp_path):
     arguments, words = BAD_INPUT[case]
     (tmp_path / "file").write_text("")
-    arguments = [argument.format(file=tmp_path / "file") for argument in arguments]
-    defaults = [
-        arguments[0],
-        f"data.root={demo_root}",
-        f"run.dir={tmp_path / 'run'}",
-        *arguments[1:],
-    ]
-    done = call(single("lt_train", *defaults))
+    config, *others = [argument.format(file=tmp_path / "file") for argument in arguments]
+    defaults = [f"data.root={demo_root}", f"run.dir={tmp_path / 'run'}"]
+    done = call(single("lt_train", config, *defaults, *others))
     assert done.returncode == 2 and words in done.stderr
-    assert [line for line in done.stderr.splitlines() if "warn" not in line.lower()] == [
-        done.stderr.splitlines()[-1]
-    ]
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if "warn" not in line.lower()] == lines[-1:]
 
 
 def test_more_ranks_than_a_class_balanced_batch_allows(demo_root, tmp_path):
-    options = settings(
-        demo_root,
-        tmp_path / "run",
-        "sampler.name=class_balanced",
-        "global_batch_size=8",
-        "sampler.samples_per_class=4",
-    )
+    sampler = ["sampler.name=class_balanced", "sampler.samples_per_class=4"]
+    options = settings(demo_root, tmp_path / "run", "global_batch_size=8", *sampler)
     done = call(torchrun(3, "lt_train", "classifier_demo", *options))
     assert done.returncode != 0
     assert done.stderr.count("lt_train: error:") == 1 and "use at most 2 ranks" in done.stderr
@@ -360,32 +274,16 @@ def test_a_changed_config_is_refused_with_the_difference_and_may_be_allowed(demo
     options = settings(demo_root, tmp_path / "run", "max_steps=2")
     succeed(single("lt_train", "classifier_demo", *options))
     refused = call(single("lt_train", "classifier_demo", *options, "optim.lr=0.3"))
-    assert (
-        refused.returncode == 2
-        and "optim.lr: 0.05 -> 0.3" in refused.stderr
-        and "Traceback" not in refused.stderr
-    )
-    succeed(
-        single(
-            "lt_train",
-            "classifier_demo",
-            *options,
-            "optim.lr=0.3",
-            "max_steps=3",
-            "resume.allow_changes=[optim.lr]",
-        )
-    )
+    assert refused.returncode == 2 and "optim.lr: 0.05 -> 0.3" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    allowed = ["optim.lr=0.3", "max_steps=3", "resume.allow_changes=[optim.lr]"]
+    succeed(single("lt_train", "classifier_demo", *options, *allowed))
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(demo_root, tmp_path):
-    options = settings(
-        demo_root,
-        tmp_path / "run",
-        "optim.lr=1e30",
-        "optim.warmup_epochs=0",
-        "engine.precision=fp32",
-    )
+    explosive = ["optim.lr=1e30", "optim.warmup_epochs=0", "engine.precision=fp32"]
+    options = settings(demo_root, tmp_path / "run", *explosive)
     done = call(single("lt_train", "classifier_demo", *options))
     assert done.returncode == 2 and "the loss is" in done.stderr and "Traceback" not in done.stderr
     named = json.loads((tmp_path / "run" / "nonfinite.json").read_text())
@@ -397,7 +295,4 @@ def test_a_shard_that_goes_missing_is_one_line(demo_root, damaged_copy, tmp_path
     (root / "train-000001.tar").unlink()
     done = call(torchrun(2, "lt_train", "classifier_demo", *settings(root, tmp_path / "run")))
     assert done.returncode != 0 and "cannot read shard" in done.stderr
-    assert (
-        'Traceback (most recent call last):\n  File "' + str(Path(__file__).parents[2])
-        not in done.stderr
-    )
+    assert f'Traceback (most recent call last):\n  File "{ROOT}' not in done.stderr
