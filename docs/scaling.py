@@ -1,4 +1,4 @@
-"""A model of the step time on 1 to 1,024 GPUs: ``python -m lt_train.scaling [--gloo]`` writes the
+"""A model of the step time on 1 to 1,024 GPUs: ``python docs/scaling.py [--gloo]`` writes the
 tables of docs/scaling.md.
 
 Message sizes come from the modules themselves, rates from docs/benchmarks.md, the network is an
@@ -7,6 +7,7 @@ them with latency and bandwidth fitted to 2 ranks.
 """
 
 import argparse
+import itertools
 import math
 import os
 import statistics
@@ -14,15 +15,18 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 CORES = 14  # CPU cores a GPU (DGX H100: 112 for 8); the loader was measured with 16
 VIEW_BYTES = 3 * 224 * 224 * 2  # an image of ShuffleBN, bf16
-LAUNCH = (
-    17.9e-3 / 93
-)  # s a trained tensor: ResNet-32's step on the H100, bound by kernel launches, over its 93 tensors
+# s a trained tensor: ResNet-32's step on the H100, bound by kernel launches, over its 93 tensors
+LAUNCH = 17.9e-3 / 93
 SHUFFLE = 15.5e-6  # s a rank: ShuffleBN's plan on one CPU core, measured for 8 to 1,024 ranks
 JITTER = 0.02  # assumed: standard deviation of a rank's step over its mean
 BUCKETS = 1 << 20, 25 << 20  # bytes: the first of DDP's gradient buckets, the others
+GLOO_RANKS = 2, 4, 8
+
+Point = tuple[str, int]  # a collective and its bytes
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,18 @@ class Fabric:
                 size * (ranks - inside) / ranks / self.nic,
             )
             return self.launch + (ranks - 1) * self.near + slower / self.reached
-        bandwidth = (
-            self.nvlink if nodes == 1 else min(self.nvlink, self.gpus * self.nic)
-        )  # rings use all NICs of a node
+        # rings use all NICs of a node
+        bandwidth = self.nvlink if nodes == 1 else min(self.nvlink, self.gpus * self.nic)
         hops = (ranks - nodes) * self.near + (nodes > 1) * nodes * self.far  # a ring
         if kind == "all_reduce":  # a tree, up and down
-            hops = 2 * (
-                math.ceil(math.log2(inside)) * self.near + math.ceil(math.log2(nodes)) * self.far
-            )
+            levels, node_levels = math.ceil(math.log2(inside)), math.ceil(math.log2(nodes))
+            hops = 2 * (levels * self.near + node_levels * self.far)
         return self.launch + hops + volume(kind, size, ranks) / (bandwidth * self.reached)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a stage costs one GPU: images/s of docs/benchmarks.md (H100, batch 256), bytes in
+    """What a method costs one GPU: images/s of docs/benchmarks.md (H100, batch 256), bytes in
     float32.
     """
 
@@ -84,7 +86,7 @@ def volume(kind: str, size: float, ranks: int) -> float:
     return (2 if kind == "all_reduce" else 1) * size * (ranks - 1) / ranks
 
 
-def stage_costs(classes: int = 1000, dim: int = 128, queue: int = 65536) -> list[Costs]:
+def method_costs(classes: int = 1000, dim: int = 128, queue: int = 65536) -> list[Costs]:
     """Classifier and MoCo with ResNet-50; a checkpoint holds weights, momentum, statistics, and
     MoCo's key encoder and queue.
     """
@@ -107,18 +109,14 @@ def model_size(backbone: str, classes: int = 0, dim: int = 0) -> tuple[int, int,
 
     with torch.device("meta"):
         module = make_backbone(backbone)
-        head = (
-            torch.nn.Linear(module.out_features, classes)
-            if classes
-            else make_projector(module.out_features, dim)
-        )
+        if classes:
+            head = torch.nn.Linear(module.out_features, classes)
+        else:
+            head = make_projector(module.out_features, dim)
     parameters = [*module.parameters(), *head.parameters()]
     norms = [norm for norm in module.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
-    return (
-        4 * sum(part.numel() for part in parameters),
-        len(parameters),
-        4 * sum(2 * norm.num_features for norm in norms),
-    )
+    gradients = 4 * sum(part.numel() for part in parameters)
+    return gradients, len(parameters), 4 * sum(2 * norm.num_features for norm in norms)
 
 
 def step(costs: Costs, ranks: int, local: float, fabric: Fabric = Fabric()) -> dict[str, float]:
@@ -129,23 +127,19 @@ def step(costs: Costs, ranks: int, local: float, fabric: Fabric = Fabric()) -> d
     host = LAUNCH * costs.tensors * costs.passes / 3 + SHUFFLE * ranks * (costs.dim > 0)
     busy = max(gpu, host, data)
     first, rest = BUCKETS
-    buckets = [first] + [rest] * (
-        (costs.gradients - first) // rest
-    )  # in the order of the backward pass
+    # in the order of the backward pass
+    buckets = [first] + [rest] * ((costs.gradients - first) // rest)
     buckets.append(costs.gradients - sum(buckets))
     reduced = sum(
         fabric.seconds("all_reduce", size, ranks) for size in (*buckets, costs.statistics)
     )
-    exposed = max(
-        fabric.seconds("all_reduce", buckets[-1], ranks),
-        reduced - max(gpu, host) * 2 / costs.passes,
-    )
+    last = fabric.seconds("all_reduce", buckets[-1], ranks)
+    exposed = max(last, reduced - max(gpu, host) * 2 / costs.passes)
     if costs.dim:  # nothing runs beside these two
         exposed += fabric.seconds("all_to_all", local * VIEW_BYTES, ranks)
         exposed += fabric.seconds("all_gather", ranks * local * costs.dim * 4, ranks)
-    waiting = (
-        busy * JITTER * math.sqrt(2 * math.log(ranks))
-    )  # bounds the expected largest of `ranks` normal draws
+    # bounds the expected largest of `ranks` normal draws
+    waiting = busy * JITTER * math.sqrt(2 * math.log(ranks))
     return {"busy": busy, "waiting": waiting, "exposed": exposed, "total": busy + waiting + exposed}
 
 
@@ -154,11 +148,8 @@ def efficiency(costs: Costs, ranks: int, local: float, fabric: Fabric = Fabric()
     less.
     """
     alone = min(256, ranks * local)
-    return (
-        local
-        / step(costs, ranks, local, fabric)["total"]
-        / (alone / step(costs, 1, alone)["total"])
-    )
+    rate_alone = alone / step(costs, 1, alone)["total"]
+    return local / step(costs, ranks, local, fabric)["total"] / rate_alone
 
 
 def tables() -> list[str]:
@@ -173,74 +164,68 @@ def tables() -> list[str]:
         ("256 a GPU, 100 Gb/s a node", 0, slow),
     ]
     lines = [
-        (
-            "| stage, batch | GPUs | a GPU | busy ms | waiting ms | exposed ms | step ms | images/s"
-            " | efficiency |"
-        ),
+        "| method, batch | GPUs | a GPU | busy ms | waiting ms | exposed ms | step ms | images/s |"
+        " efficiency |",
         "|---" * 9 + "|",
     ]
-    for costs in stage_costs():
-        for label, batch, fabric in plans:
-            for ranks in (1, 8, 64, 256, 1024):
-                local = batch / ranks or 256
-                if 1 <= local <= 1024 and (
-                    ranks > 1 or local <= 256
-                ):  # on one GPU, what was measured
-                    times = step(costs, ranks, local, fabric)
-                    row = " | ".join(f"{seconds * 1e3:.1f}" for seconds in times.values())
-                    row += (
-                        f" | {ranks * local / times['total']:,.0f} |"
-                        f" {efficiency(costs, ranks, local, fabric):.2f} |"
-                    )
-                    lines.append(f"| {costs.name}, {label} | {ranks:,} | {local:g} | {row}")
+    for costs, (label, batch, fabric) in itertools.product(method_costs(), plans):
+        for ranks in (1, 8, 64, 256, 1024):
+            local = batch / ranks or 256
+            # on one GPU, what was measured
+            if 1 <= local <= 1024 and (ranks > 1 or local <= 256):
+                row = _row(costs, ranks, local, fabric)
+                lines.append(f"| {costs.name}, {label} | {ranks:,} | {local:g} | {row}")
     return lines
+
+
+def _row(costs: Costs, ranks: int, local: float, fabric: Fabric) -> str:
+    times = step(costs, ranks, local, fabric)
+    row = " | ".join(f"{seconds * 1e3:.1f}" for seconds in times.values())
+    images = ranks * local / times["total"]
+    return f"{row} | {images:,.0f} | {efficiency(costs, ranks, local, fabric):.2f} |"
 
 
 def gloo_tables(repeats: int = 7) -> list[str]:
     """Markdown: collectives of 2, 4, 8 gloo ranks, and the model fitted to 2, alone and with the
     cores shared by the ranks.
     """
-    import torch.multiprocessing
-
     small, large = model_size("resnet32_cifar", classes=10), model_size("resnet50", dim=128)
     sizes = {
         "all_reduce": (2 * large[2], small[0], large[0]),
         "all_to_all": tuple(images * VIEW_BYTES for images in (2, 8, 32)),
     }
     sizes["all_gather"] = tuple(batch * 128 * 4 for batch in (128, 1024, 8192))
-    points = [(kind, size) for kind, group in sizes.items() for size in group]
-    measured: dict[tuple[str, int, int], float] = {}
-    for ranks in (2, 4, 8):
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(_measure, (ranks, folder, points, repeats), ranks)
-            with open(f"{folder}/seconds") as file:
-                measured |= {(*point, ranks): float(line) for point, line in zip(points, file)}
+    points = []
+    for kind, group in sizes.items():
+        points += [(kind, size) for size in group]
+    measured = {ranks: _measure_on(ranks, points, repeats) for ranks in GLOO_RANKS}
     lines = [
         "| collective | bytes | ranks | measured ms | model ms | model, shared cores ms |",
         "|---" * 6 + "|",
     ]
-    for (kind, size), ranks in ((point, ranks) for point in points for ranks in (2, 4, 8)):
-        (low, fast), (high, slow) = (
-            (volume(kind, end, 2), measured[kind, end, 2])
-            for end in (sizes[kind][0], sizes[kind][-1])
-        )
+    cores = max(2, len(os.sched_getaffinity(0)))
+    for (kind, size), ranks in itertools.product(points, GLOO_RANKS):
+        low, high = (volume(kind, end, 2) for end in (sizes[kind][0], sizes[kind][-1]))
+        fast, slow = (measured[2][kind, end] for end in (sizes[kind][0], sizes[kind][-1]))
         slope = (slow - fast) / (high - low)
         model = max(0.0, fast - slope * low) + slope * volume(kind, size, ranks)
-        times = (
-            measured[kind, size, ranks],
-            model,
-            model * max(1, ranks / max(2, len(os.sched_getaffinity(0)))),
-        )
-        lines.append(
-            f"| {kind} | {size:,} | {ranks} |"
-            f" {' | '.join(f'{seconds * 1e3:.1f}' for seconds in times)} |"
-        )
+        times = measured[ranks][kind, size], model, model * max(1, ranks / cores)
+        shown = " | ".join(f"{seconds * 1e3:.1f}" for seconds in times)
+        lines.append(f"| {kind} | {size:,} | {ranks} | {shown} |")
     return lines
 
 
-def _measure(
-    rank: int, ranks: int, folder: str, points: list[tuple[str, int]], repeats: int
-) -> None:
+def _measure_on(ranks: int, points: list[Point], repeats: int) -> dict[Point, float]:
+    """Seconds of each collective on so many gloo ranks, which are processes of this machine."""
+    import torch.multiprocessing
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_measure, (ranks, folder, points, repeats), ranks)
+        lines = (Path(folder) / "seconds").read_text().splitlines()
+    return dict(zip(points, map(float, lines)))
+
+
+def _measure(rank: int, ranks: int, folder: str, points: list[Point], repeats: int) -> None:
     """One gloo rank.
 
     Rank 0 writes the median over repeats of the slowest rank's seconds, a line a point.
@@ -251,9 +236,8 @@ def _measure(
     from lt_train.distributed import all_gather_rows, all_reduce_, all_to_all_rows
 
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/join", rank=rank, world_size=ranks
-    )
+    join = f"file://{folder}/join"
+    dist.init_process_group("gloo", init_method=join, rank=rank, world_size=ranks)
     medians = []
     for kind, size in points:
         rows = size // 4 // ranks  # float32; the sizes divide by 8 ranks but for a few bytes
@@ -269,21 +253,31 @@ def _measure(
             dist.barrier()
             started = time.perf_counter()
             collective(tensor, *extra)
-            seconds.append(
-                all_reduce_(torch.tensor(time.perf_counter() - started), dist.ReduceOp.MAX).item()
-            )
+            own = torch.tensor(time.perf_counter() - started)
+            seconds.append(all_reduce_(own, dist.ReduceOp.MAX).item())
         medians.append(statistics.median(seconds[1:]))
     if rank == 0:
-        with open(f"{folder}/seconds", "w") as file:
-            file.write("\n".join(map(str, medians)))
+        (Path(folder) / "seconds").write_text("\n".join(map(str, medians)))
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m lt_train.scaling", description=__doc__.partition(":")[0]
+        prog="python docs/scaling.py", description=__doc__.partition(":")[0]
     )
     parser.add_argument(
         "--gloo", action="store_true", help="measure with 2, 4 and 8 local gloo ranks"
     )
-    sys.stdout.write("\n".join(gloo_tables() if parser.parse_args().gloo else tables()) + "\n")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=7,
+        help="with --gloo: how often each is measured (default: 7)",
+    )
+    arguments = parser.parse_args()
+    lines = gloo_tables(arguments.repeats) if arguments.gloo else tables()
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":  # not so in the ranks, which import this file anew
+    main()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -21,9 +22,8 @@ MOST_IMAGES = 4096  # enough that caching images would not show, few enough to w
 
 def write_image_folder(manifest: Manifest, root: Path) -> None:
     """Write evenly spaced images of a split, byte for byte, as class folders."""
-    for sample_id in np.unique(
-        np.linspace(0, len(manifest) - 1, min(len(manifest), MOST_IMAGES)).astype(int)
-    ):
+    places = np.linspace(0, len(manifest) - 1, min(len(manifest), MOST_IMAGES))
+    for sample_id in np.unique(places.astype(int)):
         content = manifest.read(sample_id)
         if content is not None:
             folder = root / f"{manifest.labels[sample_id]:05d}"
@@ -34,16 +34,17 @@ def write_image_folder(manifest: Manifest, root: Path) -> None:
 
 def baseline_batches(root: Path, views: list[ViewConfig], batch_size: int) -> Iterator[tuple]:
     """Batches without end of images in each of ``views``, with the transforms that they ask for."""
-    transform_each = [make_transform(view) for view in views]
-    images = ImageFolder(
-        str(root), lambda image: [transform(image) for transform in transform_each]
-    )
+    transforms_in_order = [make_transform(view) for view in views]
+
+    def see(image: Image.Image) -> list[torch.Tensor]:
+        return [transform(image) for transform in transforms_in_order]
+
+    images = ImageFolder(str(root), see)
     loader = DataLoader(
         images,
         batch_size=batch_size,
-        sampler=RandomSampler(
-            images, replacement=True, num_samples=2**40
-        ),  # no pause between epochs
+        # so many that there is no pause between epochs
+        sampler=RandomSampler(images, replacement=True, num_samples=2**40),
         num_workers=WORKERS,
         multiprocessing_context="fork",  # the transform is a closure
     )
@@ -65,12 +66,9 @@ def make_transform(view: ViewConfig) -> transforms.Compose:
     if view.grayscale_probability > 0:
         steps.append(transforms.RandomGrayscale(view.grayscale_probability))
     if view.blur_probability > 0:
-        radius = round(2 * view.blur_sigma[1]) * 2 + 1
-        steps.append(
-            transforms.RandomApply(
-                [transforms.GaussianBlur(radius, view.blur_sigma)], view.blur_probability
-            )
-        )
+        width = round(2 * view.blur_sigma[1]) * 2 + 1
+        blur = transforms.GaussianBlur(width, view.blur_sigma)
+        steps.append(transforms.RandomApply([blur], view.blur_probability))
     if view.flip_probability > 0:
         steps.append(transforms.RandomHorizontalFlip(view.flip_probability))
     if view.randaugment_ops > 0:

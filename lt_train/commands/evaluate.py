@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lt_train import distributed
 from lt_train.commands.open_run import check_labeled, open_run, write_metrics
+from lt_train.config.schema import Config
 from lt_train.console import console, setup_logging
 from lt_train.data.manifest import read_dataset
 from lt_train.data.run_data import RunData
@@ -24,58 +25,60 @@ def main(words: list[str]) -> int:
     setup_logging(world.is_main)
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     data = RunData(config, world)
+    splits = arguments.split or _default_splits(config)
+    for split in splits:
+        check_labeled(data.manifest(split))
+    precision = autocast(config, world)
+    metrics = {split: evaluate_split(method, data, split, precision) for split in splits}
+    if world.is_main:
+        content = {
+            "run": str(arguments.run),
+            "data": config.data.root,
+            "step": arguments.step,
+            "headline": method.headline,
+            "metrics": metrics,
+        }
+        _report(arguments.out or arguments.run / "evaluation.json", content)
+    distributed.stop()
+    return 0
+
+
+def _default_splits(config: Config) -> list[str]:
+    """The validation and the test split, as far as the data set has them."""
     have = read_dataset(config.data.root).splits
-    splits = arguments.split or [
-        split
-        for split in dict.fromkeys((config.data.val_split, config.data.test_split))
-        if split in have
-    ]
+    wanted = dict.fromkeys((config.data.val_split, config.data.test_split))
+    splits = [split for split in wanted if split in have]
     if not splits:
         raise UserError(
             f"{config.data.root} has neither a split '{config.data.val_split}' nor"
             f" '{config.data.test_split}'; name one with --split"
         )
-    for split in splits:
-        check_labeled(data.manifest(split))
-    metrics = {}
-    for split in splits:
-        metrics[split] = evaluate_split(method, data, split, autocast(config, world))
-    if world.is_main:
-        out = arguments.out or arguments.run / "evaluation.json"
-        write_metrics(
-            out,
-            {
-                "run": str(arguments.run),
-                "data": config.data.root,
-                "step": arguments.step,
-                "headline": method.headline,
-                "metrics": metrics,
-            },
-        )
-        console.print(metrics_table(metrics))
-        console.print(
-            f"by class, and confusion where there are up to 100 classes: {out}", highlight=False
-        )
-    distributed.stop()
-    return 0
+    return splits
+
+
+def _report(path: Path, content: dict) -> None:
+    write_metrics(path, content)
+    console.print(metrics_table(content["metrics"]))
+    console.print(
+        f"by class, and confusion where there are up to 100 classes: {path}", highlight=False
+    )
 
 
 def metrics_table(metrics: dict[str, dict]) -> Table:
     """A column a split, a row each of the metrics that are numbers."""
-    names = dict.fromkeys(
-        name
-        for values in metrics.values()
-        for name, value in values.items()
-        if isinstance(value, (int, float))
-    )
+    names: dict[str, None] = {}
+    for values in metrics.values():
+        names |= {name: None for name, value in values.items() if isinstance(value, (int, float))}
     table = Table("metric", *metrics)
     for name in names:
-        table.add_row(name, *(_shown(values.get(name)) for values in metrics.values()))
+        table.add_row(name, *(_cell(values.get(name)) for values in metrics.values()))
     return table
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

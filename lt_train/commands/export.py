@@ -58,17 +58,11 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
     note = f"{about.get('backbone', 'backbone')} of {len(tensors)} tensors"
     if not (run / CLASSIFIER_FILE).exists():
         return tensors, about, f"{note}, without a classifier: the run has none"
-    head = read_tensors(run / CLASSIFIER_FILE)
-    linear = as_linear(head)
+    classifier = read_tensors(run / CLASSIFIER_FILE)
+    linear = as_linear(classifier)
     if linear is None:
-        return (
-            tensors,
-            about,
-            (
-                f"{note}, without the classifier: it is {_describe(head)}, which no linear layer"
-                " (fc) can express"
-            ),
-        )
+        reason = f"it is {_describe(classifier)}, which no linear layer (fc) can express"
+        return tensors, about, f"{note}, without the classifier: {reason}"
     names = json.dumps(classes)
     if len(classes) == len(linear["weight"]) and len(names) <= CLASS_NAMES_LIMIT:
         about = {**about, "classes": names}
@@ -76,29 +70,28 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
     return tensors, about, f"{note} and a classifier (fc) of {len(linear['weight'])} classes"
 
 
-def as_linear(head: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """``weight`` (C, D) and ``bias`` (C,) of the linear layer that gives the head's logits; None
-    where there is no such layer.
+def as_linear(classifier: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+    """``weight`` (C, D) and ``bias`` (C,) of the linear layer that gives the logits of a classifier
+    with these tensors; None where there is no such layer.
 
     LWS (Kang et al. 2020) scales the logits of a linear layer by a number a class, scale * (W x +
     b), which goes into W and b.
     """
-    if head.keys() == {"weight", "bias"}:
-        return head
-    if head.keys() == {"linear.weight", "linear.bias", "scale"}:
+    if classifier.keys() == {"weight", "bias"}:
+        return classifier
+    if classifier.keys() == {"linear.weight", "linear.bias", "scale"}:
+        scale = classifier["scale"]
         return {
-            "weight": head["scale"][:, None] * head["linear.weight"],
-            "bias": head["scale"] * head["linear.bias"],
+            "weight": scale[:, None] * classifier["linear.weight"],
+            "bias": scale * classifier["linear.bias"],
         }
     return None
 
 
-def _describe(head: dict[str, torch.Tensor]) -> str:
-    return (
-        "a cosine classifier"
-        if head.keys() == {"weight"}
-        else f"a classifier of {len(head)} tensors ({min(head)}, ...)"
-    )
+def _describe(classifier: dict[str, torch.Tensor]) -> str:
+    if classifier.keys() == {"weight"}:
+        return "a cosine classifier"
+    return f"a classifier of {len(classifier)} tensors ({min(classifier)}, ...)"
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

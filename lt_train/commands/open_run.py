@@ -1,4 +1,4 @@
-"""Open a run that was trained before: its config, and its method with the weights that it has now."""
+"""Open a run that was trained before: its config, and its method with its weights."""
 
 import hashlib
 import json
@@ -119,10 +119,7 @@ def read_result(folder: Path) -> dict:
 
 
 def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
-    """Training samples of each class.
-
-    By the run's own word, if it is finished, so that another set may be evaluated on.
-    """
+    """Training samples of each class; a finished run's own, whatever set it is evaluated on."""
     if "class_counts" in result:
         return result["class_counts"]
     splits = read_dataset(config.data.root).splits
@@ -141,19 +138,13 @@ def _load(
         log.info("weights: %s", best.path)
         best.restore(method)
         return
-    checkpoint = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world).find(
-        step
-    )
+    store = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world)
+    checkpoint = store.find(step)
     if checkpoint is not None:
         log.info("weights: %s", checkpoint.path)
-        method.load_state_dict(
-            torch.load(
-                checkpoint.path / Engine.STATE_FILE,
-                map_location="cpu",
-                weights_only=True,
-                mmap=True,
-            )["method"]
-        )
+        file = checkpoint.path / Engine.STATE_FILE
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        method.load_state_dict(state["method"])
         return
     if not (folder / BACKBONE_FILE).is_file():
         raise UserError(f"'{folder}' has neither a checkpoint nor {BACKBONE_FILE}: train it first")

@@ -2,13 +2,13 @@
 finished run's features.
 
 tau-normalisation and nearest class mean (Kang et al. 2020), and post-hoc logit adjustment (Menon et
-al. 2021). tau is chosen on the validation split, by the mean of the classes' accuracies; a set
-without one gets tau 1, unless the named switch chooses on the test split, as some published numbers
+al. 2021). tau is chosen on the validation split, by the mean of the classes' accuracies; without
+such a split it is 1, unless --select-on-test chooses on the test split, as some published numbers
 do.
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,21 +20,28 @@ from torch.nn import functional as F
 from lt_train import distributed
 from lt_train.commands.open_run import check_classifier, check_labeled, open_run, write_metrics
 from lt_train.console import console, setup_logging
+from lt_train.data.batch import Loader
 from lt_train.data.run_data import RunData
 from lt_train.distributed import all_reduce_
 from lt_train.errors import UserError
+from lt_train.methods.base import Method
 from lt_train.methods.metrics import Accuracy, collect_features
 from lt_train.training.engine import autocast
 
 OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=")
 TAUS = [round(0.1 * step, 1) for step in range(21)]
-SHOWN = {
+SHOWN = {  # metrics in the printed table, and their columns
     "top1": "top-1",
     "balanced": "balanced",
     "many_shot": "many",
     "medium_shot": "medium",
     "few_shot": "few",
     "ece": "ECE",
+}
+ABOUT_TAU = {  # by the split that it was selected on
+    "val": "tau was chosen on the validation split",
+    "none": "there is no validation split: tau is 1; --select-on-test chooses on the test split",
+    "test": "tau was chosen on the TEST split: no fair estimate",
 }
 
 
@@ -64,167 +71,170 @@ def main(words: list[str]) -> int:
     config, method = open_run(arguments.run, arguments.overrides, world)
     check_classifier(arguments.run, config)
     data = RunData(config, world)
-    have = data.train_set.dataset.splits
-    names = {
-        name: split
-        for name, split in (("val", config.data.val_split), ("test", config.data.test_split))
-        if split in have
-    }
-    if not names:
-        raise UserError(
-            f"{config.data.root} has neither a split '{config.data.val_split}' nor"
-            f" '{config.data.test_split}' to evaluate on"
-        )
-    if config.data.val_split == config.data.test_split:
-        del names["val"]  # it would choose on the test split without a word
-    if arguments.select_on_test and "test" not in names:
-        raise UserError(
-            f"--select-on-test: {config.data.root} has no split '{config.data.test_split}'"
-        )
-    for split in (config.data.train_split, *names.values()):
-        check_labeled(data.manifest(split))
+    splits = _splits(data, arguments.select_on_test)
     if arguments.out is None and any(word.startswith(OTHER_DATA) for word in arguments.overrides):
         raise UserError(
             "other data than the run's own: name a file for its numbers with --out; reports take"
             " posthoc.json for the run's own"
         )
-    with torch.no_grad():
-        with autocast(config, world):
-            means = class_means(
-                method.backbone,
-                data.evaluate(config.data.train_split),
-                len(method.class_counts),
-                world.device,
-            )
-            splits = {
-                name: collect(method.backbone, data.evaluate(split), world.device)
-                for name, split in names.items()
-            }
-        selected_on = "test" if arguments.select_on_test else "val" if "val" in splits else "none"
-        found = []
-        for one in make_classifiers(
-            method.classifier, means, method.class_counts, autocast(config, world)
-        ):
-            tau = (
-                choose_tau(one, splits.get(selected_on), method.class_counts)
-                if one.has_tau
-                else None
-            )
-            metrics = {
-                names[split]: measure(one, part, tau, method.class_counts)
-                for split, part in splits.items()
-            }
-            found.append(
-                {
-                    "name": one.name,
-                    "parameter": None if tau is None else f"tau {tau:g}",
-                    "metrics": metrics,
-                }
-            )
+    selected_on = "val" if "val" in splits else "none"
+    if arguments.select_on_test:
+        selected_on = "test"
+    classifiers = evaluate_classifiers(method, data, splits, selected_on)
     if world.is_main:
         _report(
             arguments.out or arguments.run / "posthoc.json",
-            {"data": config.data.root, "selected_on": selected_on, "classifiers": found},
+            {"data": config.data.root, "selected_on": selected_on, "classifiers": classifiers},
         )
     distributed.stop()
     return 0
 
 
+def _splits(data: RunData, select_on_test: bool) -> dict[str, str]:
+    """The names of the splits to evaluate on: of "val" and "test", those that there are."""
+    config = data.config.data
+    have = data.train_set.dataset.splits
+    wanted = {"val": config.val_split, "test": config.test_split}
+    splits = {part: name for part, name in wanted.items() if name in have}
+    if not splits:
+        raise UserError(
+            f"{config.root} has neither a split '{config.val_split}' nor"
+            f" '{config.test_split}' to evaluate on"
+        )
+    if config.val_split == config.test_split:
+        del splits["val"]  # it would choose on the test split without a word
+    if select_on_test and "test" not in splits:
+        raise UserError(f"--select-on-test: {config.root} has no split '{config.test_split}'")
+    for name in (config.train_split, *splits.values()):
+        check_labeled(data.manifest(name))
+    return splits
+
+
+@torch.no_grad()
+def evaluate_classifiers(
+    method: Method, data: RunData, splits: dict[str, str], selected_on: str
+) -> list[dict]:
+    """An entry of posthoc.json for each classifier: its name, parameter and metrics by split.
+
+    ``splits``: names of the splits that are "val" and "test". tau is chosen on the one of them that
+    ``selected_on`` says, if it is there. Collective.
+    """
+    counts, device = method.class_counts, data.world.device
+    precision = autocast(data.config, data.world)
+    with precision:
+        train = data.evaluate(data.config.data.train_split)
+        means = class_means(method.backbone, train, len(counts), device)
+        parts = {
+            part: collect(method.backbone, data.evaluate(name), device)
+            for part, name in splits.items()
+        }
+    entries = []
+    for classifier in make_classifiers(method.classifier, means, counts, precision):
+        tau = None
+        if classifier.has_tau:
+            tau = choose_tau(classifier, parts.get(selected_on), counts)
+        entries.append(
+            {
+                "name": classifier.name,
+                "parameter": None if tau is None else f"tau {tau:g}",
+                "metrics": {
+                    splits[part]: measure(classifier, features, tau, counts)
+                    for part, features in parts.items()
+                },
+            }
+        )
+    return entries
+
+
 def make_classifiers(
-    classifier: nn.Module,
+    head: nn.Module,
     means: torch.Tensor,
     class_counts: torch.Tensor,
     precision: torch.autocast,
 ) -> list[PosthocClassifier]:
-    """Every post-hoc classifier for a classifier as it was trained, in that ``precision``.
+    """The ``head`` as it was trained, computed in ``precision``, and every post-hoc classifier in
+    its place.
 
-    ``means`` (C, D): of the classes' features.
+    ``means`` (C, D): of the classes' features; ``class_counts`` (C,): training samples.
     """
     log_prior = (class_counts.clamp(min=1) / class_counts.clamp(min=1).sum()).log().to(means.device)
     unit_means = F.normalize(means, dim=1)
     unseen = (class_counts == 0).to(means.device)  # they have no mean
 
-    def trained(features: torch.Tensor) -> torch.Tensor:
+    def trained(features: torch.Tensor, _tau: float | None = None) -> torch.Tensor:
         with precision:
-            return classifier(features).float()
+            return head(features).float()
 
-    def nearest(similarity: torch.Tensor) -> torch.Tensor:
+    def adjusted(features: torch.Tensor, tau: float) -> torch.Tensor:
+        return trained(features) - tau * log_prior
+
+    def nearest_by_cosine(features: torch.Tensor, _tau: None) -> torch.Tensor:
+        similarity = F.normalize(features, dim=1) @ unit_means.T
         return similarity.masked_fill(unseen, -torch.inf)
 
+    def nearest_by_distance(features: torch.Tensor, _tau: None) -> torch.Tensor:
+        return (-torch.cdist(features, means)).masked_fill(unseen, -torch.inf)
+
     classifiers = [
-        PosthocClassifier("as trained", lambda features, _: trained(features)),
-        PosthocClassifier(
-            "logit adjustment",
-            lambda features, tau: trained(features) - tau * log_prior,
-            has_tau=True,
-        ),
-        PosthocClassifier(
-            "NCM, cosine",
-            lambda features, _: nearest(F.normalize(features, dim=1) @ unit_means.T),
-            logits=False,
-        ),
-        PosthocClassifier(
-            "NCM, Euclidean",
-            lambda features, _: nearest(-torch.cdist(features, means)),
-            logits=False,
-        ),
+        PosthocClassifier("as trained", trained),
+        PosthocClassifier("logit adjustment", adjusted, has_tau=True),
+        PosthocClassifier("NCM, cosine", nearest_by_cosine, logits=False),
+        PosthocClassifier("NCM, Euclidean", nearest_by_distance, logits=False),
     ]
-    if isinstance(
-        classifier, nn.Linear
-    ):  # a cosine classifier's weights have no norms, and other classifiers no one matrix
-        norms = classifier.weight.norm(dim=1)
-        # without the bias, as the paper has it
-        classifiers.insert(
-            1,
-            PosthocClassifier(
-                "tau-norm",
-                lambda features, tau: features @ classifier.weight.T / norms**tau,
-                has_tau=True,
-            ),
-        )
+    # a cosine classifier's weights have no norms, and other heads have no one matrix
+    if isinstance(head, nn.Linear):
+        norms = head.weight.norm(dim=1)
+
+        def normalized(features: torch.Tensor, tau: float) -> torch.Tensor:
+            return features @ head.weight.T / norms**tau  # without the bias, as the paper has it
+
+        classifiers.insert(1, PosthocClassifier("tau-norm", normalized, has_tau=True))
     return classifiers
 
 
-def choose_tau(one: PosthocClassifier, split: Features | None, class_counts: torch.Tensor) -> float:
+def choose_tau(
+    classifier: PosthocClassifier, split: Features | None, class_counts: torch.Tensor
+) -> float:
     """The tau of the best balanced accuracy on ``split``, the smaller one of equals; 1 without a
     split. Collective.
     """
     if split is None:
         return 1.0
-    return max(
-        TAUS, key=lambda tau: (measure(one, split, tau, class_counts)["balanced"] or 0.0, -tau)
-    )
+
+    def rank(tau: float) -> tuple[float, float]:
+        return measure(classifier, split, tau, class_counts)["balanced"] or 0.0, -tau
+
+    return max(TAUS, key=rank)
 
 
 def measure(
-    one: PosthocClassifier, split: Features, tau: float | None, class_counts: torch.Tensor
+    classifier: PosthocClassifier, split: Features, tau: float | None, class_counts: torch.Tensor
 ) -> dict:
-    """Metrics of the one over all ranks' parts of a split. Collective."""
-    accuracy = Accuracy(class_counts, split.features.device, one.logits)
+    """Metrics of the classifier over all ranks' parts of a split. Collective."""
+    accuracy = Accuracy(class_counts, split.features.device, classifier.logits)
     for features, labels in zip(split.features.split(4096), split.labels.split(4096)):
         if len(labels):
-            accuracy.update(one.score(features, tau), labels)
+            accuracy.update(classifier.score(features, tau), labels)
     return accuracy.compute()
 
 
-def collect(backbone: nn.Module, loader: Iterable[dict], device: torch.device) -> Features:
+def collect(backbone: nn.Module, loader: Loader, device: torch.device) -> Features:
     """The backbone's features of this rank's part of a split."""
-    return Features(
-        *collect_features(
-            lambda images: backbone(images).float(), loader, backbone.out_features, device
-        )
-    )
+
+    def embed(images: torch.Tensor) -> torch.Tensor:
+        return backbone(images).float()
+
+    return Features(*collect_features(embed, loader, backbone.out_features, device))
 
 
 def class_means(
-    backbone: nn.Module, loader: Iterable[dict], classes: int, device: torch.device
+    backbone: nn.Module, loader: Loader, classes: int, device: torch.device
 ) -> torch.Tensor:
     """Mean feature of each class (C, D) over all ranks, without keeping the features; 0 for classes
     without samples. Collective.
     """
-    sums = torch.zeros(
-        classes, backbone.out_features + 1, dtype=torch.float64, device=device
-    )  # the last column counts
+    width = backbone.out_features + 1  # the last column counts
+    sums = torch.zeros(classes, width, dtype=torch.float64, device=device)
     for batch in loader:
         features = F.pad(backbone(batch.views[0]).double(), (0, 1), value=1.0)
         sums.index_add_(0, batch.label, features)
@@ -235,23 +245,16 @@ def class_means(
 def _report(path: Path, content: dict) -> None:
     write_metrics(path, content)
     table = Table("classifier", "split", *SHOWN.values())
-    for one in content["classifiers"]:
-        name = one["name"] if one["parameter"] is None else f"{one['name']} ({one['parameter']})"
-        for split, metrics in one["metrics"].items():
+    for entry in content["classifiers"]:
+        name, parameter = entry["name"], entry["parameter"]
+        shown = name if parameter is None else f"{name} ({parameter})"
+        for split, metrics in entry["metrics"].items():
+            values = [metrics.get(metric) for metric in SHOWN]
             table.add_row(
-                name,
-                split,
-                *("-" if metrics.get(key) is None else f"{metrics[key]:.2f}" for key in SHOWN),
+                shown, split, *("-" if value is None else f"{value:.2f}" for value in values)
             )
     console.print(table)
-    about = {
-        "val": "tau was chosen on the validation split",
-        "none": (
-            "there is no validation split: tau is 1; --select-on-test chooses on the test split"
-        ),
-        "test": "tau was chosen on the TEST split: no fair estimate",
-    }
-    console.print(f"{about[content['selected_on']]}; all numbers: {path}", highlight=False)
+    console.print(f"{ABOUT_TAU[content['selected_on']]}; all numbers: {path}", highlight=False)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

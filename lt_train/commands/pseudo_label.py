@@ -8,7 +8,6 @@ samples; memory holds one part of them at a time.
 
 import argparse
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,38 +16,33 @@ import torch
 
 from lt_train import distributed
 from lt_train.commands.open_run import check_classifier, open_run, state_digest
-from lt_train.commands.score import predict_labels
+from lt_train.commands.score import Score, predict_labels
 from lt_train.config.schema import Config
 from lt_train.console import say, setup_logging
 from lt_train.data.batch_plan import EvalPlan
 from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Manifest, add_columns, read_dataset
 from lt_train.data.run_data import make_loader
-from lt_train.distributed import World, gather_objects
+from lt_train.distributed import World, gather_objects, rank_share
 from lt_train.errors import UserError
 from lt_train.files import file_sha256
+from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
 
-SAMPLES_AT_ONCE = 1 << 16
-KEPT_COLUMNS = (*MANIFEST_SCHEMA.names, "hidden_label")
+SAMPLES_AT_ONCE = 1 << 16  # of a rank
+KEPT_COLUMNS = (*MANIFEST_SCHEMA.names, "hidden_label")  # never written by this command
 
 
 def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
-    taken = {arguments.column, arguments.confidence_column} & set(KEPT_COLUMNS)
-    if taken or arguments.column == arguments.confidence_column:
-        raise UserError(
-            "--column and --confidence-column must be two names of their own"
-            + (f", not the manifest's '{taken.pop()}'" if taken else "")
-        )
+    _check_names(arguments)
     world = distributed.start()
     setup_logging(world.is_main)
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     check_classifier(arguments.run, config)
     manifest = Manifest(arguments.data, arguments.split)
-    if (
-        manifest.classes and manifest.classes != read_dataset(config.data.root).classes
-    ):  # a pool of any images has none
+    # a pool of any images has no classes
+    if manifest.classes and manifest.classes != read_dataset(config.data.root).classes:
         raise UserError(
             f"'{arguments.data}' was made for other classes than {config.data.root}, on which"
             f" {arguments.run} was trained"
@@ -60,107 +54,112 @@ def main(words: list[str]) -> int:
             " weights already"
         )
         return 0
-
-    def score(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        confidence, labels = method.predict(images).float().softmax(1).max(1)
-        return labels, confidence
-
     started = time.monotonic()
-    start, stop = (len(manifest) * part // world.size for part in (world.rank, world.rank + 1))
-    labels, confidences = _predict(config, world, score, manifest, start, stop)
-    labels, confidences = (
-        np.concatenate(parts) for parts in zip(*gather_objects((labels, confidences)))
-    )
+    labels, confidences = predict_split(config, world, method, manifest)
     if world.is_main:
         seconds = time.monotonic() - started
         columns = {
             arguments.column: pa.array(labels, pa.int32()),
             arguments.confidence_column: pa.array(confidences, pa.float32()),
         }
-        try:
-            add_columns(
-                arguments.data,
-                arguments.split,
-                columns,
-                f"lt_train pseudo_label {arguments.run}, {digest}",
-            )
-        except OSError as error:
-            remedy = "make room or permit it, and give the same command again"
-            raise UserError(
-                f"cannot write to '{arguments.data}': {error.strerror or error}; {remedy}"
-            ) from error
-        known = (
-            manifest.column("hidden_label")
-            if "hidden_label" in manifest.columns
-            else manifest.labels
-        )
+        _write_columns(arguments, columns, digest)
         say(
             f"{len(labels):,} samples of {arguments.data}/{arguments.split} labeled in"
-            f" {seconds:.1f} s; columns {', '.join(columns)}{_judged(labels, known)}"
+            f" {seconds:.1f} s; columns {', '.join(columns)}{_share_right(labels, manifest)}"
         )
     world.barrier()
     distributed.stop()
     return 0
 
 
-def _has_columns(manifest: Manifest, arguments: argparse.Namespace, digest: str) -> bool:
-    """Whether both columns are there, of these weights; refuses to replace those of others unasked."""
-    wanted, split = (
-        {arguments.column, arguments.confidence_column},
-        manifest.dataset.splits[manifest.split],
-    )
-    table = f"{manifest.split}.arrow"
-    if wanted - split.added_columns.keys() and file_sha256(
-        manifest.root / table
-    ) != split.tables.get(table):
-        return False  # an earlier call was killed before it could write dataset.json
-    made_by = {
-        name: split.added_columns.get(name, "data_prep") for name in wanted & set(manifest.columns)
-    }
-    others = [
-        f"'{name}' by {origin}"
-        for name, origin in sorted(made_by.items())
-        if not origin.endswith(digest)
-    ]
-    if others:
+def _check_names(arguments: argparse.Namespace) -> None:
+    taken = {arguments.column, arguments.confidence_column} & set(KEPT_COLUMNS)
+    if taken or arguments.column == arguments.confidence_column:
         raise UserError(
-            f"'{arguments.data}' has a column {others[0]} already; --replace makes it anew,"
-            " --column and --confidence-column name other ones"
+            "--column and --confidence-column must be two names of their own"
+            + (f", not the manifest's '{taken.pop()}'" if taken else "")
         )
+
+
+def _has_columns(manifest: Manifest, arguments: argparse.Namespace, digest: str) -> bool:
+    """Whether both columns are there, made with these weights.
+
+    A :class:`UserError` if one is there that was made otherwise.
+    """
+    wanted = {arguments.column, arguments.confidence_column}
+    split, table = manifest.dataset.splits[manifest.split], f"{manifest.split}.arrow"
+    unknown = wanted - split.added_columns.keys()
+    if unknown and file_sha256(manifest.root / table) != split.tables.get(table):
+        return False  # an earlier call was killed before it could write dataset.json
+    there = sorted(wanted & set(manifest.columns))
+    made_by = {name: split.added_columns.get(name, "data_prep") for name in there}
+    for name, origin in made_by.items():
+        if not origin.endswith(digest):
+            raise UserError(
+                f"'{arguments.data}' has a column '{name}' by {origin} already; --replace makes it"
+                " anew, --column and --confidence-column name other ones"
+            )
     return len(made_by) == len(wanted)
 
 
-def _predict(
-    config: Config, world: World, score: Callable, manifest: Manifest, start: int, stop: int
+def predict_split(
+    config: Config, world: World, method: Method, manifest: Manifest
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels int32 and confidences float32 of samples [start, stop); UNLABELED and 0 for damaged
-    ones.
+    """The likeliest class (N,) int32 of every sample, and its probability (N,) float32; UNLABELED
+    and 0 for damaged ones. Collective.
     """
+
+    def score(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        confidence, labels = method.predict(images).float().softmax(1).max(1)
+        return labels, confidence
+
+    own = _predict(
+        config, world, score, manifest, rank_share(len(manifest), world.rank, world.size)
+    )
+    labels, confidences = zip(*gather_objects(own))
+    return np.concatenate(labels), np.concatenate(confidences)
+
+
+def _predict(
+    config: Config, world: World, score: Score, manifest: Manifest, samples: range
+) -> tuple[np.ndarray, np.ndarray]:
+    """This rank's part of :func:`predict_split`."""
     parts = [(np.zeros(0, np.int32), np.zeros(0, np.float32))]
-    for first in range(start, stop, SAMPLES_AT_ONCE):
-        part = manifest.subset(slice(first, min(first + SAMPLES_AT_ONCE, stop)))
-        loader = make_loader(
-            EvalPlan(
-                part, config.eval_view, config.data.eval_batch_size, World(device=world.device)
-            ),
-            config,
-            world,
-        )
+    alone = World(device=world.device)
+    for first in range(samples.start, samples.stop, SAMPLES_AT_ONCE):
+        part = manifest.subset(slice(first, min(first + SAMPLES_AT_ONCE, samples.stop)))
+        plan = EvalPlan(part, config.eval_view, config.data.eval_batch_size, alone)
+        loader = make_loader(plan, config, world)
         with torch.inference_mode(), autocast(config, world):
             parts.append(predict_labels(score, loader, len(part)))
-        if world.is_main and stop - start > SAMPLES_AT_ONCE:
-            say(f"{first + len(part) - start:,} of this rank's {stop - start:,} samples")
-    return tuple(np.concatenate(column) for column in zip(*parts))
+        if world.is_main and len(samples) > SAMPLES_AT_ONCE:
+            done = first + len(part) - samples.start
+            say(f"{done:,} of this rank's {len(samples):,} samples")
+    labels, confidences = zip(*parts)
+    return np.concatenate(labels), np.concatenate(confidences)
 
 
-def _judged(labels: np.ndarray, known: np.ndarray) -> str:
-    """How many pseudo-labels are right, where that is known."""
-    judged = (known != UNLABELED) & (labels != UNLABELED)
-    return (
-        f"; {100 * (labels == known)[judged].mean():.1f} % of them are right"
-        if judged.any()
-        else ""
-    )
+def _write_columns(
+    arguments: argparse.Namespace, columns: dict[str, pa.Array], digest: str
+) -> None:
+    origin = f"lt_train pseudo_label {arguments.run}, {digest}"
+    try:
+        add_columns(arguments.data, arguments.split, columns, origin)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to '{arguments.data}': {error.strerror or error}; make room or permit"
+            " it, and give the same command again"
+        ) from error
+
+
+def _share_right(labels: np.ndarray, manifest: Manifest) -> str:
+    """How many pseudo-labels are right, where the true ones are known."""
+    hidden = "hidden_label" in manifest.columns
+    true = manifest.column("hidden_label") if hidden else manifest.labels
+    known = (true != UNLABELED) & (labels != UNLABELED)
+    if not known.any():
+        return ""
+    return f"; {100 * (labels == true)[known].mean():.1f} % of them are right"
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

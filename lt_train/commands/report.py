@@ -13,14 +13,62 @@ from rich.text import Text
 
 from lt_train.errors import UserError
 from lt_train.files import write_atomically
-from lt_train.report.rows import SEED_SUFFIX, Row, make_rows, remarks, table
+from lt_train.report.rows import SEED_SUFFIX, make_rows, remarks, table
 from lt_train.report.runs import read_runs
-
-# the command
 
 
 def main(words: list[str] | None = None) -> int:
     """The command with these arguments (default: the process's); returns its exit status."""
+    arguments = _parse(words)
+    out = arguments.out or (arguments.dirs[0] if len(arguments.dirs) == 1 else Path("reports"))
+    runs, unfinished = read_runs(arguments.dirs)
+    rows = make_rows(runs)
+    header, body = table(rows)
+    notes = remarks(rows, unfinished)
+    from lt_train.report.pages import to_html, to_markdown  # only now: matplotlib is slow to import
+
+    title = _title([folder.resolve().name for folder in arguments.dirs])
+    content = title, rows, header, body, notes
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "report.md", to_markdown(*content).encode())
+        write_atomically(out / "report.html", to_html(*content).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report to '{out}': {error.strerror}; choose another folder with"
+            " --out"
+        ) from error
+    _show(header, body, notes)
+    written = f"{out / 'report.md'}\n{out / 'report.html'}"
+    Console(soft_wrap=True).print(written, highlight=False, markup=False)
+    return 0
+
+
+def _title(names: list[str]) -> str:
+    """Of one folder its name, of several those of all, seeds left out."""
+    if len(names) > 1:
+        names = list(dict.fromkeys(SEED_SUFFIX.sub("", name) for name in names))
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _show(header: list[str], body: list[list[str]], notes: list[tuple[str, str]]) -> None:
+    sys.stdout.reconfigure(errors="replace")  # where the encoding has no ±
+    console = Console()
+    if not console.is_terminal:  # a log has no width
+        console = Console(width=240)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in header:
+        is_text = column in ("run", "split")
+        justify = "left" if is_text else "right"
+        shown.add_column(column, justify=justify, no_wrap=not is_text, overflow="fold")
+    for line in body:
+        shown.add_row(*map(Text, line))
+    console.print(shown)
+    for name, remark in notes:
+        console.print(f"{name}: {remark}", highlight=False, markup=False)
+
+
+def _parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train report",
         description=(
@@ -41,54 +89,4 @@ def main(words: list[str] | None = None) -> int:
         metavar="FOLDER",
         help="where the report goes (default: the one DIR; of several, reports/)",
     )
-    arguments = parser.parse_args(words)
-    out = arguments.out or (arguments.dirs[0] if len(arguments.dirs) == 1 else Path("reports"))
-    runs, unfinished = read_runs(arguments.dirs)
-    rows = make_rows(runs)
-    notes = remarks(rows, unfinished)
-    from lt_train.report.pages import to_html, to_markdown  # only now: matplotlib is slow to import
-
-    title = _title([folder.resolve().name for folder in arguments.dirs])
-    content = title, rows, *table(rows), notes
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "report.md", to_markdown(*content).encode())
-        write_atomically(out / "report.html", to_html(*content).encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot write the report to '{out}': {error.strerror}; choose another folder with"
-            " --out"
-        ) from error
-    _show(rows, notes)
-    Console(soft_wrap=True).print(
-        f"{out / 'report.md'}\n{out / 'report.html'}", highlight=False, markup=False
-    )
-    return 0
-
-
-def _title(names: list[str]) -> str:
-    names = (
-        names
-        if len(names) == 1
-        else list(dict.fromkeys(SEED_SUFFIX.sub("", name) for name in names))
-    )
-    return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _show(rows: list[Row], notes: list[tuple[str, str]]) -> None:
-    sys.stdout.reconfigure(errors="replace")  # where the encoding has no ±
-    console = Console()
-    if not console.is_terminal:  # a log has no width
-        console = Console(width=240)
-    header, body = table(rows)
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in header:
-        is_text = column in ("run", "split")
-        shown.add_column(
-            column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold"
-        )
-    for line in body:
-        shown.add_row(*map(Text, line))
-    console.print(shown)
-    for name, remark in notes:
-        console.print(f"{name}: {remark}", highlight=False, markup=False)
+    return parser.parse_args(words)

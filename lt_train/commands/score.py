@@ -30,9 +30,8 @@ from lt_train.errors import UserError, parse_task
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
 
-Score = Callable[
-    [torch.Tensor], tuple[torch.Tensor, torch.Tensor]
-]  # images (B, 3, H, W) -> labels (B,), scores (B,)
+# images (B, 3, H, W) -> labels (B,), scores (B,)
+Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(words: list[str]) -> int:
@@ -65,7 +64,7 @@ def open_sourcing(config: Config, world: World) -> tuple[Method, list[str]]:
     if not METHODS[config.method].scores_pools:
         able = [name for name, traits in METHODS.items() if traits.scores_pools]
         raise UserError(
-            f"scoring needs a config of the method {' or '.join(able)}, not of {config.method}"
+            f"scoring needs a config of the {' or '.join(able)} method, not of '{config.method}'"
         )
     result = read_result(Path(config.run.dir))
     if "classes" not in result:
@@ -85,29 +84,29 @@ def score_pool(
     shards: range,
     prefix: str,
 ) -> None:
-    """Score the given shards, but for those that are done, and report images/s."""
+    """Score the given shards, but for those that are done, and say how fast.
+
+    ``prefix`` stands before every line.
+    """
     waiting = [shard for shard in shards if not store.is_done(shard)]
-    started, plain = time.monotonic(), Every()
+    started, line = time.monotonic(), Every()
     scored = unreadable = 0
     for place, (shard, size, loader) in enumerate(_ahead(config, world, pool, store, waiting), 1):
         with torch.inference_mode(), autocast(config, world):
             labels, scores = predict_labels(method.score, loader, size)
         store.write(shard, labels, scores)
         scored, unreadable = scored + size, unreadable + int((labels == UNLABELED).sum())
-        if plain.due():
+        if line.due():
             seconds = time.monotonic() - started
             rate, left = scored / seconds, seconds / place * (len(waiting) - place)
             say(f"{prefix}shard {place}/{len(waiting)}, {rate:,.0f} images/s, {left:.0f} s left")
     seconds = time.monotonic() - started
-    before = (
-        f"; {len(shards) - len(waiting)} shards were scored before"
-        if len(waiting) < len(shards)
-        else ""
-    )
+    rate, done_before = scored / max(seconds, 1e-9), len(shards) - len(waiting)
+    before = f"; {done_before} shards were scored before" if done_before else ""
     bad = f"; {unreadable} unreadable" if unreadable else ""
     say(
-        f"{prefix}{scored:,} images scored in {seconds:.1f} s ({scored / max(seconds, 1e-9):,.0f}"
-        f" images/s){before}{bad}: {store.folder}"
+        f"{prefix}{scored:,} images scored in {seconds:.1f} s ({rate:,.0f} images/s)"
+        f"{before}{bad}: {store.folder}"
     )
 
 
@@ -116,22 +115,22 @@ def _ahead(
 ) -> Iterator[tuple[int, int, Loader]]:
     """(shard, its samples, a loader over them), each shard read while the one before is scored."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in store.shards])]).tolist()
+    alone = World(device=world.device)
 
     def load(shard: int) -> tuple[int, int, Loader]:
         # opened anew, so that pages of shards that are done do not stay mapped
         part = Manifest(pool, SPLIT).subset(slice(starts[shard], starts[shard + 1]))
-        plan = EvalPlan(
-            part, config.eval_view, config.data.eval_batch_size, World(device=world.device)
-        )
+        plan = EvalPlan(part, config.eval_view, config.data.eval_batch_size, alone)
         return shard, len(part), make_loader(plan, config, world)
 
     with ThreadPoolExecutor(1) as reader:
-        following = reader.submit(load, shards[0]) if shards else None
-        for shard in [*shards[1:], None]:
-            if following is None:
-                return
-            current, following = following, None if shard is None else reader.submit(load, shard)
-            yield current.result()
+        following = None
+        for shard in shards:
+            current, following = following, reader.submit(load, shard)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
 
 
 def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray, np.ndarray]:

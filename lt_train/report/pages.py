@@ -3,7 +3,9 @@ Markdown with plots between.
 """
 
 import html
+import itertools
 import re
+from collections.abc import Iterable
 from statistics import mean
 
 from markdown_it import MarkdownIt
@@ -17,15 +19,18 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1c2127; --muted: #5b6672; --line: #d8dde3; --paper: #ffffff; --soft: #f3f5f7; }}
+:root {{ color-scheme: light dark; --ink: #1c2127; --muted: #5b6672; --line: #d8dde3;
+  --paper: #ffffff; --soft: #f3f5f7; }}
 @media (prefers-color-scheme: dark) {{
   :root {{ --ink: #e3e7eb; --muted: #9aa5b1; --line: #363d45; --paper: #14171b; --soft: #1e2328; }}
 }}
-body {{ max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }}
+body {{ max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: break-word;
+  background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
 h1 {{ font-size: 1.7rem; line-height: 1.25; }}
 h2 {{ font-size: 1.25rem; margin: 2.5rem 0 0.75rem; }}
 .scroll {{ overflow-x: auto; }}
@@ -58,7 +63,8 @@ def to_markdown(
     """The report's text: ``header`` and ``body`` of the table as plain text, and ``notes`` about
     runs.
     """
-    return "\n".join([*_summary(title, rows, header, body, notes), *_runs(rows)]) + "\n"
+    lines = [*_summary(title, header, body, notes), *_comparison(rows), *_runs(rows)]
+    return "\n".join(lines) + "\n"
 
 
 def to_html(
@@ -71,19 +77,14 @@ def to_html(
     """The same with plots, self-contained: no scripts and no address of anything, light or dark as
     the reader's system is.
     """
-    parts = [_render(_summary(title, rows, header, body, notes))]
-    section = None
-    for plot in make_plots(rows):
-        if plot.section != section:
-            parts.append(
-                ("" if section is None else "</div>\n")
-                + f'<h2>{html.escape(plot.section)}</h2>\n<div class="plots">\n'
-            )
-            section = plot.section
-        parts.append(
-            f"<figure>\n{plot.svg}<figcaption>{html.escape(plot.caption)}</figcaption>\n</figure>\n"
-        )
-    parts += ["" if section is None else "</div>\n", _render(_runs(rows))]
+    parts = [_render([*_summary(title, header, body, notes), *_comparison(rows)])]
+    for section, plots in itertools.groupby(make_plots(rows), lambda plot: plot.section):
+        parts.append(f'<h2>{html.escape(section)}</h2>\n<div class="plots">\n')
+        for plot in plots:
+            caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>"
+            parts.append(f"<figure>\n{plot.svg}{caption}\n</figure>\n")
+        parts.append("</div>\n")
+    parts.append(_render(_runs(rows)))
     return PAGE.format(title=html.escape(title), body="".join(parts))
 
 
@@ -104,94 +105,79 @@ def plain(text: str) -> str:
 
 
 def _summary(
-    title: str,
-    rows: list[Row],
-    header: list[str],
-    body: list[list[str]],
-    notes: list[tuple[str, str]],
+    title: str, header: list[str], body: list[list[str]], notes: list[tuple[str, str]]
 ) -> list[str]:
-    lines = [
-        f"# {plain(title)}",
-        "",
+    about = (
         "Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more"
         f" than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / fewer than {FEW_SHOT} training images."
         " ECE, the expected calibration error, and the top-1 error are in % as well."
-        + (
+    )
+    if "reference" in header:
+        about += (
             " The reference's error is what its paper reports; diff. is ours minus it, in points."
-            if "reference" in header
-            else ""
         )
-        + (" Of several seeds: mean ± sample standard deviation." if "seeds" in header else ""),
-        "",
-        _line(header),
-        _line(["---" if column in ("run", "split") else "---:" for column in header]),
-        *(_line(map(plain, line)) for line in body),
-        "",
-        *(f"- **{plain(name)}**: {plain(remark)}." for name, remark in notes),
-        "",
-    ]
-    return [*lines, *_comparison(rows)]
+    if "seeds" in header:
+        about += " Of several seeds: mean ± sample standard deviation."
+    lines = [f"# {plain(title)}", "", about, "", _line(header)]
+    lines.append(_line("---" if column in ("run", "split") else "---:" for column in header))
+    lines += [_line(map(plain, cells)) for cells in body]
+    lines.append("")
+    lines += [f"- **{plain(name)}**: {plain(remark)}." for name, remark in notes]
+    return [*lines, ""]
 
 
 def _comparison(rows: list[Row]) -> list[str]:
     """Say what each later classifier gained or lost against the first on the same data: measured,
     whichever way it went.
     """
-    runs = [
-        row for row in rows if row.split == "test" and not row.is_posthoc and row.values("top1")
-    ]
-    scored = [row for row in runs if row.runs[0].result["headline"] == "top1"]
-    scored = [
-        row
-        for row in scored
-        if row.runs[0].result["class_counts"] == scored[0].runs[0].result["class_counts"]
-    ]
-    if len(scored) < 2:
+    compared: list[Row] = []
+    for row in rows:
+        result = row.runs[0].result
+        scored = row.split == "test" and not row.is_posthoc and row.values("top1")
+        if not scored or result["headline"] != "top1":
+            continue
+        if not compared or result["class_counts"] == compared[0].runs[0].result["class_counts"]:
+            compared.append(row)
+    if len(compared) < 2:
         return []
-    first, *others = scored
+    first, *others = compared
     start = mean(first.values("top1"))
-    seeds = (
-        "with one seed each" if all(len(row.runs) == 1 for row in scored) else "means over seeds"
-    )
+    one_each = all(len(row.runs) == 1 for row in compared)
+    seeds = "with one seed each" if one_each else "means over seeds"
     lines = [f"Against **{plain(first.name)}** ({start:.1f} % top-1 on test), {seeds}:", ""]
     for row in others:
         score = mean(row.values("top1"))
-        difference = score - start
-        verdict = (
-            "no different"
-            if abs(difference) < 0.05
-            else f"{abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
-        )
-        lines.append(f"- **{plain(row.name)}** is {verdict} ({score:.1f} %).")
+        lines.append(f"- **{plain(row.name)}** is {_verdict(score - start)} ({score:.1f} %).")
     return [*lines, ""]
+
+
+def _verdict(difference: float) -> str:
+    if abs(difference) < 0.05:
+        return "no different"
+    return f"{abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
 
 
 def _runs(rows: list[Row]) -> list[str]:
     """What each run was."""
-    lines = ["## Runs", ""]
-    for row in rows:
-        if row.is_posthoc:
-            continue
-        result = row.runs[0].result
-        seeds = [str(run.result["seed"]) for run in row.runs if run.result.get("seed") is not None]
-        device, precision, torch = (
-            plain(str(value))
-            for value in (
-                result.get("device"),
-                result.get("precision"),
-                result["versions"].get("torch"),
-            )
-        )
-        lines.append(
-            f"- **{plain(row.name)}**: {plain(result.get('description') or result['method'])}."
-            f" {result['epochs']:g} epochs, {result['steps']} steps of"
-            f" {result['global_batch_size']} on {result['train_samples']:,} images;"
-            f" {result['ranks']} rank(s), {device}, {precision}; torch {torch}; "
-            + (f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}; " if seeds else "")
-            + f"finished {plain(max(run.result['finished'] for run in row.runs))}."
-        )
-    return [*lines, ""]
+    trained = [row for row in rows if not row.is_posthoc]
+    return ["## Runs", "", *map(_about, trained), ""]
 
 
-def _line(cells) -> str:
+def _about(row: Row) -> str:
+    result = row.runs[0].result
+    device, precision = plain(str(result.get("device"))), plain(str(result.get("precision")))
+    torch = plain(str(result["versions"].get("torch")))
+    seeds = [str(run.result["seed"]) for run in row.runs if run.result.get("seed") is not None]
+    seeded = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}; " if seeds else ""
+    finished = max(run.result["finished"] for run in row.runs)
+    return (
+        f"- **{plain(row.name)}**: {plain(result.get('description') or result['method'])}."
+        f" {result['epochs']:g} epochs, {result['steps']} steps of"
+        f" {result['global_batch_size']} on {result['train_samples']:,} images;"
+        f" {result['ranks']} rank(s), {device}, {precision}; torch {torch};"
+        f" {seeded}finished {plain(finished)}."
+    )
+
+
+def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"

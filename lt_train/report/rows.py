@@ -16,11 +16,18 @@ COLUMNS = {  # of the table -> the metric that they show
     "ECE": "ece",
     "error": "error",
 }
-KINDS = {
-    "": "",
-    "knn_": "k-NN",
-    "rotation_": "rotation",
-}  # prefix of the headline metric -> what is added to the name
+# prefix of the headline metric -> what is added to the name
+KINDS = {"": "", "knn_": "k-NN", "rotation_": "rotation"}
+SAME = (  # of results whose runs differ only in the seed
+    "method",
+    "headline",
+    "description",
+    "steps",
+    "train_samples",
+    "global_batch_size",
+    "reference_error",
+    "selected_on",
+)
 SEED_SUFFIX = re.compile(r"-seed\d+(?=/|$)")  # as launch/slurm.py --array-seeds names folders
 
 
@@ -51,16 +58,13 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Our mean error minus the reference's, in points; None unless both are of the test split."""
+        """Our mean error minus the reference's, in points; None unless both are of the test
+        split.
+        """
         errors = self.values("error")
-        return (
-            mean(errors) - self.reference
-            if errors and self.reference is not None and self.split != "val"
-            else None
-        )
-
-
-# the table
+        if not errors or self.reference is None or self.split == "val":
+            return None
+        return mean(errors) - self.reference
 
 
 def make_rows(runs: list[Run]) -> list[Row]:
@@ -69,40 +73,26 @@ def make_rows(runs: list[Run]) -> list[Row]:
     """
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        base = SEED_SUFFIX.sub("", run.name)
-        same = (
-            "method",
-            "headline",
-            "description",
-            "steps",
-            "train_samples",
-            "global_batch_size",
-            "reference_error",
-            "selected_on",
-        )
-        alike = (
-            (base, run.split, *(run.result.get(key) for key in same), *run.result["class_counts"])
-            if base != run.name
-            else (run.name,)
-        )
-        groups.setdefault(alike, []).append(run)
+        groups.setdefault(_alike(run), []).append(run)
     rows = []
     for members in map(tuple, groups.values()):
         first = members[0]
         name = SEED_SUFFIX.sub("", first.name) if len(members) > 1 else first.name
-        kind = KINDS.get(prefix := first.result["headline"].removesuffix("top1"), prefix.strip("_"))
+        prefix = first.result["headline"].removesuffix("top1")
+        kind = KINDS.get(prefix, prefix.strip("_"))
         shown = f"{name} ({kind})" if kind else name
-        rows.append(
-            Row(
-                shown,
-                members,
-                first.split,
-                tuple(run.metrics for run in members),
-                first.selected_on,
-            )
-        )
+        metrics = tuple(run.metrics for run in members)
+        rows.append(Row(shown, members, first.split, metrics, first.selected_on))
         rows += _posthoc_rows(name, members)
     return rows
+
+
+def _alike(run: Run) -> tuple:
+    """The same for runs that share a row."""
+    base = SEED_SUFFIX.sub("", run.name)
+    if base == run.name:
+        return (run.name,)
+    return base, run.split, *map(run.result.get, SAME), *run.result["class_counts"]
 
 
 def _posthoc_rows(name: str, runs: tuple[Run, ...]) -> list[Row]:
@@ -111,34 +101,22 @@ def _posthoc_rows(name: str, runs: tuple[Run, ...]) -> list[Row]:
     """
     found: dict[tuple, list[tuple[Run, Posthoc]]] = {}
     for run in runs:
-        names = [own.name for own in run.posthoc]
-        for place, own in enumerate(run.posthoc):
-            nth = names[:place].count(
-                own.name
-            )  # one that is there several times is told apart by its place
-            found.setdefault((own.name, nth, own.split), []).append((run, own))
+        names = [classifier.name for classifier in run.posthoc]
+        for place, classifier in enumerate(run.posthoc):
+            nth = names[:place].count(classifier.name)  # of those with the same name
+            key = classifier.name, nth, classifier.split
+            found.setdefault(key, []).append((run, classifier))
     rows = []
     for (title, _, split), pairs in found.items():
-        parameters = dict.fromkeys(own.parameter for _, own in pairs if own.parameter)
-        shown = f"{name}: {title}" + (f" ({', '.join(parameters)})" if parameters else "")
         owners, classifiers = zip(*pairs)
-        selected_on = (
-            "test"
-            if owners[0].selected_on == "test"
-            else owners[0].posthoc_selected_on
-            if parameters
-            else "none"
-        )
-        rows.append(
-            Row(
-                shown,
-                owners,
-                split,
-                tuple(own.metrics for own in classifiers),
-                selected_on,
-                is_posthoc=True,
-            )
-        )
+        given = [classifier.parameter for classifier in classifiers if classifier.parameter]
+        parameters = ", ".join(dict.fromkeys(given))
+        shown = f"{name}: {title} ({parameters})" if parameters else f"{name}: {title}"
+        selected_on = owners[0].posthoc_selected_on if parameters else "none"
+        if owners[0].selected_on == "test":
+            selected_on = "test"
+        metrics = tuple(classifier.metrics for classifier in classifiers)
+        rows.append(Row(shown, owners, split, metrics, selected_on, is_posthoc=True))
     return rows
 
 
@@ -148,33 +126,34 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     Columns without any value are left out.
     """
     lines = [["run", "split", "seeds", *COLUMNS, "reference", "diff.", "seconds"]]
-    for row in rows:
-        several = len(row.runs) > 1
-        lines.append(
-            [
-                row.label,
-                row.split or "-",
-                str(len(row.runs)) if several else "",
-                *(
-                    _cell(row.values(metric), 2 if metric == "error" else 1)
-                    for metric in COLUMNS.values()
-                ),
-                "" if row.reference is None else f"{row.reference:.2f}",
-                "" if row.difference is None else f"{row.difference:+.2f}",
-                "" if row.is_posthoc else f"{mean(run.result['seconds'] for run in row.runs):.0f}",
-            ]
-        )
+    lines += [_cells(row) for row in rows]
     kept = [column for column in zip(*lines) if any(column[1:])]
-    header, *body = ([cell or "-" for cell in line] for line in zip(*kept))
-    return header, body
+    header, *body = zip(*kept)
+    return list(header), [_filled(line) for line in body]
 
 
-def _cell(values: list[float], digits: int) -> str:
+def _filled(line: tuple[str, ...]) -> list[str]:
+    return [cell or "-" for cell in line]
+
+
+def _cells(row: Row) -> list[str]:
+    seconds = mean(run.result["seconds"] for run in row.runs)
+    return [
+        row.label,
+        row.split or "-",
+        str(len(row.runs)) if len(row.runs) > 1 else "",
+        *(_mean(row.values(metric), 2 if metric == "error" else 1) for metric in COLUMNS.values()),
+        "" if row.reference is None else f"{row.reference:.2f}",
+        "" if row.difference is None else f"{row.difference:+.2f}",
+        "" if row.is_posthoc else f"{seconds:.0f}",
+    ]
+
+
+def _mean(values: list[float], digits: int) -> str:
     if not values:
         return ""
-    return f"{mean(values):.{digits}f}" + (
-        f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    )
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def remarks(rows: list[Row], unfinished: dict[str, str]) -> list[tuple[str, str]]:
@@ -183,36 +162,27 @@ def remarks(rows: list[Row], unfinished: dict[str, str]) -> list[tuple[str, str]
     """
     found = []
     for row in rows:
-        what = (
-            "its parameter was"
-            if row.is_posthoc and row.runs[0].selected_on != "test"
-            else "weights were"
-        )
-        if row.selected_on == "test":
-            found.append(
-                (
-                    f"† {row.name}",
-                    (
-                        f"{what} selected on the test split, as the reference does; not a fair"
-                        " estimate"
-                    ),
-                )
-            )
-        elif row.selected_on == "val":
-            found.append((row.name, f"{what} selected on the validation split"))
+        found += _selection(row)
         if row.is_posthoc:
             continue
         for run in row.runs:
             found += [(run.name, warning) for warning in run.warnings]
         seeds = [run.result["seed"] for run in row.runs if run.result.get("seed") is not None]
         if len(set(seeds)) < len(seeds):
-            found.append(
-                (
-                    row.name,
-                    (
-                        f"its runs do not differ in the seed ({', '.join(map(str, seeds))}), so the"
-                        " deviation over seeds says little"
-                    ),
-                )
+            remark = (
+                f"its runs do not differ in the seed ({', '.join(map(str, seeds))}), so the"
+                " deviation over seeds says little"
             )
+            found.append((row.name, remark))
     return [*found, *((name, f"{state}; not in the table") for name, state in unfinished.items())]
+
+
+def _selection(row: Row) -> list[tuple[str, str]]:
+    parameter = row.is_posthoc and row.runs[0].selected_on != "test"
+    what = "its parameter was" if parameter else "weights were"
+    if row.selected_on == "test":
+        remark = f"{what} selected on the test split, as the reference does; not a fair estimate"
+        return [(f"† {row.name}", remark)]
+    if row.selected_on == "val":
+        return [(row.name, f"{what} selected on the validation split")]
+    return []

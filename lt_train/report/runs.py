@@ -14,6 +14,23 @@ from lt_train.errors import UserError
 AS_TRAINED = "as trained"  # the entry of posthoc.json that a run's own row shows already
 RUN_FILES = ("result.json", "metrics.jsonl", "config.yaml")  # any of them makes a folder a run
 SCALARS = ("top1", "balanced", "many_shot", "medium_shot", "few_shot", "ece")
+NUMBER = (int, float)
+NEEDED = {  # of result.json
+    "method": str,
+    "headline": str,
+    "metrics": dict,
+    "class_counts": list,
+    "classes": list,
+    "finished": str,
+    "versions": dict,
+    "steps": int,
+    "epochs": NUMBER,
+    "train_samples": int,
+    "seconds": NUMBER,
+    "ranks": int,
+    "global_batch_size": int,
+}
+OPTIONAL = {"description": str, "seed": int, "reference_error": NUMBER, "selected_on": str}
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ def find_runs(folders: list[Path]) -> dict[str, Path]:
         root = folder.resolve()
         try:
             below = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
-            runs = [run for run in below if any((run / file).is_file() for file in RUN_FILES)]
+            runs = [folder for folder in below if _is_run(folder)]
         except OSError as error:
             raise UserError(f"cannot read '{folder}': {error.strerror}") from error
         if not runs:
@@ -77,12 +94,14 @@ def find_runs(folders: list[Path]) -> dict[str, Path]:
                 " of them"
             )
         found |= dict.fromkeys(runs)
-    base = (
-        folders[0].resolve()
-        if len(folders) == 1
-        else Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
-    )
-    return {run.relative_to(base).as_posix() if run != base else run.name: run for run in found}
+    base = folders[0].resolve()
+    if len(folders) > 1:
+        base = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    return {run.name if run == base else run.relative_to(base).as_posix(): run for run in found}
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in RUN_FILES)
 
 
 def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
@@ -103,14 +122,12 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
             " command again goes on with it"
         )
     given = [folder.resolve() for folder in folders]
-    order = {
-        name: min(i for i, root in enumerate(given) if folder.is_relative_to(root))
-        for name, folder in found.items()
-    }
-    return (
-        sorted(runs, key=lambda run: (order[run.name], run.result["finished"], run.name)),
-        unfinished,
-    )
+
+    def order(run: Run) -> tuple[int, str, str]:
+        inside = [found[run.name].is_relative_to(root) for root in given]
+        return inside.index(True), run.result["finished"], run.name
+
+    return sorted(runs, key=order), unfinished
 
 
 def _parse(path: Path, parse: Callable[[Any], Any], advice: str) -> Any:
@@ -135,9 +152,9 @@ def _read_run(name: str, folder: Path) -> Run:
     if (folder / "posthoc.json").is_file():
         selected_on, posthoc = _parse(folder / "posthoc.json", _posthoc, "make it again")
     log, unreadable = read_log(folder)
-    warnings = (
-        [f"{unreadable} unreadable line(s) in its metrics.jsonl are left out"] if unreadable else []
-    )
+    warnings = []
+    if unreadable:
+        warnings.append(f"{unreadable} unreadable line(s) in its metrics.jsonl are left out")
     if (folder / "nonfinite.json").is_file():
         warnings.append(
             f"its loss was not finite{_nonfinite_step(folder)}; nonfinite.json names the samples"
@@ -146,31 +163,12 @@ def _read_run(name: str, folder: Path) -> Run:
 
 
 def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
-    """``result``, if it has what the report reads, and of it the split and the metrics to report."""
-    number = (int, float)
-    needed = {
-        "method": str,
-        "headline": str,
-        "metrics": dict,
-        "class_counts": list,
-        "classes": list,
-        "finished": str,
-        "versions": dict,
-    }
-    needed |= {
-        "steps": int,
-        "epochs": number,
-        "train_samples": int,
-        "seconds": number,
-        "ranks": int,
-        "global_batch_size": int,
-    }
-    optional = {"description": str, "seed": int, "reference_error": number, "selected_on": str}
+    """``result``, if it has what the report reads, and of it the split and metrics to report."""
     if not isinstance(result, dict):
         raise TypeError("it does not hold an object")
-    for key, kind in {**needed, **optional}.items():
-        value = result[key] if key in needed else result.get(key)
-        if not isinstance(value, kind) and (key in needed or value is not None):
+    for key, kind in {**NEEDED, **OPTIONAL}.items():
+        value = result[key] if key in NEEDED else result.get(key)
+        if not isinstance(value, kind) and (key in NEEDED or value is not None):
             raise TypeError(f"'{key}' cannot be {json.dumps(value)[:40]}")
     np.array(result["class_counts"], np.int64)
     return result, *_reported(result["metrics"], result["headline"].removesuffix("top1"))
@@ -186,8 +184,9 @@ def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[st
         for key, value in splits.get(split, {}).items()
         if key.startswith(prefix)
     }
+    scalars = {key: found.get(key) for key in SCALARS}
     metrics: dict[str, Any] = {
-        key: None if found.get(key) is None else float(found[key]) for key in SCALARS
+        key: None if value is None else float(value) for key, value in scalars.items()
     }
     metrics["error"] = None if metrics["top1"] is None else 100 - metrics["top1"]
     metrics["per_class"] = np.array(found.get("per_class") or [], np.float64).ravel()
@@ -195,22 +194,19 @@ def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[st
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise ValueError("its confusion matrix is not square")
     metrics["confusion"] = confusion
-    if (
-        metrics["balanced"] is None and np.isfinite(metrics["per_class"]).any()
-    ):  # results from before it was written
+    # results from before it was written
+    if metrics["balanced"] is None and np.isfinite(metrics["per_class"]).any():
         metrics["balanced"] = float(np.nanmean(metrics["per_class"]))
     return split, metrics
 
 
 def _posthoc(content: dict[str, Any]) -> tuple[str, tuple[Posthoc, ...]]:
-    others = [head for head in content["classifiers"] if head["name"] != AS_TRAINED]
-    posthoc = [
-        Posthoc(
-            str(head["name"]), str(head.get("parameter") or ""), *_reported(head["metrics"], "")
-        )
-        for head in others
-    ]
-    return content.get("selected_on") or "none", tuple(posthoc)
+    classifiers = []
+    for entry in content["classifiers"]:
+        if entry["name"] != AS_TRAINED:
+            name, parameter = str(entry["name"]), str(entry.get("parameter") or "")
+            classifiers.append(Posthoc(name, parameter, *_reported(entry["metrics"], "")))
+    return content.get("selected_on") or "none", tuple(classifiers)
 
 
 def read_log(folder: Path) -> tuple[list[dict], int]:
@@ -237,11 +233,9 @@ def _progress(folder: Path) -> str:
     """How far an unfinished run is, in words."""
     trained = [record for record in read_log(folder)[0] if "loss" in record]
     last = trained[-1] if trained else None
-    state = (
-        f"unfinished, step {last['step']} of {last.get('last_step', '?')}"
-        if last
-        else "unfinished, nothing logged yet"
-    )
+    state = "unfinished, nothing logged yet"
+    if last:
+        state = f"unfinished, step {last['step']} of {last.get('last_step', '?')}"
     if (folder / "nonfinite.json").is_file():
         state += f"; stopped because its loss was not finite{_nonfinite_step(folder)}"
     return state

@@ -4,92 +4,83 @@ make them, monotonic in ranks.
 
 import pytest
 import torch
-from lt_train.scaling import Costs, Fabric, efficiency, model_size, stage_costs, step, volume
 
-from lt_train import scaling
+from docs import scaling
+from docs.scaling import Costs, Fabric, efficiency, method_costs, model_size, step, volume
 from lt_train.config.load import load_config
 from lt_train.config.schema import Config, DataConfig, MocoConfig, SamplerConfig
 from lt_train.data.order import check_batch
 from lt_train.errors import UserError
+from lt_train.methods.base import Counts
 from lt_train.methods.classifier import Classifier
 from lt_train.methods.moco import Moco
 
 SIZES = (1, 8, 64, 256, 1024)
+KINDS = ("all_reduce", "all_gather", "all_to_all")
 
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, Costs]:
-    return {each.name: each for each in stage_costs()}
+    return {each.name: each for each in method_costs()}
+
+
+def make_moco() -> Moco:
+    return Moco(load_config("moco_demo"), Counts.of(torch.ones(10)))
 
 
 def trained_bytes(module: torch.nn.Module) -> int:
     return sum(4 * part.numel() for part in module.parameters() if part.requires_grad)
 
 
-def test_gradient_bytes_are_those_of_the_stages(costs):
+def test_gradient_bytes_are_those_of_the_methods(costs):
     config = Config(data=DataConfig(root="none"), moco=MocoConfig(queue_size=8))
-    counts = torch.ones(1000)
     with torch.device("meta"):
-        classifier = Classifier(config, counts)
-    assert (
-        costs["classifier"].gradients
-        == trained_bytes(classifier)
-        == 4 * (23_508_032 + 2048 * 1000 + 1000)
-    )
+        classifier = Classifier(config, Counts.of(torch.ones(1000)))
+    parameters = 23_508_032 + 2048 * 1000 + 1000
+    assert costs["classifier"].gradients == trained_bytes(classifier) == 4 * parameters
     assert costs["moco"].gradients == 4 * (23_508_032 + 2048 * 2048 + 2048 + 2048 * 128 + 128)
-    small = Moco(load_config("moco_demo"), torch.ones(10))
+    small = make_moco()
     gradients, tensors, statistics = model_size("resnet10", dim=128)
     assert gradients == trained_bytes(small)
     assert tensors == sum(part.requires_grad for part in small.parameters())
-    flat = [
-        norm.num_features for norm in small.modules() if isinstance(norm, torch.nn.BatchNorm2d)
-    ]  # of both encoders
-    assert 2 * statistics == 4 * 2 * sum(flat)
+    # of both encoders
+    norms = [norm for norm in small.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    assert 2 * statistics == 4 * 2 * sum(norm.num_features for norm in norms)
 
 
 def test_checkpoint_bytes_are_those_of_weights_momentum_and_queue(costs):
-    small = Moco(load_config("moco_demo"), torch.ones(10))
+    small = make_moco()
     gradients, _, statistics = model_size("resnet10", dim=128)
-    saved = trained_bytes(small) + sum(
-        tensor.nbytes for tensor in small.state_dict().values()
-    )  # momentum is as large as the gradients
+    # momentum is as large as the gradients
+    saved = trained_bytes(small) + sum(tensor.nbytes for tensor in small.state_dict().values())
     counted = 3 * gradients + 2 * statistics + small.queue.nbytes + small.waiting_keys.nbytes
     assert counted == pytest.approx(saved, abs=1024)  # counters
-    assert (
-        costs["moco"].checkpoint - 65536 * 128 * 4
-        == 3 * costs["moco"].gradients + costs["moco"].statistics
-    )
+    moco = costs["moco"]
+    assert moco.checkpoint - 65536 * 128 * 4 == 3 * moco.gradients + moco.statistics
 
 
 def test_a_shuffled_image_is_bf16():
-    assert scaling.VIEW_BYTES == torch.empty(3, 224, 224, dtype=torch.bfloat16).nbytes
+    assert torch.empty(3, 224, 224, dtype=torch.bfloat16).nbytes == scaling.VIEW_BYTES
 
 
 @pytest.mark.parametrize("ranks", SIZES)
 def test_volumes(ranks):
-    assert (
-        volume("all_reduce", 1000, ranks)
-        == 2 * volume("all_gather", 1000, ranks)
-        == 2 * volume("all_to_all", 1000, ranks)
-    )
+    reduced, gathered, exchanged = (volume(kind, 1000, ranks) for kind in KINDS)
+    assert reduced == 2 * gathered == 2 * exchanged
     assert volume("all_gather", 1000, ranks) == pytest.approx(1000 * (ranks - 1) / ranks)
 
 
 def test_collectives_without_latency_reach_the_stated_bandwidth():
     fabric = Fabric(launch=0, near=0, far=0, reached=1)
     assert fabric.seconds("all_reduce", 450e9, 8) == pytest.approx(2 * 7 / 8)
-    assert fabric.seconds("all_reduce", 400e9, 64) == pytest.approx(
-        2 * 63 / 64
-    )  # eight NICs of 50 GB/s a node
-    assert fabric.seconds("all_to_all", 50e9, 64) == pytest.approx(
-        56 / 64
-    )  # what goes to the 56 GPUs of other nodes
-    assert all(
-        fabric.seconds(kind, 1e9, 1) == 0 for kind in ("all_reduce", "all_gather", "all_to_all")
-    )
+    # eight NICs of 50 GB/s a node
+    assert fabric.seconds("all_reduce", 400e9, 64) == pytest.approx(2 * 63 / 64)
+    # what goes to the 56 GPUs of other nodes
+    assert fabric.seconds("all_to_all", 50e9, 64) == pytest.approx(56 / 64)
+    assert all(fabric.seconds(kind, 1e9, 1) == 0 for kind in KINDS)
 
 
-@pytest.mark.parametrize("kind", ["all_reduce", "all_gather", "all_to_all"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_collectives_take_longer_with_ranks_and_with_bytes(kind):
     by_ranks = [Fabric().seconds(kind, 1e8, ranks) for ranks in SIZES]
     by_bytes = [Fabric().seconds(kind, size, 64) for size in (0, 1e3, 1e6, 1e9)]
@@ -98,12 +89,12 @@ def test_collectives_take_longer_with_ranks_and_with_bytes(kind):
 
 @pytest.mark.parametrize("name", ["classifier", "moco"])
 def test_one_gpu_is_what_was_measured_and_more_are_never_more_efficient(costs, name):
-    stage = costs[name]
-    assert 256 / step(stage, 1, 256)["total"] == pytest.approx(stage.end_to_end)
+    method = costs[name]
+    assert 256 / step(method, 1, 256)["total"] == pytest.approx(method.end_to_end)
     for local in (2, 32, 256):
-        shares = [efficiency(stage, ranks, local) for ranks in SIZES]
+        shares = [efficiency(method, ranks, local) for ranks in SIZES]
         assert shares[0] == pytest.approx(1) and shares == sorted(shares, reverse=True)
-        totals = [step(stage, ranks, local)["total"] for ranks in SIZES]
+        totals = [step(method, ranks, local)["total"] for ranks in SIZES]
         assert totals == sorted(totals)
 
 
@@ -111,12 +102,9 @@ def test_the_parts_add_up_and_gradients_that_cannot_hide_are_exposed(costs):
     times = step(costs["moco"], 64, 32)
     assert times["total"] == pytest.approx(times["busy"] + times["waiting"] + times["exposed"])
     slow = Fabric(nic=1e6)
-    volume_seconds = volume("all_reduce", costs["classifier"].gradients, 64) / (
-        8 * 1e6 * slow.reached
-    )
-    assert step(costs["classifier"], 64, 256, slow)["exposed"] == pytest.approx(
-        volume_seconds, rel=0.02
-    )
+    classifier = costs["classifier"]
+    seconds = volume("all_reduce", classifier.gradients, 64) / (8 * 1e6 * slow.reached)
+    assert step(classifier, 64, 256, slow)["exposed"] == pytest.approx(seconds, rel=0.02)
 
 
 def test_rows_that_check_batch_refuses_are_not_in_the_tables():
@@ -124,9 +112,8 @@ def test_rows_that_check_batch_refuses_are_not_in_the_tables():
         check_batch(SamplerConfig(), 128, 256)
     rows = [line for line in scaling.tables() if "global 128" in line]
     assert [row.split("|")[2].strip() for row in rows] == ["1", "8", "64"] * 2
-    config = load_config(
-        "crt_imagenet_lt", ["model.init_from=x"]
-    )  # docs/scaling.md: 128 ranks at most
+    # docs/scaling.md: 128 ranks at most
+    config = load_config("crt_imagenet_lt", ["model.init_from=x"])
     check_batch(config.sampler, config.global_batch_size, 128)
     with pytest.raises(UserError):
         check_batch(config.sampler, config.global_batch_size, 129)

@@ -1,0 +1,93 @@
+"""What all plots share: the style, figures as SVG text, legends, and means for curves."""
+
+import io
+import re
+import warnings
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK = "#010203"  # becomes the page's text colour, whether that is dark or light
+COLORS = [  # Okabe and Ito 2008, and two
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#cc79a7",
+    "#56b4e9",
+    "#8c8c8c",
+    "#7e57c2",
+]
+INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a $ in a name is a $
+    "font.family": ["DejaVu Sans"],
+    "font.size": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.15,
+    "legend.frameon": False,
+    **dict.fromkeys(INKED, INK),
+}
+WIDTH = 9.0  # inches
+ERROR_BAR = {"ecolor": INK, "elinewidth": 1}
+
+
+def to_svg(figure: Figure, salt: str) -> str:
+    """The figure as an SVG element to stand in a page; ``salt`` keeps its ids apart from other
+    figures'.
+    """
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(["Date", "Creator", "Format", "Type"])
+    with matplotlib.rc_context({"svg.hashsalt": f"lt-train {salt}"}), warnings.catch_warnings():
+        # the reader's browser has fonts for every script
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    return re.sub(r' id="[\w.]+_\d+"', "", text)  # names of groups, which all figures have alike
+
+
+def short(name: str, length: int) -> str:
+    """``name`` on one line of at most so many characters."""
+    name = " ".join(name.split())
+    if len(name) > length:
+        name = name[: length - 1] + "…"
+    # Matplotlib leaves labels with a leading _ out of legends
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Name what ``axes`` show, below the figure, in as many columns as there is room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [short(label, 60) for label in labels]
+    columns = 1
+    if labels:
+        columns = max(1, min(len(labels), int(110 / (max(map(len, labels)) + 7))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def deviation(values: list[float]) -> float:
+    """Standard deviation of the sample; 0 for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def binned(values: np.ndarray, bins: int) -> np.ndarray:
+    """Means of ``bins`` runs of neighbouring values, or the values themselves if they are no more;
+    NaN is left out.
+    """
+    if len(values) <= bins:
+        return values
+    return np.array([mean_rows(part[:, None])[0] for part in np.array_split(values, bins)])
+
+
+def mean_rows(rows: np.ndarray | list[np.ndarray]) -> np.ndarray:
+    """Mean over rows of what is not NaN; NaN where nothing is."""
+    return np.ma.masked_invalid(np.array(rows, np.float64)).mean(axis=0).filled(np.nan)

@@ -1,0 +1,41 @@
+"""Which weights a run is opened with: its best, a checkpoint's, or those that it has exported."""
+
+import shutil
+
+from lt_train.config.load import load_config
+from tests.helpers.commands import evaluated, logged, read, refused, run, scalars, words
+
+
+def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(copied):
+    for name in ("result.json", "backbone.safetensors", "classifier.safetensors"):
+        (copied / name).unlink()
+    shutil.rmtree(copied / "checkpoints" / "step-00000020")
+    assert scalars(evaluated(copied)["val"]) == logged(copied, "val", 15)
+
+
+def test_without_checkpoints_the_exported_weights_serve(copied):
+    shutil.rmtree(copied / "checkpoints")
+    assert evaluated(copied) == read(copied)["metrics"]
+
+
+def test_a_run_without_any_weights_and_one_with_a_damaged_checkpoint(copied, capsys):
+    state = copied / "checkpoints" / "step-00000005" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    line = refused(capsys, "evaluate", copied, "--step", "5")
+    assert "no intact checkpoint of step 5; it has 10, 15, 20" in line
+    shutil.rmtree(copied / "checkpoints")
+    (copied / "backbone.safetensors").unlink()
+    assert "neither a checkpoint nor" in refused(capsys, "evaluate", copied)
+    assert "neither a checkpoint nor" in refused(capsys, "posthoc", copied)
+
+
+def test_a_finished_runs_best_weights_serve_whatever_its_config_says_later(
+    tinted, tmp_path, rigged
+):
+    folder = tmp_path / "run"
+    rigged({5: 90.0, 10: 80.0})
+    options = words("classifier_cifar10_lt", tinted, folder, "max_steps=10")
+    run(*options, "run.select=val")
+    run(*options)  # is done already, but saves the config
+    assert load_config(str(folder / "config.yaml")).run.select == "last"
+    assert evaluated(folder) == read(folder)["metrics"]

@@ -1,0 +1,137 @@
+"""Training by command: which weights a run ends with, and classifiers that go on from a run's."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from lt_train.__main__ import main
+from lt_train.config.load import load_config
+from lt_train.distributed import World
+from lt_train.training.trainer import Trainer
+from tests.helpers.commands import (
+    CLASSES,
+    checkpoint,
+    evaluated,
+    logged,
+    read,
+    refused,
+    run,
+    scalars,
+    words,
+)
+
+# which weights a run ends with
+
+
+def assert_ended_with(folder: Path, step: int, select: str) -> None:
+    result, best = read(folder), checkpoint(folder, step)
+    assert (result["selected_on"], result["selected_step"]) == (select, step)
+    assert result["steps"] == 20
+    for name, tensor in load_file(folder / "backbone.safetensors").items():
+        assert torch.equal(tensor, best[f"backbone.{name}"])
+    weight = load_file(folder / "classifier.safetensors")["weight"]
+    assert torch.equal(weight, best["classifier.weight"])
+    assert evaluated(folder, "--step", str(step)) == result["metrics"] == evaluated(folder)
+
+
+@pytest.mark.parametrize("select", ["val", "test"])
+def test_the_best_weights_are_kept_and_reported(select, tinted, tmp_path, rigged):
+    rigged({5: 10.0, 10: 60.0, 15: 60.0, 20: 20.0})
+    folder = tmp_path / "run"
+    run(*words("classifier_cifar10_lt", tinted, folder, f"run.select={select}"))
+    assert_ended_with(folder, 10, select)
+    assert logged(folder, select, 5)["top1"] is not None
+    last = evaluated(folder, "--step", "20")["val"]
+    assert scalars(read(folder)["metrics"]["val"]) != scalars(last)
+
+
+def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_best(tinted, tmp_path, rigged):
+    calm, cut = tmp_path / "calm", tmp_path / "cut"
+    rigged({5: 30.0, 10: 60.0, 15: 20.0, 20: 40.0})
+    run(*words("classifier_cifar10_lt", tinted, calm, "run.select=val"))
+    rigged({5: 30.0, 10: 60.0})
+    with pytest.raises(KeyError, match="15"):
+        main(words("classifier_cifar10_lt", tinted, cut, "run.select=val"))
+    # as if it had been cut off after the best and before its checkpoint
+    shutil.rmtree(cut / "checkpoints" / "step-00000010")
+    assert (cut / "best.pt").is_file() and not (cut / "result.json").exists()
+    rigged({10: 60.0, 15: 20.0, 20: 40.0})
+    run(*words("classifier_cifar10_lt", tinted, cut, "run.select=val"))
+    assert_ended_with(cut, 10, "val")
+    assert read(cut)["metrics"] == read(calm)["metrics"]
+    first, second = (load_file(folder / "backbone.safetensors") for folder in (calm, cut))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_new_run_in_an_old_folder_and_another_split_do_not_take_the_old_best(
+    tinted, tmp_path, rigged
+):
+    folder = tmp_path / "run"
+    options = words("classifier_cifar10_lt", tinted, folder)
+    rigged({5: 90.0, 10: 80.0})
+    run(*options, "run.select=val", "max_steps=10")
+    assert read(folder)["selected_step"] == 5
+    rigged({5: 1.0, 10: 3.0, 15: 4.0})
+    run(*options, "run.select=test", "max_steps=15")  # goes on from 10
+    assert read(folder)["selected_on"] == "test" and read(folder)["selected_step"] == 15
+    (folder / "result.json").unlink()
+    rigged({5: 2.0, 10: 3.0, 15: 1.0, 20: 2.5})
+    run(*options, "run.select=test", "resume.enabled=false")
+    assert_ended_with(folder, 10, "test")
+
+
+def test_without_selection_nothing_is_kept_and_a_missing_split_is_one_line(
+    trained, tinted, tmp_path, capsys
+):
+    result = read(trained)
+    assert (result["selected_on"], result["selected_step"]) == ("last", 20)
+    assert not (trained / "best.pt").exists()
+    for select in ("val", "test"):
+        options = [f"run.select={select}", f"data.{select}_split=nope"]
+        line = refused(capsys, *words("classifier_cifar10_lt", tinted, tmp_path / "run", *options))
+        assert f"run.select={select}, but" in line
+        assert "no split 'nope'; use run.select=last" in line
+    assert not (tmp_path / "run").exists()
+
+
+# classifiers that go on from a run's
+
+
+def test_lws_goes_on_from_the_runs_classifier(trained, tinted, tmp_path, capsys):
+    folder = tmp_path / "lws"
+    options = words("lws_cifar10_lt", tinted, folder, f"model.init_from={trained}", "max_steps=2")
+    run(*options)
+    before, after = (load_file(path / "classifier.safetensors") for path in (trained, folder))
+    assert torch.equal(after["linear.weight"], before["weight"])
+    assert torch.equal(after["linear.bias"], before["bias"])
+    assert not torch.equal(after["scale"], torch.ones(CLASSES))
+    run("posthoc", folder)
+    classifiers = read(folder, "posthoc.json")["classifiers"]
+    names = [classifier["name"] for classifier in classifiers]
+    assert names[:2] == ["as trained", "logit adjustment"]
+    shutil.rmtree(folder / "checkpoints")
+    assert evaluated(folder) == read(folder)["metrics"]
+    start = f"model.init_from={trained / 'backbone.safetensors'}"
+    line = refused(capsys, *words("lws_cifar10_lt", tinted, tmp_path / "other", start))
+    assert "the run of a linear classifier" in line and "not a backbone alone" in line
+    start = f"model.init_from={folder}"
+    line = refused(capsys, *words("lws_cifar10_lt", tinted, tmp_path / "another", start))
+    assert "the run of a linear classifier" in line
+
+
+def test_starting_weights_of_lws_are_there_before_the_first_step(trained, tinted, tmp_path):
+    config, *overrides = words(
+        "lws_cifar10_lt", tinted, tmp_path / "run", f"model.init_from={trained}"
+    )
+    trainer = Trainer(load_config(config, overrides), World())
+    trainer.build()
+    classifier = load_file(trained / "classifier.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    method = trainer.engine.method.eval()
+    expected = F.linear(method.backbone(images), classifier["weight"], classifier["bias"])
+    torch.testing.assert_close(method.predict(images), expected)

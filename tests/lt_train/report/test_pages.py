@@ -1,0 +1,40 @@
+"""The page: self-contained, safe from what names hold, and the same for the same results."""
+
+import re
+
+from tests.helpers.finished_runs import Page, report, table_of, write_run
+
+
+def test_names_and_descriptions_are_text_whatever_they_hold(tmp_path):
+    nasty = ["<script>alert(1)</script>", "$\\frac{$", "a|b & <b>", "_x [y](http://z.example)"]
+    description = (
+        "| *x* <script>alert(2)</script> [link](http://z.example) ![i](http://z.example/i.png)"
+    )
+    write_run(tmp_path / "run <b>", classes=nasty, description=description)
+    markdown, page = report(tmp_path)
+    parsed = Page(page)
+    assert not {"script", "b", "a", "img", "em"} & set(parsed.tags)
+    texts = " ".join(parsed.texts)
+    assert "<script>alert(2)</script> [link](http://z.example)" in texts and "run <b>" in texts
+    assert "$\\frac{$" in texts and "a|b & <b>" in texts, "class names on the axes"
+    assert "<script" not in markdown.replace("\\<script", "")
+    assert table_of(markdown)["run \\<b\\>"]["top-1"] == "70.0"
+
+
+def test_page_needs_nothing_else(tmp_path):
+    write_run(tmp_path / "ce", reference_error=29.64)
+    _, page = report(tmp_path)
+    parsed = Page(page)
+    assert parsed.tags.count("svg") == 5, "reference, groups, classes, training, confusion"
+    inside = ("#", "data:image/png;base64,")
+    assert parsed.addresses and all(address.startswith(inside) for address in parsed.addresses)
+    assert not re.findall(r"https?:", re.sub(r'xmlns(:\w+)?="[^"]*"', "", page))
+    assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
+    assert "prefers-color-scheme: dark" in page and "currentColor" in page and "#010203" not in page
+    ids = re.findall(r'\bid="(.*?)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    write_run(tmp_path / "ce", reference_error=29.64)
+    assert report(tmp_path) == report(tmp_path)

@@ -1,0 +1,135 @@
+"""The table: its numbers, what shares a row, and what is remarked on."""
+
+from tests.helpers.finished_runs import (
+    Page,
+    report,
+    split_metrics,
+    table_of,
+    write_posthoc,
+    write_run,
+)
+
+
+def cells(row: dict[str, str], *columns: str) -> list[str]:
+    return [row[column] for column in columns]
+
+
+def test_table_shows_the_test_split_with_error_and_columns_that_have_values(tmp_path, capsys):
+    write_run(tmp_path / "scratch")
+    later = "2026-01-02T04:00:00+00:00"
+    write_run(tmp_path / "only_val", {"val": split_metrics(55.5, few_shot=None)}, finished=later)
+    markdown, page = report(tmp_path)
+    rows = table_of(markdown)
+    assert rows["scratch"] == {
+        "run": "scratch",
+        "split": "test",
+        "top-1": "70.0",
+        "balanced": "70.0",
+        "many": "85.0",
+        "medium": "70.0",
+        "few": "40.0",
+        "ECE": "12.3",
+        "error": "30.00",
+        "seconds": "62",
+    }
+    assert cells(rows["only_val"], "split", "top-1", "few") == ["val", "55.5", "-"]
+    said = capsys.readouterr().out
+    assert "scratch" in said and "12.3" in said and str(tmp_path / "report.html") in said
+    about = "Cross-entropy. 2 epochs, 200 steps of 8 on 690 images; 2 rank(s), cpu, bfloat16"
+    for text in ("30.00", about):
+        assert text in markdown and text in page
+
+
+def test_seeds_are_mean_and_sample_standard_deviation(tmp_path):
+    """70, 72 and 77 have mean 73 and deviation sqrt((9 + 1 + 16) / 2) = 3.606."""
+    for seed, top1 in enumerate((70.0, 72.0, 77.0)):
+        write_run(
+            tmp_path / f"ce-seed{seed}",
+            {"test": split_metrics(top1)},
+            seed=seed,
+            reference_error=29.5,
+            seconds=100.0 * seed,
+        )
+    write_run(tmp_path / "other-seed0")
+    markdown, _ = report(tmp_path)
+    rows = table_of(markdown)
+    assert set(rows) == {"ce", "other-seed0"}
+    shown = cells(rows["ce"], "seeds", "top-1", "error", "diff.", "seconds")
+    assert shown == ["3", "73.0 ± 3.6", "27.00 ± 3.61", "-2.50", "100"]
+    assert rows["other-seed0"]["seeds"] == "-" and "seeds 0, 1, 2;" in markdown
+
+
+def test_seeds_of_a_pipeline_are_matched_stage_by_stage_and_other_settings_kept_apart(tmp_path):
+    for seed, top1 in enumerate((60.0, 62.0)):
+        pipeline = tmp_path / f"demo-seed{seed}"
+        write_run(pipeline / "scratch", {"test": split_metrics(top1)}, seed=seed)
+        crt = {"test": split_metrics(top1 + 10)}
+        write_run(pipeline / "crt", crt, seed=seed, steps=100 + seed)
+    markdown, _ = report(tmp_path / "demo-seed0", tmp_path / "demo-seed1")
+    rows = table_of(markdown)
+    assert rows["demo/scratch"]["top-1"] == "61.0 ± 1.4"
+    # they had different numbers of steps
+    assert rows["demo-seed0/crt"]["top-1"] == "70.0" and rows["demo-seed1/crt"]["top-1"] == "72.0"
+    assert markdown.startswith("# demo\n")
+
+
+def test_runs_with_one_seed_twice_are_told(tmp_path):
+    for number in (0, 1):
+        write_run(tmp_path / f"ce-seed{number}", seed=3)
+    assert "do not differ in the seed (3, 3)" in report(tmp_path)[0]
+
+
+def test_reference_and_difference_stand_beside_our_error_only_where_there_is_one(tmp_path):
+    write_run(tmp_path / "with", reference_error=29.64)
+    write_run(tmp_path / "without")
+    write_run(tmp_path / "validated", {"val": split_metrics()}, reference_error=29.64)
+    markdown, page = report(tmp_path)
+    rows = table_of(markdown)
+    assert cells(rows["with"], "error", "reference", "diff.") == ["30.00", "29.64", "+0.36"]
+    assert cells(rows["without"], "reference", "diff.") == ["-", "-"]
+    # validation error is not comparable
+    assert cells(rows["validated"], "reference", "diff.") == ["29.64", "-"]
+    assert "Beside the reference" in page and {"29.64", "30.00"} <= set(Page(page).texts)
+
+
+def test_weights_selected_on_the_test_split_are_marked_and_explained_everywhere(tmp_path, capsys):
+    for selected_on in ("test", "val", "last"):
+        write_run(tmp_path / f"by_{selected_on}", selected_on=selected_on)
+    markdown, page = report(tmp_path)
+    remark = "weights were selected on the test split, as the reference does; not a fair estimate"
+    for text in (markdown, page, capsys.readouterr().out):
+        assert text.count(remark) == 1 and "by_test †" in text and "by_val †" not in text
+    assert "**by_val**: weights were selected on the validation split" in markdown
+    assert not [line for line in markdown.splitlines() if "by_last" in line and "selected" in line]
+
+
+def test_posthoc_classifiers_are_rows_of_their_own(tmp_path):
+    tau_norm = {
+        "name": "tau-norm",
+        "parameter": "tau 0.7",
+        "metrics": {"val": split_metrics(1.0), "test": split_metrics(74.0)},
+    }
+    ncm = {"name": "NCM", "parameter": None, "metrics": {"test": split_metrics(72.0)}}
+    cases = (("fair", "val", "last"), ("unfair", "test", "last"), ("tainted", "val", "test"))
+    for name, selected_on, weights in cases:
+        write_run(tmp_path / name, selected_on=weights, reference_error=20.0)
+        write_posthoc(tmp_path / name, selected_on, tau_norm, ncm)
+    markdown, _ = report(tmp_path)
+    rows = table_of(markdown)
+    assert rows["fair: tau-norm (tau 0.7)"]["top-1"] == "74.0"
+    assert rows["fair: NCM"]["top-1"] == "72.0"
+    assert (rows["fair"]["reference"], rows["fair: NCM"]["reference"]) == ("20.00", "-")
+    said = "its parameter was selected on the"
+    assert f"**fair: tau-norm (tau 0.7)**: {said} validation split" in markdown
+    assert f"**† unfair: tau-norm (tau 0.7)**: {said} test split" in markdown
+    # one without a parameter is as fair as the weights below it
+    assert "unfair: NCM" in rows and "tainted: NCM †" in rows
+
+
+def test_posthoc_classifiers_of_several_seeds_share_a_row_that_names_all_parameters(tmp_path):
+    for seed, (tau, top1) in enumerate((("tau 0.6", 70.0), ("tau 0.8", 74.0))):
+        write_run(tmp_path / f"ce-seed{seed}", seed=seed)
+        metrics = {"test": split_metrics(top1)}
+        tau_norm = {"name": "tau-norm", "parameter": tau, "metrics": metrics}
+        write_posthoc(tmp_path / f"ce-seed{seed}", "val", tau_norm)
+    assert table_of(report(tmp_path)[0])["ce: tau-norm (tau 0.6, tau 0.8)"]["top-1"] == "72.0 ± 2.8"

@@ -1,0 +1,112 @@
+"""Runs as they are read: unfinished ones, old ones and damaged ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lt_train.commands.report import main
+from lt_train.errors import exit_status
+from tests.helpers.finished_runs import report, split_metrics, table_of, write_run
+
+
+def test_unfinished_runs_and_losses_that_were_not_finite_are_told(tmp_path):
+    write_run(tmp_path / "done")
+    (tmp_path / "done" / "nonfinite.json").write_text('{"step": 7, "sample_ids": [1]}')
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "metrics.jsonl").write_text(
+        '{"step": 120, "loss": 1.5, "last_step": 500}\n{"step": 130, "lo'
+    )
+    (tmp_path / "waiting").mkdir()
+    (tmp_path / "waiting" / "config.yaml").write_text("method: classifier\n")
+    markdown, page = report(tmp_path)
+    assert "**done**: its loss was not finite at step 7" in markdown
+    assert "**killed**: unfinished, step 120 of 500; not in the table" in markdown
+    assert "killed" in page
+    assert "**waiting**: unfinished, nothing logged yet; not in the table" in markdown
+    assert set(table_of(markdown)) == {"done"}
+
+
+def test_old_results_and_knn_metrics(tmp_path):
+    """Results from before balanced, ece, confusion, seed, reference_error and selected_on; balanced
+    follows from the classes.
+    """
+    old = {
+        key: value
+        for key, value in split_metrics(prefix="knn_").items()
+        if not key.endswith(("balanced", "ece", "confusion"))
+    }
+    metrics = {"test": {**old, "knn_per_class": [90.0, 80.0, None, 40.0]}}
+    result = write_run(tmp_path / "moco", metrics, headline="knn_top1", method="moco")
+    for key in ("seed", "reference_error", "selected_on"):
+        result.pop(key)
+    (tmp_path / "moco" / "result.json").write_text(json.dumps(result))
+    markdown, page = report(tmp_path)
+    row = table_of(markdown)["moco (k-NN)"]
+    shown = [row[column] for column in ("top-1", "balanced", "many", "few")]
+    assert shown == ["70.0", "70.0", "85.0", "40.0"]
+    assert "ECE" not in row and "Confusion" not in page and "Accuracy by class" in page
+
+
+def damage(content: str) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        write_run(folder / "ce")
+        (folder / "ce" / "result.json").write_text(content)
+
+    return prepare
+
+
+def changed(**changes) -> Callable[[Path], dict]:
+    return lambda folder: write_run(folder / "ce", **changes)
+
+
+def with_posthoc(content: str) -> Callable[[Path], None]:
+    def prepare(folder: Path) -> None:
+        write_run(folder / "ce")
+        (folder / "ce" / "posthoc.json").write_text(content)
+
+    return prepare
+
+
+def only_unfinished(folder: Path) -> None:
+    (folder / "ce").mkdir(parents=True)
+    (folder / "ce" / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0, "last_step": 9}\n')
+
+
+ERRORS = {
+    "missing": (lambda folder: None, "not a folder"),
+    "empty": (lambda folder: folder.mkdir(), "there is no run in"),
+    "unfinished": (only_unfinished, "ce: unfinished, step 5 of 9"),
+    "cut short": (damage('{"method": "cla'), "ce/result.json is damaged"),
+    "not text": (damage("\x00\x00"), "ce/result.json is damaged"),
+    "a list": (damage("[]"), "ce/result.json is damaged: it does not hold an object"),
+    "no metrics": (
+        damage('{"method": "classifier", "headline": "top1"}'),
+        "ce/result.json is damaged: it has no 'metrics'",
+    ),
+    "wrong type": (changed(steps="many"), "'steps' cannot be \"many\""),
+    "bad accuracy": (
+        changed(metrics={"test": split_metrics(top1="high")}),
+        "ce/result.json is damaged",
+    ),
+    "bad split": (changed(metrics={"test": 3}), "ce/result.json is damaged"),
+    "ragged confusion": (
+        changed(metrics={"test": split_metrics(confusion=[[1, 2], [3]])}),
+        "ce/result.json is damaged",
+    ),
+    "bad counts": (changed(class_counts=["x"]), "ce/result.json is damaged"),
+    "bad classifiers": (
+        with_posthoc('{"classifiers": [{}]}'),
+        "ce/posthoc.json is damaged: it has no 'name'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_every_error_is_one_line_that_names_what_is_wrong(case, tmp_path, capsys):
+    prepare, words = ERRORS[case]
+    prepare(tmp_path / "runs")
+    assert exit_status("lt_train", lambda: main([str(tmp_path / "runs")])) == 2
+    said = capsys.readouterr()
+    assert words in said.err and said.err.count("\n") == 1 and str(tmp_path / "runs") in said.err
