@@ -1,6 +1,4 @@
-"""What commands share: the one exception that a user, not a developer, is meant to read, exit
-statuses, and array tasks.
-"""
+"""What a user is meant to read when something is wrong, and exit statuses."""
 
 import argparse
 import difflib
@@ -34,7 +32,7 @@ def run_cli(program: str, main: Callable[[], int | None]) -> None:
 
 
 def exit_status(program: str, main: Callable[[], int | None]) -> int:
-    """What ``main`` returns; a :class:`UserError` becomes one line on stderr and its exit status."""
+    """What ``main`` returns; a :class:`UserError` becomes a line on stderr and its exit status."""
     try:
         return main() or 0
     except UserError as error:

@@ -1,14 +1,11 @@
 """Files that are there whole or not at all, and their digests."""
 
 import hashlib
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-
-log = logging.getLogger(__name__)
 
 
 def file_sha256(path: Path) -> str:
@@ -28,8 +25,9 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that is there whole at the end of the block or not at all, also after a power
-    cut.
+    """A file to write that is there whole at the end of the block or not at all.
+
+    Also after a power cut.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

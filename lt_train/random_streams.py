@@ -28,8 +28,9 @@ class Stream(IntEnum):
 
 
 def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.ndarray:
-    """Image of ``index`` under a pseudo-random permutation of [0, size) chosen by ``key``; all (B,)
-    or scalars.
+    """Image of ``index`` under a pseudo-random permutation of [0, size) chosen by ``key``.
+
+    All (B,) or scalars.
 
     A balanced Feistel network permutes [0, 4^h) >= [0, size); walking its cycle until the value is
     below ``size`` again makes it a permutation of [0, size). Fewer than 4 steps are expected, since
@@ -38,10 +39,8 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.nd
     index, size, key = np.broadcast_arrays(
         np.asarray(index), np.asarray(size), np.asarray(key, np.uint64)
     )
-    half = np.maximum(
-        (np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64) + np.uint64(1)) // np.uint64(2),
-        np.uint64(1),
-    )
+    bits = np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64)
+    half = np.maximum((bits + np.uint64(1)) // np.uint64(2), np.uint64(1))
     value = _feistel(index.astype(np.uint64), half, key)
     outside = np.flatnonzero(value >= size.astype(np.uint64))
     while len(outside):
@@ -51,14 +50,14 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.nd
 
 
 def mix(*words: np.ndarray | int) -> np.ndarray:
-    """Hash integers (scalars or (B,) arrays) into one uint64 key each, with SplitMix64's finaliser
-    between words.
+    """Hash integers (scalars or (B,) arrays) into one uint64 key each.
+
+    SplitMix64's generator, with its finaliser between words.
     """
     state = np.zeros(1, np.uint64)
     for word in words:
-        state = _finalise(
-            state + np.asarray(word).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        )
+        word = np.asarray(word).astype(np.uint64)
+        state = _finalise(state + word + np.uint64(0x9E3779B97F4A7C15))
     return state
 
 
@@ -66,10 +65,8 @@ def _feistel(value: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = value >> half, value & mask
     for round_ in range(FEISTEL_ROUNDS):
-        left, right = (
-            right,
-            left ^ (_finalise(right + key + np.uint64(round_ * 0x632BE59BD9B4E019 % 2**64)) & mask),
-        )
+        round_key = key + np.uint64(round_ * 0x632BE59BD9B4E019 % 2**64)
+        left, right = right, left ^ (_finalise(right + round_key) & mask)
     return (left << half) | right
 
 

@@ -1,6 +1,4 @@
-"""What the types of a config cannot say: one clear line for values and combinations that make no
-sense.
-"""
+"""What the types of a config cannot say: values and combinations that make no sense."""
 
 from collections.abc import Mapping
 

@@ -42,8 +42,7 @@ Layer = tuple[str, dict[str, Any]]  # what to put before an error, and keys with
 
 
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Resolve a config: defaults, then its ``base`` files, then itself, then the overrides in
-    order.
+    """Resolve a config: defaults, its ``base`` files, itself, then the overrides in order.
 
     ``name`` is a path to a YAML file or the bare name of one in ``configs/``. An override is
     ``key=value``, or ``+NAME``: the keys that configs/variants/NAME.yaml sets.
@@ -115,16 +114,15 @@ def find_variant(word: str) -> Path:
     path = VARIANT_DIR / f"{word.removeprefix('+')}.yaml"
     if not path.is_file():
         known = [name for name, _ in list_variants()]
-        raise UserError(
-            f"no variant '{word}'{nearest(word.removeprefix('+'), known)}; known:"
-            f" +{', +'.join(known)}"
-        )
+        near = nearest(word.removeprefix("+"), known)
+        raise UserError(f"no variant '{word}'{near}; known: +{', +'.join(known)}")
     return path
 
 
 def find_config(name: str, pipelines: list[str] = ()) -> Path:
-    """The YAML file that ``name`` means, or a :class:`UserError` that names the nearest config (or
-    one of ``pipelines``).
+    """The YAML file that ``name`` means.
+
+    A :class:`UserError` names the nearest config, or one of ``pipelines``.
     """
     for candidate in (Path(name), CONFIG_DIR / f"{name}.yaml"):
         if candidate.suffix in (".yaml", ".yml") and candidate.is_file():
@@ -133,8 +131,8 @@ def find_config(name: str, pipelines: list[str] = ()) -> Path:
     what = "config or pipeline" if pipelines else "config"
     lists = "python launch/local.py --list" if pipelines else "python -m lt_train --help"
     raise UserError(
-        f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; {lists} shows all"
-        f" {len(known)}"
+        f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; "
+        f"{lists} shows all {len(known)}"
     )
 
 
@@ -147,9 +145,7 @@ def list_configs() -> list[tuple[str, str]]:
 
 
 def list_variants() -> list[tuple[str, str]]:
-    """(name, one-line description) of every +NAME: the comment that its file begins with, as its
-    keys go over others' description.
-    """
+    """(name, one-line description) of every +NAME: the comment that its file begins with."""
     return [
         (path.stem, path.read_text("utf-8").partition("\n")[0].lstrip("# "))
         for path in sorted(VARIANT_DIR.glob("*.yaml"))
@@ -160,16 +156,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, without interpolations resolved."""
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)
-        content = (
-            OmegaConf.to_container(OmegaConf.create(content))
-            if isinstance(content, dict)
-            else content
-        )
+        if isinstance(content, dict):
+            content = OmegaConf.to_container(OmegaConf.create(content))
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {_first_line(error)}") from error
     if not isinstance(content, dict | None):
         raise UserError(f"{path} does not hold 'key: value' lines")
     return content or {}
+
+
+def _without_numbers(resolvers: dict[str, list]) -> dict[str, list]:
+    """PyYAML's table of what unquoted text means, without YAML 1.1's numbers and dates."""
+    kept = {}
+    for first, found in resolvers.items():
+        kept[first] = [(tag, text) for tag, text in found if tag.rpartition(":")[2] in KEPT_TAGS]
+    return kept
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -178,10 +179,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     A key that stands twice in a mapping is an error.
     """
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if tag.rpartition(":")[2] in KEPT_TAGS]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers = _without_numbers(yaml.SafeLoader.yaml_implicit_resolvers)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -216,27 +214,26 @@ def to_yaml(config: Config) -> str:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Nested plain dicts and lists, as read back by :func:`read_yaml`."""
-    return json.loads(
-        json.dumps(dataclasses.asdict(config))
-    )  # tuples become lists, as YAML has them
+    # tuples become lists, as YAML has them
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"optim": {"lr": 1}}`` -> ``{"optim.lr": 1}``."""
     flat = {}
     for key, value in nested.items():
-        flat.update(
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": value}
-        )
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
 @functools.cache
 def _structured() -> Any:
-    """The schema, not to be changed; OmegaConf makes frozen dataclasses read-only, which merging
-    has to lift.
+    """The schema, not to be changed.
+
+    OmegaConf makes frozen dataclasses read-only, which merging has to lift.
     """
     config = OmegaConf.structured(Config)
     OmegaConf.set_readonly(config, False)
@@ -247,7 +244,7 @@ def _structured() -> Any:
 
 
 def _read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's chain of bases, lowest first, and itself: (what to put before an error, content)."""
+    """The file's chain of bases, lowest first, and itself."""
     if path in seen:
         raise UserError(f"{path}: the chain of 'base' files comes back to itself")
     layer = read_yaml(path)

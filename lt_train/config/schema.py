@@ -15,9 +15,8 @@ class RunConfig:
     log_every: int = 20  # steps; the only times at which the host waits for the device
     checkpoint_every: int = 500  # steps
     keep_checkpoints: int = 2
-    evaluate_every: float = (
-        10.0  # epochs, on the validation split where there is one; the end is always evaluated
-    )
+    # epochs, on the validation split where there is one; the end is always evaluated
+    evaluate_every: float = 10.0
     # which weights a run ends with: the last, or those that were best on the validation split;
     # "test" selects on the test split as the code of Yang and Xu 2020 does, for comparison with its
     # numbers only
@@ -34,27 +33,22 @@ class DataConfig:
     decode_threads: int = 0  # DALI threads a rank; 0: the machine's cores shared by its ranks
     eval_batch_size: int = 256  # samples a rank
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
-    cache_dir: Optional[str] = (
-        None  # the node cache: copy the shards to this local folder first, verified
-    )
+    # the node cache: copy the shards to this local folder first, verified
+    cache_dir: Optional[str] = None
 
 
 @dataclass(frozen=True)
 class UnlabeledConfig:
     root: str = ""  # a second folder written by data_prep, whose own labels are not used
     split: str = "train"
-    share: Optional[float] = (
-        0.5  # of the global batch; null: both sets are one, sampled alike (needs label_column)
-    )
-    label_column: Optional[str] = (
-        None  # take labels from this column of its manifest, such as pseudo_label or sourced_label
-    )
+    # of the global batch; null: both sets are one, sampled alike (needs label_column)
+    share: Optional[float] = 0.5
+    # take labels from this column of its manifest, such as pseudo_label or sourced_label
+    label_column: Optional[str] = None
     confidence_column: str = "confidence"
     min_confidence: float = 0.0  # with label_column: leave out samples that are less sure
-    max_samples: Optional[int] = (
-        # use a draw of so many, by the seed; what the resident loader can hold of a large pool
-        None
-    )
+    # use a draw of so many, by the seed; what the resident loader can hold of a large pool
+    max_samples: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -75,12 +69,8 @@ class ViewConfig:
     padding: int = 4  # pad: zero pixels round the image before a random crop
     resize: int = 256  # center: the shorter side before the crop
     flip_probability: float = 0.5
-    jitter: tuple[float, float, float, float] = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )  # brightness, contrast, saturation, hue
+    # brightness, contrast, saturation, hue
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_probability: float = 1.0
     grayscale_probability: float = 0.0
     blur_probability: float = 0.0
@@ -92,11 +82,9 @@ class ViewConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     backbone: str = "resnet50"  # one of BACKBONES
-    init_from: Optional[str] = (
-        # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo,
-        # torchvision, timm
-        None
-    )
+    # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo,
+    # torchvision, timm
+    init_from: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +106,8 @@ class OptimConfig:
 class EngineConfig:
     name: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: int = 1  # deepspeed only: 0, 1 or 2
-    precision: Literal["auto", "fp32", "bf16"] = (
-        "auto"  # auto: bf16 where the hardware computes in it
-    )
+    # auto: bf16 where the hardware computes in it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile the backbones
 
 
@@ -132,23 +119,19 @@ class ResumeConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The loss and the weights of classes in it; lt_train/methods/losses.py has formulas and
-    papers.
-    """
+    """The loss and the weights of classes in it; formulas and papers: methods/losses.py."""
 
     name: str = "cross_entropy"  # one of LOSSES
     gamma: float = 1.0  # focal
     max_margin: float = 0.5  # ldam: the rarest class's
     tau: float = 1.0  # logit_adjustment
     label_smoothing: float = 0.0
-    label_aware_smoothing: Optional[tuple[float, float]] = (
-        None  # smoothing of the most frequent and of the rarest class
-    )
+    # smoothing of the most frequent and of the rarest class
+    label_aware_smoothing: Optional[tuple[float, float]] = None
     class_weights: Literal["none", "inverse", "effective_number"] = "none"
     beta: float = 0.9999  # effective_number
-    weights_from_epoch: float = (
-        0.0  # class weights only from this epoch on: deferred re-weighting (DRW)
-    )
+    # class weights only from this epoch on: deferred re-weighting (DRW)
+    weights_from_epoch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,9 +156,8 @@ class MocoConfig:
     temperature: float = 0.2
     ema_momentum: float = 0.999
     projector: Literal["mlp", "linear"] = "mlp"  # MoCo v2's or v1's
-    bn_splits: int = (
-        0  # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
-    )
+    # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
+    bn_splits: int = 0
 
 
 @dataclass(frozen=True)
@@ -211,11 +193,8 @@ class ProcoConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    taus: tuple[float, ...] = (
-        0.0,
-        1.0,
-        2.0,
-    )  # an expert each, by how much its training logits are adjusted
+    # an expert each, by how much its training logits are adjusted
+    taus: tuple[float, ...] = (0.0, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -224,9 +203,8 @@ class Config:
 
     description: str = ""
     method: str = "classifier"  # one of METHODS
-    imports: tuple[
-        str, ...
-    ] = ()  # modules of your own to import first, which add lines to the tables
+    # modules of your own to import first, which add lines to the tables below
+    imports: tuple[str, ...] = ()
     seed: int = 0
     epochs: float = 90.0
     # divide every number of epochs (of training, warm-up, steps, re-weighting, evaluation) by this,
@@ -239,9 +217,8 @@ class Config:
     unlabeled: UnlabeledConfig = field(default_factory=UnlabeledConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
-    second_view: Optional[ViewConfig] = (
-        None  # of views after the first, where a method takes several; starts as a copy of view
-    )
+    # of views after the first, where a method takes several; starts as a copy of view
+    second_view: Optional[ViewConfig] = None
     eval_view: ViewConfig = field(
         default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0)
     )
@@ -259,9 +236,8 @@ class Config:
     fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
     proco: ProcoConfig = field(default_factory=ProcoConfig)
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
-    reference_error: Optional[float] = (
-        None  # top-1 error in % that a paper reports for this; the report shows it beside ours
-    )
+    # top-1 error in % that a paper reports for this; the report shows it beside ours
+    reference_error: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -276,17 +252,15 @@ class MethodTraits:
     headline: str = "top1"  # the metric that tells its runs apart
     needs_labels: bool = True  # of data.root; false: any images will do
     has_classifier: bool = True  # of the data set's own classes
-    second_set: Literal["none", "unlabeled", "pseudo_labeled"] = (
-        "none"  # what unlabeled.root must be
-    )
+    # what unlabeled.root must be
+    second_set: Literal["none", "unlabeled", "pseudo_labeled"] = "none"
     scores_pools: bool = False  # python -m lt_train score can use it
     from_finished: bool = False  # needs a trained backbone in model.init_from
     linear_head: bool = False  # has no use for another classifier.head
     own_loss: bool = False  # takes no keys of loss
     mixes_images: bool = False  # knows mixup and CutMix
-    views_together: bool = (
-        False  # sends all views through the network at once, which must be of one size
-    )
+    # sends all views through the network at once, which must be of one size
+    views_together: bool = False
 
 
 METHODS: dict[str, MethodTraits] = {
@@ -306,17 +280,12 @@ METHODS: dict[str, MethodTraits] = {
     "classifier": MethodTraits("lt_train.methods.classifier:Classifier", mixes_images=True),
     "crt": MethodTraits("lt_train.methods.decoupled:Crt", from_finished=True, mixes_images=True),
     "lws": MethodTraits(
-        "lt_train.methods.decoupled:Lws",
-        from_finished=True,
-        linear_head=True,
-        mixes_images=True,
+        "lt_train.methods.decoupled:Lws", from_finished=True, linear_head=True, mixes_images=True
     ),
     "experts": MethodTraits("lt_train.methods.experts:Experts", own_loss=True),
     "proco": MethodTraits("lt_train.methods.proco:Proco", num_views=3, views_together=True),
     "semi": MethodTraits(
-        "lt_train.methods.semi:Semi",
-        second_set="pseudo_labeled",
-        mixes_images=True,
+        "lt_train.methods.semi:Semi", second_set="pseudo_labeled", mixes_images=True
     ),
     "fixmatch": MethodTraits(
         "lt_train.methods.fixmatch:Fixmatch",
@@ -393,14 +362,12 @@ def views_in_order(config: Config) -> list[ViewConfig]:
 
 
 def labeled_batch(config: Config) -> int:
-    """Labeled samples in a global batch: all, or what the share of ``unlabeled`` leaves, at least
-    one of each.
+    """Samples of the first set in a global batch: what the share of the second one leaves.
 
-    With ``unlabeled.share`` null, both sets are sampled as one, and this is the whole batch too.
+    At least one of each, where there are two; with ``unlabeled.share`` null both sets are sampled
+    as one, and this is the whole batch.
     """
-    share = config.unlabeled.share
+    size, share = config.global_batch_size, config.unlabeled.share
     if not config.unlabeled.root or share is None:
-        return config.global_batch_size
-    return min(
-        max(1, round(config.global_batch_size * (1 - share))), max(1, config.global_batch_size - 1)
-    )
+        return size
+    return min(max(1, round(size * (1 - share))), max(1, size - 1))

@@ -1,5 +1,4 @@
-"""Augmentation parameters as data: drawn on the host by a counter-based generator, applied by any
-loader.
+"""Augmentation parameters as data: drawn on the host, applied by any loader.
 
 What happens to a sample depends on (seed, position, view) alone, not on rank, thread, device or
 history. Geometry follows torchvision's RandomResizedCrop, RandomCrop, Resize + CenterCrop; colour
@@ -33,15 +32,12 @@ class View:
     box: np.ndarray  # (B, 4) float32: top, left, bottom, right
     flip: np.ndarray  # (B,) bool, left to right
     blur_sigma: np.ndarray | None = None  # (B,) float32 in output pixels, 0: none; before colour
-    colour: np.ndarray | None = (
-        None  # (B, 3, 6) float32: pixel -> colour @ (pixel, mean pixel of the view)
-    )
-    operations: Operations | None = (
-        None  # RandAugment's, on the resized and blurred pixels; before colour
-    )
-    context: bool = (
-        False  # resizing looks at pixels outside the box (resize, then crop), not only inside it
-    )
+    # (B, 3, 6) float32: pixel -> colour @ (pixel, mean pixel of the view)
+    colour: np.ndarray | None = None
+    # RandAugment's, on the resized and blurred pixels; before colour
+    operations: Operations | None = None
+    # resizing looks at pixels outside the box (resize, then crop), not only inside it
+    context: bool = False
 
 
 def draw_view(
@@ -52,7 +48,7 @@ def draw_view(
     widths: np.ndarray,
     heights: np.ndarray,
 ) -> View:
-    """View number ``index`` of the samples at ``positions`` with the given sizes; all (B,) arrays."""
+    """View number ``index`` of the samples at ``positions`` with these sizes; all (B,) arrays."""
     randoms = Uniforms(seed, positions, index)
     widths, heights = widths.astype(np.float64), heights.astype(np.float64)
     if config.crop == "random_resized":
@@ -68,9 +64,8 @@ def draw_view(
     if config.blur_probability > 0:
         draw, sigma = randoms(2).T
         low, high = config.blur_sigma
-        blur_sigma = np.where(
-            draw < config.blur_probability, low + sigma * (high - low), 0.0
-        ).astype(np.float32)
+        sigma = np.where(draw < config.blur_probability, low + sigma * (high - low), 0.0)
+        blur_sigma = sigma.astype(np.float32)
     colour = _colour(config, randoms, len(positions))
     operations = None
     if config.randaugment_ops > 0:
@@ -87,8 +82,9 @@ def draw_view(
 
 
 class Uniforms:
-    """Uniform numbers in [0, 1) for each position, keyed on (seed, position, view); each call gives
-    new columns.
+    """Uniform numbers in [0, 1) for each position, keyed on (seed, position, view).
+
+    Each call gives new columns.
     """
 
     def __init__(self, seed: int, positions: np.ndarray, view: int):
@@ -106,47 +102,42 @@ class Uniforms:
         counter[..., 2] = np.arange(self._block, self._block + blocks)
         counter[..., 3] = self._view
         self._block += blocks
-        return (
-            philox4x32(counter, self._key).reshape(len(self._positions), -1)[:, :columns] * 2.0**-32
-        )
+        words = philox4x32(counter, self._key).reshape(len(self._positions), -1)
+        return words[:, :columns] * 2.0**-32
 
 
 def _random_resized_crop(
     config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
-    """torchvision's RandomResizedCrop.get_params: the first of ten (area, aspect) draws that fits,
-    else the centre.
+    """torchvision's RandomResizedCrop.get_params.
+
+    The first of ten (area, aspect) draws that fits, else the centre.
     """
     draws = randoms(2 * CROP_ATTEMPTS + 2)
-    area = (widths * heights)[:, None] * (
-        config.scale[0] + draws[:, :CROP_ATTEMPTS] * (config.scale[1] - config.scale[0])
-    )
+    smallest, largest = config.scale
+    share = smallest + draws[:, :CROP_ATTEMPTS] * (largest - smallest)
+    area = (widths * heights)[:, None] * share
     log_ratio = np.log(config.ratio)
     aspect = np.exp(log_ratio[0] + draws[:, CROP_ATTEMPTS:-2] * (log_ratio[1] - log_ratio[0]))
     width, height = np.round(np.sqrt(area * aspect)), np.round(np.sqrt(area / aspect))
-    fits = (0 < width) & (width <= widths[:, None]) & (0 < height) & (height <= heights[:, None])
+    fits = (width > 0) & (width <= widths[:, None]) & (height > 0) & (height <= heights[:, None])
     chosen = fits.argmax(1)[:, None]
-    width, height = (
-        np.take_along_axis(width, chosen, 1)[:, 0],
-        np.take_along_axis(height, chosen, 1)[:, 0],
-    )
+    width = np.take_along_axis(width, chosen, 1)[:, 0]
+    height = np.take_along_axis(height, chosen, 1)[:, 0]
     fallback_aspect = np.clip(widths / heights, *config.ratio)
     none_fits = ~fits.any(1)
     width = np.where(none_fits, np.minimum(widths, np.round(heights * fallback_aspect)), width)
     height = np.where(none_fits, np.minimum(heights, np.round(widths / fallback_aspect)), height)
-    top = np.where(
-        none_fits, (heights - height) // 2, np.floor(draws[:, -2] * (heights - height + 1))
-    )
-    left = np.where(none_fits, (widths - width) // 2, np.floor(draws[:, -1] * (widths - width + 1)))
+    room = np.stack([heights - height, widths - width], 1)
+    corner = np.where(none_fits[:, None], room // 2, np.floor(draws[:, -2:] * (room + 1)))
+    top, left = corner.T
     return np.stack([top, left, top + height, left + width], 1)
 
 
 def _padded_crop(
     config: ViewConfig, randoms: Uniforms, widths: np.ndarray, heights: np.ndarray
 ) -> np.ndarray:
-    """torchvision's RandomCrop(size, padding): a box at one pixel's scale that may reach into the
-    padding.
-    """
+    """torchvision's RandomCrop(size, padding): a box that may reach into the padding."""
     draws = randoms(2)
     room = np.stack([heights, widths], 1) + 2 * config.padding - config.size
     corner = np.floor(draws * (room + 1)) - config.padding
@@ -154,23 +145,21 @@ def _padded_crop(
 
 
 def _center_crop(config: ViewConfig, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """torchvision's Resize(resize) and CenterCrop(size), with its integer sizes and offsets, as a
-    box in source pixels.
+    """torchvision's Resize(resize) and CenterCrop(size) as a box in source pixels.
+
+    With torchvision's integer sizes and offsets.
     """
     shorter = np.minimum(widths, heights)
     sides = np.stack([heights, widths], 1)
-    resized = np.where(
-        sides == shorter[:, None], config.resize, np.floor(config.resize * sides / shorter[:, None])
-    )
+    scaled = np.floor(config.resize * sides / shorter[:, None])
+    resized = np.where(sides == shorter[:, None], config.resize, scaled)
     corner = np.round((resized - config.size) / 2)
     scale = sides / resized
     return np.concatenate([corner * scale, (corner + config.size) * scale], 1)
 
 
 def _colour(config: ViewConfig, randoms: Uniforms, count: int) -> np.ndarray | None:
-    """One (B, 3, 6) matrix for jitter and grayscale: [pixel part | part that multiplies the view's
-    mean pixel].
-    """
+    """One (B, 3, 6) matrix for jitter and grayscale: [on the pixel | on the view's mean pixel]."""
     if not any(config.jitter) and config.grayscale_probability == 0:
         return None
     pixel = np.tile(np.eye(3), (count, 1, 1))
@@ -178,12 +167,8 @@ def _colour(config: ViewConfig, randoms: Uniforms, count: int) -> np.ndarray | N
     if any(config.jitter):
         draws = randoms(9)
         jittered = draws[:, 0] < config.jitter_probability
-        brightness, contrast, saturation, hue = (draws[:, 1:5] * 2 - 1).T * np.array(config.jitter)[
-            :, None
-        ]
-        brightness, contrast, saturation = (
-            np.maximum(0, 1 + factor) for factor in (brightness, contrast, saturation)
-        )
+        *factors, hue = (draws[:, 1:5] * 2 - 1).T * np.array(config.jitter)[:, None]
+        brightness, contrast, saturation = (np.maximum(0, 1 + factor) for factor in factors)
         gray = np.broadcast_to(GRAY, (3, 3))
         steps = np.stack(
             [

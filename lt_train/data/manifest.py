@@ -1,10 +1,11 @@
-"""The one owner of the on-disk format: webdataset shards, a manifest and a class index per split,
-and dataset.json.
+"""The one owner of the on-disk format of a prepared data set.
 
-    dataset.json               name, classes, and per split: samples, class_counts, shards with bytes and sha256
-    train-000000.tar ...       members <key>.<extension> and <key>.cls; a plain webdataset
-    train.arrow                the manifest: one row a sample (MANIFEST_SCHEMA); the row number is the sample_id
-    train.class_index.arrow    one row a class: the list of its sample_ids
+    dataset.json              name, classes, and per split: samples, class_counts, shards with
+                              bytes and sha256
+    train-000000.tar ...      members <key>.<extension> and <key>.cls; a plain webdataset
+    train.arrow               the manifest: one row a sample (MANIFEST_SCHEMA), whose number is the
+                              sample_id
+    train.class_index.arrow   one row a class: the list of its sample_ids
 
 A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of
 unlabeled images. Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow
@@ -32,9 +33,8 @@ from lt_train.files import atomic_file, file_sha256, write_atomically
 
 FORMAT_VERSION = 1
 WRITE_AT_ONCE = 1 << 26  # bytes
-UNLABELED = (
-    -1
-)  # the label of a sample whose class is not known; it is in no class's list and has no .cls member
+# the label of a sample whose class is not known; it is in no class's list and has no .cls member
+UNLABELED = -1
 MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -65,12 +65,10 @@ class Split:
     class_counts: list[int]
     shards: list[Shard]
     rejected: int = 0
-    tables: dict[str, str] = field(
-        default_factory=dict
-    )  # the manifest's and the class index's file name -> sha256
-    added_columns: dict[str, str] = field(
-        default_factory=dict
-    )  # of the manifest, after it was prepared: name -> what made it
+    # file name of the manifest and of the class index -> sha256
+    tables: dict[str, str] = field(default_factory=dict)
+    # columns that the manifest got after it was prepared: name -> what made it
+    added_columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,9 @@ def read_dataset(root: str | Path) -> Dataset:
     """Read dataset.json, or raise a :class:`UserError` that says what the folder lacks."""
     path = Path(root) / "dataset.json"
     if not path.is_file():
-        what = (
-            "it has no dataset.json (was data_prep interrupted?)"
-            if Path(root).is_dir()
-            else "there is no such folder"
-        )
+        what = "there is no such folder"
+        if Path(root).is_dir():
+            what = "it has no dataset.json (was data_prep interrupted?)"
         raise UserError(
             f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
         )
@@ -118,11 +114,11 @@ def read_dataset(root: str | Path) -> Dataset:
 def write_manifest(
     root: Path, split: str, tables: Iterable[pa.Table], schema: pa.Schema, num_classes: int
 ) -> list[int]:
-    """Write ``split``'s manifest, the rows of ``tables`` one after the other, and its class index;
-    returns the class counts.
+    """Write ``split``'s manifest, the rows of all ``tables``, and its class index.
 
-    Columns grow in temporary files, so that memory stays flat however many rows there are, and the
-    manifest is still one record batch, which readers map without a copy.
+    Returns the class counts. Columns grow in temporary files, so that memory stays flat however
+    many rows there are, and the manifest is still one record batch, which readers map without a
+    copy.
     """
     counts = np.zeros(num_classes, np.int64)
     with Spool(root, schema) as spool:
@@ -134,16 +130,16 @@ def write_manifest(
         _write_ipc(root / f"{split}.arrow", batch, spool.forget)
         labels = batch["label"].to_numpy() if counts.any() else np.zeros(0, np.int32)
         ids, offsets = class_index(labels, num_classes)
-        index = pa.record_batch(
-            {"sample_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))}
-        )
+        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        index = pa.record_batch({"sample_ids": lists})
         _write_ipc(root / f"{split}.class_index.arrow", index)
     return counts.tolist()
 
 
 def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: str) -> None:
-    """Give the manifest of ``split`` these columns (N,), in place of any of the same names, and
-    dataset.json its new checksum.
+    """Give the manifest of ``split`` these columns (N,), in place of any of the same names.
+
+    dataset.json gets its new checksum.
     """
     path, dataset = root / f"{split}.arrow", read_dataset(root)
     with pa.memory_map(str(path)) as file:
@@ -154,24 +150,16 @@ def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: s
     part = dataset.splits[split]
     tables = part.tables | {path.name: file_sha256(path)}
     added = part.added_columns | dict.fromkeys(columns, made_by)
-    write_dataset(
-        root,
-        replace(
-            dataset,
-            splits=dataset.splits | {split: replace(part, tables=tables, added_columns=added)},
-        ),
-    )
+    part = replace(part, tables=tables, added_columns=added)
+    write_dataset(root, replace(dataset, splits=dataset.splits | {split: part}))
 
 
 def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample ids grouped by class (M,) int64, those without a label left out, and where each class
-    starts (C + 1,) int64.
-    """
+    """Labeled sample ids grouped by class (M,), and where each class starts (C + 1,); int64."""
     ids = np.argsort(labels, kind="stable").astype(np.int64)
     labeled = labels >= 0
-    offsets = np.concatenate(
-        [[0], np.cumsum(np.bincount(labels[labeled], minlength=num_classes))]
-    ).astype(np.int64)
+    counts = np.bincount(labels[labeled], minlength=num_classes)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return ids[len(labels) - int(labeled.sum()) :], offsets
 
 
@@ -200,9 +188,7 @@ def _write_ipc(path: Path, batch: pa.RecordBatch, after: Callable[[], None] = la
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Boolean masks (C,) of the many-, medium- and few-shot classes, by their number of training
-    images.
-    """
+    """Boolean masks (C,) of many-, medium- and few-shot classes, by numbers of training images."""
     many, few = class_counts > MANY_SHOT, class_counts < FEW_SHOT
     return {"many_shot": many, "medium_shot": ~many & ~few, "few_shot": few}
 
@@ -215,18 +201,7 @@ class Manifest:
     ``class_offsets`` (C + 1,) int64 into it.
     """
 
-    # what there is of every sample
-    _ROWS = (
-        "labels",
-        "widths",
-        "heights",
-        "pseudo_labeled",
-        "_shard",
-        "_offset",
-        "_size",
-        "_crc32",
-    )
-    _COLUMNS = {
+    _COLUMNS = {  # attribute -> column of the manifest
         "labels": "label",
         "widths": "width",
         "heights": "height",
@@ -235,6 +210,7 @@ class Manifest:
         "_size": "size",
         "_crc32": "crc32",
     }
+    _ROWS = (*_COLUMNS, "pseudo_labeled")  # what there is of every sample
 
     def __init__(self, root: str | Path, split: str):
         self.root, self.split = Path(root), split
@@ -261,21 +237,15 @@ class Manifest:
         self.bad: dict[int, str] = {}  # sample_id -> why it cannot be used
 
     def subset(self, rows: slice | np.ndarray) -> "Manifest":
-        """Some of the samples, by sample_id, as a manifest of their own whose sample ids count from
-        0.
-        """
-        part = copy.copy(self)
-        part._table = (
-            self._table[rows] if isinstance(rows, slice) else self._table.take(pa.array(rows))
-        )
+        """Some of the samples, by sample_id, as a manifest of their own: ids count from 0."""
+        part, table = copy.copy(self), self._table
+        part._table = table[rows] if isinstance(rows, slice) else table.take(pa.array(rows))
         for name in self._ROWS:
             setattr(part, name, getattr(self, name)[rows])
         return part._indexed()
 
     def relabeled(self, labels: np.ndarray, classes: list[str]) -> "Manifest":
-        """The same samples with other ``labels`` (N,) of ``classes``, such as pseudo-labels;
-        UNLABELED for none.
-        """
+        """The same samples with pseudo-labels ``labels`` (N,) of ``classes``, or UNLABELED."""
         other = copy.copy(self)
         other.labels, other.classes = labels.astype(np.int32), classes
         other.pseudo_labeled = np.broadcast_to(True, len(labels))
@@ -320,43 +290,33 @@ class Manifest:
         return self._table["key"][int(sample_id)].as_py()
 
     def is_labeled(self, sample_ids: np.ndarray) -> np.ndarray:
-        """Whether these samples (B,) have a label, and the set's own, not a pseudo-label: (B,)
-        bool.
-        """
+        """Whether samples (B,) have a label that is the set's own, no pseudo-label: (B,) bool."""
         return (self.labels[sample_ids] != UNLABELED) & ~self.pseudo_labeled[sample_ids]
 
     def places(self, sample_ids: np.ndarray) -> np.ndarray:
         """Where the encoded images lie: (M, 3) int64 of shard, offset and size."""
-        return np.stack(
-            [
-                column[sample_ids].astype(np.int64)
-                for column in (self._shard, self._offset, self._size)
-            ],
-            1,
-        )
+        columns = self._shard, self._offset, self._size
+        return np.stack([column[sample_ids].astype(np.int64) for column in columns], 1)
 
     def column(self, name: str) -> np.ndarray:
         """A column of the manifest (N,); a :class:`UserError` if it has none of that name."""
         if name not in self.columns:
             raise UserError(
-                f"{self.root}/{self.split}.arrow has no column '{name}'; it has"
-                f" {', '.join(self.columns)}"
+                f"{self.root}/{self.split}.arrow has no column '{name}'; "
+                f"it has {', '.join(self.columns)}"
             )
         return self._table[name].to_numpy()
 
     def read(self, sample_id: int) -> np.ndarray | None:
-        """The encoded image as (size,) uint8 without a copy, or None if it is damaged: then ``bad``
-        says why.
+        """The encoded image as (size,) uint8 without a copy, or None if it is damaged.
 
-        The checksum is compared the first time, so that no decoder ever sees bytes that data_prep
-        did not.
+        Then ``bad`` says why. The checksum is compared the first time, so that no decoder ever sees
+        bytes that data_prep did not.
         """
         sample_id = int(sample_id)
         if sample_id in self.bad:
             return None
-        shard, start, size = (
-            int(column[sample_id]) for column in (self._shard, self._offset, self._size)
-        )
+        shard, start, size = self.places(np.array([sample_id]))[0].tolist()
         mapped = self._map(shard)
         if mapped is None or start + size > len(mapped):
             return self._reject(sample_id, "the shard is truncated")
@@ -368,9 +328,7 @@ class Manifest:
         return content
 
     def read_or_replace(self, sample_id: int) -> tuple[int, np.ndarray]:
-        """Like :meth:`read`, with the next intact sample of the same class (if it has one) in place
-        of a damaged one.
-        """
+        """Like :meth:`read`; in place of a damaged sample the next intact one of its class."""
         label = self.labels[sample_id]
         if label == UNLABELED:
             ids, first = range(len(self)), int(sample_id)
@@ -398,14 +356,13 @@ class Manifest:
             try:
                 with open(path, "rb") as file:
                     empty = os.fstat(file.fileno()).st_size == 0
-                    self._maps[shard] = (
-                        None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                    )
+                    mapped = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError as error:
                 raise UserError(
-                    f"cannot read shard {path}: {error.strerror}; python -m data_prep verify"
-                    f" {path.parent}"
+                    f"cannot read shard {path}: {error.strerror}; "
+                    f"python -m data_prep verify {path.parent}"
                 ) from error
+            self._maps[shard] = mapped
         return self._maps[shard]
 
     def _open(self, name: str) -> pa.Table:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from lt_train.data.manifest import read_dataset
+from lt_train.data.manifest import Dataset, read_dataset
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, file_sha256, write_atomically
@@ -13,33 +13,34 @@ COPIED_AT_ONCE = 1 << 24  # bytes
 
 
 def cache_on_node(root: Path, target: Path, world: World) -> Path:
-    """Copy a prepared data set to node-local ``target``, verifying every shard; one rank a node
-    copies, all wait.
+    """Copy a prepared data set to node-local ``target``, verifying every shard.
+
+    Returns the copy's folder. One rank a node copies, all wait. Collective.
     """
-    place = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[
-        :8
-    ]  # two sets may have folders of one name
-    local = target / f"{root.resolve().name}-{place}"
+    root = root.resolve()
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # of two sets of one name
+    local = target / f"{root.name}-{place}"
     if world.local_rank == 0:
-        splits = read_dataset(root).splits
-        manifest_files = [
-            path for path in root.iterdir() if path.suffix in (".arrow", ".json") and path.is_file()
-        ]
+        dataset = read_dataset(root)
         try:
-            local.mkdir(parents=True, exist_ok=True)
-            for shard in (shard for split in splits.values() for shard in split.shards):
-                _copy_verified(root / shard.name, local / shard.name, shard.sha256)
-            for path in manifest_files:
-                write_atomically(
-                    local / path.name, path.read_bytes()
-                )  # another job may have it mapped
+            _copy(root, local, dataset)
         except OSError as error:
             raise UserError(
-                f"cannot stage {root} to {local}: {error.strerror}; free space there or unset"
-                " data.cache_dir"
+                f"cannot copy {root} to {local}: {error.strerror}; "
+                "free space there or unset data.cache_dir"
             ) from error
     world.barrier()
     return local
+
+
+def _copy(root: Path, local: Path, dataset: Dataset) -> None:
+    local.mkdir(parents=True, exist_ok=True)
+    for split in dataset.splits.values():
+        for shard in split.shards:
+            _copy_verified(root / shard.name, local / shard.name, shard.sha256)
+    for path in root.iterdir():
+        if path.suffix in (".arrow", ".json") and path.is_file():
+            write_atomically(local / path.name, path.read_bytes())  # another job may have it mapped
 
 
 def _copy_verified(source: Path, target: Path, sha256: str) -> None:

@@ -75,12 +75,12 @@ class InstanceBalanced(Sampler):
 
 
 class ClassBalanced(Sampler):
-    """Class-aware sampling: ``samples_per_class`` positions in a row for a class, classes in a new
-    order each cycle.
+    """Class-aware sampling: ``samples_per_class`` positions in a row for a class.
 
-    Within a class, its samples are drawn without repetition until all have been seen, then in a new
-    permutation. Over every cycle of classes * samples_per_class positions, each class has exactly
-    samples_per_class of them. Classes without training samples are left out.
+    Classes come in a new order each cycle. Within a class, its samples are drawn without repetition
+    until all have been seen, then in a new permutation. Over every cycle of classes *
+    samples_per_class positions, each class has exactly samples_per_class of them. Classes without
+    training samples are left out.
     """
 
     def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
@@ -95,26 +95,22 @@ class ClassBalanced(Sampler):
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         slot, within = np.divmod(positions, self.per_class)
         cycle, turn = np.divmod(slot, len(self.present))
-        label = self.present[
-            permute(turn, len(self.present), mix(self.seed, cycle, Stream.CLASS_ORDER))
-        ]
+        order = mix(self.seed, cycle, Stream.CLASS_ORDER)
+        label = self.present[permute(turn, len(self.present), order)]
         lap, draw = np.divmod(cycle * self.per_class + within, self.counts[label])
-        return self.ids[
-            self.offsets[label]
-            + permute(draw, self.counts[label], mix(self.seed, lap, label, Stream.WITHIN_CLASS))
-        ]
+        order = mix(self.seed, lap, label, Stream.WITHIN_CLASS)
+        return self.ids[self.offsets[label] + permute(draw, self.counts[label], order)]
 
 
 class ByClassShares(Sampler):
-    """At every position a class at random, by shares that may change with the epoch, and one of its
-    samples at random.
+    """At every position a class at random, by its share, and one of its samples at random.
 
     Drawn with replacement, as torch's WeightedRandomSampler does. Subclasses say how often which
     class is drawn.
     """
 
     def shares(self, epoch: int) -> np.ndarray:
-        """How often each class is drawn (C,), up to a common factor; 0 for classes without samples."""
+        """How often each class is drawn (C,), up to a common factor; 0 for one without samples."""
         raise NotImplementedError
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -124,12 +120,8 @@ class ByClassShares(Sampler):
             cumulative = np.cumsum(self.shares(int(epoch)))
             here = epochs == epoch
             label[here] = np.searchsorted(cumulative, draw[here] * cumulative[-1], side="right")
-        return self.ids[
-            self.offsets[label]
-            + (
-                mix(self.seed, positions, Stream.SAMPLE) % self.counts[label].astype(np.uint64)
-            ).astype(np.int64)
-        ]
+        drawn = mix(self.seed, positions, Stream.SAMPLE) % self.counts[label].astype(np.uint64)
+        return self.ids[self.offsets[label] + drawn.astype(np.int64)]
 
 
 class SquareRoot(ByClassShares):
@@ -140,7 +132,7 @@ class SquareRoot(ByClassShares):
 
 
 class ProgressivelyBalanced(ByClassShares):
-    """From instance-balanced to class-balanced shares, linearly over the epochs (Kang et al. 2020)."""
+    """From instance-balanced to class-balanced shares, linearly by epochs (Kang et al. 2020)."""
 
     def shares(self, epoch: int) -> np.ndarray:
         present = self.counts > 0
@@ -149,11 +141,11 @@ class ProgressivelyBalanced(ByClassShares):
 
 
 class EffectiveNumber(ByClassShares):
-    """A sample of a class of n is drawn in proportion to (1 - beta) / (1 - beta^n): the "Resample"
-    of Cao et al. 2019's code.
+    """The "Resample" of Cao et al. 2019's code.
+
+    A sample of a class of n is drawn in proportion to (1 - beta) / (1 - beta^n).
     """
 
     def shares(self, epoch: int) -> np.ndarray:
-        return np.where(
-            self.counts > 0, self.counts / np.maximum(1 - self.config.beta**self.counts, 1e-12), 0.0
-        )
+        effective = np.maximum(1 - self.config.beta**self.counts, 1e-12)
+        return np.where(self.counts > 0, self.counts / effective, 0.0)

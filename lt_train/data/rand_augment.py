@@ -1,5 +1,4 @@
-"""RandAugment (Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced
-search space", NeurIPS 2020).
+"""RandAugment (Cubuk et al. 2020).
 
 Which operations a sample gets is data, drawn on the host; they are applied to uint8 batches on any
 device. Operations, magnitudes and pixels are those of torchvision.transforms.RandAugment (nearest
@@ -30,8 +29,9 @@ class Operations:
 def draw_operations(
     number: int, magnitude: int, randoms: Callable[[int], np.ndarray]
 ) -> Operations:
-    """``number`` operations a sample, all equally likely; ``randoms(columns)`` gives (B, columns)
-    uniform numbers in [0, 1).
+    """``number`` operations a sample, all equally likely.
+
+    ``randoms(columns)`` gives (B, columns) uniform numbers in [0, 1).
     """
     draws = randoms(2 * number)
     operation = (draws[:, :number] * len(OPERATIONS)).astype(np.int64)
@@ -46,20 +46,13 @@ def apply_operations(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
     for operation, negative in zip(drawn.operation.T, drawn.negative.T):
         kind = 2 * operation + negative
         kinds, sizes = np.unique(kind, return_counts=True)
-        order = kind.argsort(
-            kind="stable"
-        )  # equal ones side by side, so that each kind is one call
-        there, back = (
-            torch.from_numpy(rows).to(pixels.device, non_blocking=True)
-            for rows in (order, order.argsort())
-        )
-        pixels = pixels.index_select(0, there)
+        # equal ones side by side, so that each kind is one call
+        there = torch.from_numpy(kind.argsort(kind="stable"))
+        back = there.argsort().to(pixels.device, non_blocking=True)
+        pixels = pixels.index_select(0, there.to(pixels.device, non_blocking=True))
         for group, kind in zip(pixels.split(sizes.tolist()), kinds.tolist()):
-            group.copy_(
-                _apply(group.permute(0, 3, 1, 2), *divmod(kind, 2), drawn.magnitude).permute(
-                    0, 2, 3, 1
-                )
-            )
+            changed = _apply(group.permute(0, 3, 1, 2), *divmod(kind, 2), drawn.magnitude)
+            group.copy_(changed.permute(0, 2, 3, 1))
         pixels = pixels.index_select(0, back)
     return pixels
 
@@ -85,33 +78,32 @@ def _shear(images: torch.Tensor, x: float = 0.0, y: float = 0.0) -> torch.Tensor
 
 
 def _contrast(images: torch.Tensor, factor: float) -> torch.Tensor:
-    """F.adjust_contrast, but with an exact mean: its float32 sum depends above 256 x 256 pixels on
-    threads and batch size.
+    """F.adjust_contrast, but with an exact mean.
+
+    Its float32 sum depends above 256 x 256 pixels on threads and batch size.
     """
     mean = F.rgb_to_grayscale(images).double().mean((1, 2, 3), keepdim=True).float()
     return (factor * images + (1 - factor) * mean).clamp(0, 255).to(torch.uint8)
 
 
-# name -> (function of (B, 3, side, side) images and level, whether the magnitude has a sign), where
-# level(largest) is the operation's magnitude on a scale that ends at ``largest``
-OPERATIONS: dict[
-    str, tuple[Callable[[torch.Tensor, Callable[[float], float]], torch.Tensor], bool]
-] = {
+Level = Callable[[float], float]  # largest -> the magnitude on a scale that ends there
+
+
+def _translate_x(images: torch.Tensor, level: Level) -> torch.Tensor:
+    return _affine(images, translate=(int(level(150 / 331 * images.shape[3])), 0))
+
+
+def _translate_y(images: torch.Tensor, level: Level) -> torch.Tensor:
+    return _affine(images, translate=(0, int(level(150 / 331 * images.shape[2]))))
+
+
+# name -> (function of (B, 3, side, side) images and Level, whether the magnitude has a sign)
+OPERATIONS: dict[str, tuple[Callable[[torch.Tensor, Level], torch.Tensor], bool]] = {
     "identity": (lambda images, level: images, False),
     "shear_x": (lambda images, level: _shear(images, x=level(0.3)), True),
     "shear_y": (lambda images, level: _shear(images, y=level(0.3)), True),
-    "translate_x": (
-        lambda images, level: _affine(
-            images, translate=(int(level(150 / 331 * images.shape[3])), 0)
-        ),
-        True,
-    ),
-    "translate_y": (
-        lambda images, level: _affine(
-            images, translate=(0, int(level(150 / 331 * images.shape[2])))
-        ),
-        True,
-    ),
+    "translate_x": (_translate_x, True),
+    "translate_y": (_translate_y, True),
     "rotate": (lambda images, level: F.rotate(images, level(30.0)), True),
     "brightness": (lambda images, level: F.adjust_brightness(images, 1 + level(0.9)), True),
     "color": (lambda images, level: F.adjust_saturation(images, 1 + level(0.9)), True),

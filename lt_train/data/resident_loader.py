@@ -1,8 +1,8 @@
-"""Resident loader: small images of one size, decoded once into one uint8 tensor on the device,
-augmented as whole batches.
+"""Resident loader: small images of one size, all in one uint8 tensor on the device.
 
-No worker processes and no decoding after the start. A crop is one gather of rows: the images lie
-zero-padded in memory, so a row of a crop is a run of consecutive bytes, at any offset.
+Decoded once, augmented as whole batches. No worker processes and no decoding after the start. A
+crop is one gather of rows: the images lie zero-padded in memory, so a row of a crop is a run of
+consecutive bytes, at any offset.
 """
 
 import io
@@ -29,17 +29,18 @@ SAMPLES_AT_ONCE = 1024
 def load_resident(
     manifest: Manifest, device: torch.device, threads: int, padding: int
 ) -> torch.Tensor:
-    """All images of a split as (N, side, side, 3) uint8 with ``padding`` zero pixels all round;
-    damaged ones are zero.
+    """All images of a split as (N, side, side, 3) uint8 with ``padding`` zero pixels all round.
+
+    Damaged ones are zero.
     """
     sides = {*manifest.widths.tolist(), *manifest.heights.tolist()}
     if not sides:
         raise UserError(f"{manifest.root}/{manifest.split} has no images")
     if len(sides) != 1:
         raise UserError(
-            "data.loader=resident needs square images of one size, but"
-            f" {manifest.root}/{manifest.split} has sides of {min(sides)} to {max(sides)} pixels;"
-            " use data.loader=dali"
+            "data.loader=resident needs square images of one size, but "
+            f"{manifest.root}/{manifest.split} has sides of {min(sides)} to {max(sides)} pixels; "
+            "use data.loader=dali"
         )
     side = sides.pop()
     images = np.zeros((len(manifest), side + 2 * padding, side + 2 * padding, 3), np.uint8)
@@ -58,27 +59,26 @@ def load_resident(
 def _decode(content: np.ndarray, side: int) -> np.ndarray:
     """An encoded image of ``side`` x ``side`` pixels as (side, side, 3) uint8."""
     header = b"P6\n%d %d\n255\n" % (side, side)
-    if (
-        content[: len(header)].tobytes() == header
-    ):  # raw pixels, as pools are stored: 30 times as fast
+    # raw pixels, as pools are stored: 30 times as fast
+    if content[: len(header)].tobytes() == header:
         return content[len(header) :].reshape(side, side, 3)
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 class ResidentLoader:
-    """Iterates the batches of ``plan`` once, from ``images`` as :func:`load_resident` made them
-    with ``padding``.
+    """Iterates the batches of ``plan`` once.
+
+    ``images``: as :func:`load_resident` made them, with ``padding``.
     """
 
     def __init__(self, plan: BatchPlan, images: torch.Tensor, padding: int):
         self.plan, self.images, self.padding, self.device = plan, images, padding, images.device
         self.labels = torch.from_numpy(plan.manifest.labels.astype(np.int64)).to(self.device)
         # a damaged sample was found while decoding; its replacement is looked up once
+        bad = list(plan.manifest.bad) if plan.replace_bad else []
         self.stand_in = {
-            bad: plan.manifest.read_or_replace(bad)[0]
-            for bad in plan.manifest.bad
-            if plan.replace_bad
+            sample_id: plan.manifest.read_or_replace(sample_id)[0] for sample_id in bad
         }
 
     def __iter__(self) -> Iterator[Batch]:
@@ -112,9 +112,8 @@ class ResidentLoader:
     def _replaced(self, wanted: np.ndarray) -> np.ndarray:
         if not self.stand_in:
             return wanted
-        return np.array(
-            [self.stand_in.get(sample_id, sample_id) for sample_id in wanted.tolist()], np.int64
-        )
+        used = [self.stand_in.get(sample_id, sample_id) for sample_id in wanted.tolist()]
+        return np.array(used, np.int64)
 
     def _view(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         unscaled = bool((view.box[:, 2:] - view.box[:, :2] == view.size).all())
@@ -126,25 +125,20 @@ class ResidentLoader:
         return normalize(pixels, colour, view.operations)
 
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
-        """Whole-pixel crops: one gather of rows of ``size`` pixels, each a run of consecutive
-        bytes.
-        """
+        """Whole-pixel crops: one gather of rows of pixels, each a run of consecutive bytes."""
         side = self.images.shape[1]
-        corner = torch.from_numpy(view.box[:, :2].astype(np.int64) + self.padding).to(
-            self.device, non_blocking=True
-        )
+        corner = torch.from_numpy(view.box[:, :2].astype(np.int64) + self.padding)
+        corner = corner.to(self.device, non_blocking=True)
         rows = torch.arange(view.size, device=self.device)
         first_pixel = (sample_ids * side + corner[:, 0]) * side + corner[:, 1]
         starts = first_pixel[:, None] + rows * side
-        runs = self.images.view(-1).as_strided(
-            (self.images.numel() // 3 - view.size + 1, view.size * 3), (3, 1)
-        )
+        pixels = self.images.numel() // 3
+        every_run = (pixels - view.size + 1, view.size * 3)  # one begins at each pixel
+        runs = self.images.view(-1).as_strided(every_run, (3, 1))
         return runs[starts].view(len(sample_ids), view.size, view.size, 3)
 
     def _resized_crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
-        """Boxes of any size, bilinear; without antialiasing, which matters little for images this
-        small.
-        """
+        """Boxes of any size, bilinear; antialiasing would matter little for images this small."""
         side = self.images.shape[1]
         box = torch.from_numpy(view.box + self.padding).to(self.device, non_blocking=True)
         top, left, bottom, right = box.unbind(1)
@@ -156,13 +150,8 @@ class ResidentLoader:
         low, high = torch.stack([left, top], 1) + 0.5, torch.stack([right, bottom], 1) - 0.5
         grid = grid.clamp((low * 2 / side - 1)[:, None, None], (high * 2 / side - 1)[:, None, None])
         source = self.images[sample_ids].permute(0, 3, 1, 2).float()
-        return (
-            F.grid_sample(source, grid, align_corners=False)
-            .permute(0, 2, 3, 1)
-            .round()
-            .to(torch.uint8)
-            .contiguous()
-        )
+        sampled = F.grid_sample(source, grid, align_corners=False).permute(0, 2, 3, 1)
+        return sampled.round().to(torch.uint8).contiguous()
 
 
 def _rows(batch: Batch, rows: slice | np.ndarray) -> Batch:

@@ -1,8 +1,8 @@
-"""The one owner of the format of a scored pool: what a sourcing classifier thinks of every sample,
-a file per shard.
+"""The one owner of the format of a scored pool: what a sourcing classifier thinks of every sample.
 
     scores.json               which pool and which model, and the names of the classes
-    train-000000.arrow ...    one row a sample of that shard, in its order: sourced_label int32, score float32
+    train-000000.arrow ...    a file a shard, one row a sample of it, in its order:
+                              sourced_label int32, score float32
 
 ``sourced_label`` is the likeliest of the known classes, ``score`` the probability that the
 classifier gives it. A sample that could not be read has label -1 and score 0. A file is complete or
@@ -33,15 +33,16 @@ class ScoreStore:
         self.folder, self.pool, self.shards = folder, pool, pool.splits[SPLIT].shards
 
     def begin(self, classes: list[str], model: str) -> None:
-        """Start, or go on with, scores by the model with this sha256; a :class:`UserError` if the
-        folder holds other ones.
+        """Start, or go on with, scores by the model with this sha256.
+
+        A :class:`UserError` if the folder holds other ones.
         """
         about = {"pool": self.pool.made_by.get("fingerprint"), "classes": classes, "model": model}
         path = self.folder / "scores.json"
         if path.is_file() and self._about() != about:
             raise UserError(
-                f"'{self.folder}' holds scores of another pool or by another model; choose another"
-                " folder or remove it"
+                f"'{self.folder}' holds scores of another pool or by another model; "
+                "choose another folder or remove it"
             )
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -52,33 +53,17 @@ class ScoreStore:
 
     def write(self, shard: int, labels: np.ndarray, scores: np.ndarray) -> None:
         """The scores of all samples of shard number ``shard``: (n,) each."""
-        batch = pa.record_batch(
-            [pa.array(labels, pa.int32()), pa.array(scores, pa.float32())], schema=SCHEMA
-        )
+        columns = [pa.array(labels, pa.int32()), pa.array(scores, pa.float32())]
+        batch = pa.record_batch(columns, schema=SCHEMA)
         with atomic_file(self._path(shard)) as file, pa.ipc.new_file(file, SCHEMA) as writer:
             writer.write_batch(batch)
 
     def read(self, num_classes: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(first sample_id, labels, scores) shard by shard; a :class:`UserError` if any are missing
-        or of other classes.
+        """(first sample_id, labels, scores) shard by shard.
+
+        A :class:`UserError` if any are missing, damaged or of other classes.
         """
-        about = self._about()
-        if about["pool"] != self.pool.made_by.get("fingerprint"):
-            raise UserError(
-                f"'{self.folder}' holds scores of another pool than '{self.pool.name}'; score"
-                " this one"
-            )
-        if len(about["classes"]) != num_classes:
-            raise UserError(
-                f"'{self.folder}' holds scores for {len(about.get('classes', []))} classes, not"
-                f" {num_classes}"
-            )
-        missing = sum(not self.is_done(shard) for shard in range(len(self.shards)))
-        if missing:
-            raise UserError(
-                f"'{self.folder}': {missing} of {len(self.shards)} shards are not scored yet; run"
-                " python -m lt_train score again"
-            )
+        self._check_whole(num_classes)
         first = 0
         for number, shard in enumerate(self.shards):
             try:
@@ -90,24 +75,40 @@ class ScoreStore:
                 ) from error
             if len(labels) != shard.samples:
                 raise UserError(
-                    f"{self._path(number)} has {len(labels)} rows for {shard.samples} samples;"
-                    " remove it and score again"
+                    f"{self._path(number)} has {len(labels)} rows for {shard.samples} samples; "
+                    "remove it and score again"
                 )
             yield first, labels, scores
             first += shard.samples
 
+    def _check_whole(self, num_classes: int) -> None:
+        about = self._about()
+        if about["pool"] != self.pool.made_by.get("fingerprint"):
+            raise UserError(
+                f"'{self.folder}' holds scores of another pool than '{self.pool.name}'; "
+                "score this one"
+            )
+        if len(about["classes"]) != num_classes:
+            raise UserError(
+                f"'{self.folder}' holds scores for {len(about['classes'])} classes, "
+                f"not {num_classes}"
+            )
+        missing = sum(not self.is_done(shard) for shard in range(len(self.shards)))
+        if missing:
+            raise UserError(
+                f"'{self.folder}': {missing} of {len(self.shards)} shards are not scored yet; "
+                "run python -m lt_train score again"
+            )
+
     def _about(self) -> dict:
         try:
             about = json.loads((self.folder / "scores.json").read_bytes())
-            return {
-                "pool": about["pool"],
-                "classes": list(about["classes"]),
-                "model": about["model"],
-            }
+            classes = list(about["classes"])
+            return {"pool": about["pool"], "classes": classes, "model": about["model"]}
         except OSError as error:
             raise UserError(
-                f"'{self.folder}' holds no scores ({error.strerror}); make them with python -m"
-                " lt_train score"
+                f"'{self.folder}' holds no scores ({error.strerror}); "
+                "make them with python -m lt_train score"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

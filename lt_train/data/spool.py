@@ -3,6 +3,7 @@
 import mmap
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +18,18 @@ class Spool:
         self.schema, self.rows = schema, 0
         self._maps: list[mmap.mmap] = []
         # text is two files: the characters, and Arrow's offsets, 0 and where each value ends
-        self.files = {
-            (name, part): tempfile.TemporaryFile(dir=folder)
-            for name, kind in zip(schema.names, schema.types)
-            for part in (("offsets", "values") if kind == pa.string() else ("values",))
-        }
-        self.characters = {name: 0 for name, part in self.files if part == "offsets"}
-        for name in self.characters:
-            self.files[name, "offsets"].write(np.int32(0).tobytes())
+        self.files: dict[tuple[str, str], BinaryIO] = {}
+        self.characters: dict[str, int] = {}
+        for name, kind in zip(schema.names, schema.types):
+            self.files[name, "values"] = self._file(folder)
+            if kind == pa.string():
+                self.characters[name] = 0
+                self.files[name, "offsets"] = self._file(folder)
+                self.files[name, "offsets"].write(np.int32(0).tobytes())
+
+    @staticmethod
+    def _file(folder: Path) -> BinaryIO:
+        return tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  # closed in __exit__
 
     def __enter__(self) -> "Spool":
         return self
@@ -40,13 +45,12 @@ class Spool:
                 self.files[name, "values"].write(table[name].to_numpy().tobytes())
                 continue
             encoded = [value.encode() for value in table[name].to_pylist()]
-            ends = self.characters[name] + np.cumsum(
-                [len(value) for value in encoded], dtype=np.int64
-            )
+            sizes = [len(value) for value in encoded]
+            ends = self.characters[name] + np.cumsum(sizes, dtype=np.int64)
             if len(ends) and ends[-1] > np.iinfo(np.int32).max:
                 raise UserError(
-                    f"the column '{name}' of the manifest has more than 2 GiB of text; split the"
-                    " data set"
+                    f"the column '{name}' of the manifest has more than 2 GiB of text; "
+                    "split the data set"
                 )
             self.files[name, "offsets"].write(ends.astype(np.int32).tobytes())
             self.files[name, "values"].write(b"".join(encoded))
@@ -63,9 +67,8 @@ class Spool:
         for name, kind in zip(self.schema.names, self.schema.types):
             values = self._mapped(name, "values")
             if kind == pa.string():
-                arrays.append(
-                    pa.StringArray.from_buffers(self.rows, self._mapped(name, "offsets"), values)
-                )
+                offsets = self._mapped(name, "offsets")
+                arrays.append(pa.StringArray.from_buffers(self.rows, offsets, values))
             else:
                 arrays.append(pa.Array.from_buffers(kind, self.rows, [None, values]))
         return pa.record_batch(arrays, schema=self.schema)

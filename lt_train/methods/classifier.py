@@ -1,5 +1,6 @@
-"""Classifier training from scratch or from a pre-trained backbone, with any sampler, loss, head,
-mixup and CutMix.
+"""Classifier training, from scratch or from a pre-trained backbone.
+
+With any sampler, loss and head, mixup and CutMix.
 """
 
 import torch
@@ -19,27 +20,21 @@ class Classifier(Method):
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
         self.backbone = make_backbone(config.model.backbone)
-        self.classifier = make_classifier(
-            config.classifier, self.backbone.out_features, len(counts.labeled)
-        )
+        width, classes = self.backbone.out_features, len(counts.labeled)
+        self.classifier = make_classifier(config.classifier, width, classes)
         scale = config.classifier.scale if config.classifier.head == "cosine" else 1.0
         self.criterion = Criterion(config.loss, counts.together, scale)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        images, share = mix_images(
-            batch.views[0], self.config.classifier, self.config.seed, progress.step
-        )
-        logits, labels, weights = (
-            self.predict(images).float(),
-            batch.label,
-            self.sample_weights(batch),
-        )
-        loss = self.criterion(logits, labels, progress.epoch, weights)
+        config, epoch = self.config, progress.epoch
+        images, share = mix_images(batch.views[0], config.classifier, config.seed, progress.step)
+        logits = self.predict(images).float()
+        labels, weights = batch.label, self.sample_weights(batch)
+        loss = self.criterion(logits, labels, epoch, weights)
         if share < 1:  # the loss of either image of a pair, by its share
             other_weights = None if weights is None else weights.flip(0)
-            loss = share * loss + (1 - share) * self.criterion(
-                logits, labels.flip(0), progress.epoch, other_weights
-            )
+            other_loss = self.criterion(logits, labels.flip(0), epoch, other_weights)
+            loss = share * loss + (1 - share) * other_loss
         return {"loss": loss, "train_top1": train_top1(logits, labels)}
 
     def sample_weights(self, batch: Batch) -> torch.Tensor | None:

@@ -1,8 +1,6 @@
-"""Two-stage classifiers on a finished backbone (Kang et al. 2020, "Decoupling Representation and
-Classifier").
+"""cRT and LWS on a finished backbone: Kang et al. 2020, "Decoupling Representation and Classifier".
 
-Those that need no training (tau-normalisation, nearest class mean) are in
-lt_train/commands/posthoc.py.
+What needs no training (tau-normalisation, nearest class mean) is in lt_train/commands/posthoc.py.
 """
 
 import torch

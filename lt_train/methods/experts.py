@@ -1,5 +1,4 @@
-"""Several experts on one backbone, each trained for another distribution of classes, after SADE
-(Zhang et al. 2022).
+"""Experts on one backbone, each for another distribution of classes (SADE; Zhang et al. 2022).
 
 Expert e learns with logits adjusted by tau_e times the log prior: 0 suits a test set as long-tailed
 as the training set, 1 a balanced one, more an inverted one. Their mean is the prediction. In the
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Progress
+from lt_train.methods.base import Counts, Progress, train_top1
 from lt_train.methods.classifier import Classifier
 from lt_train.models.heads import make_classifier
 
@@ -23,28 +22,23 @@ class Experts(Classifier):
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        width = self.backbone.out_features
-        self.classifier = MeanOfExperts(
-            nn.Sequential(
-                nn.Linear(width, width),
-                nn.ReLU(),
-                make_classifier(config.classifier, width, len(counts.labeled)),
-            )
-            for _ in config.experts.taus
-        )
+        width, classes = self.backbone.out_features, len(counts.labeled)
+
+        def expert() -> nn.Module:
+            hidden = nn.Linear(width, width)
+            classifier = make_classifier(config.classifier, width, classes)
+            return nn.Sequential(hidden, nn.ReLU(), classifier)
+
+        self.classifier = MeanOfExperts(expert() for _ in config.experts.taus)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         features, labels = self.backbone(batch.views[0]), batch.label
         logits = self.classifier.each(features)
-        adjusted = [
-            own + tau * self.criterion.log_prior
-            for own, tau in zip(logits, self.config.experts.taus)
-        ]
-        loss = torch.stack([F.cross_entropy(own, labels) for own in adjusted]).sum()
-        return {
-            "loss": loss,
-            "train_top1": (logits.detach().mean(0).argmax(1) == labels).float().mean() * 100,
-        }
+        losses = []
+        for own, tau in zip(logits, self.config.experts.taus):
+            losses.append(F.cross_entropy(own + tau * self.criterion.log_prior, labels))
+        top1 = train_top1(logits.mean(0), labels)
+        return {"loss": torch.stack(losses).sum(), "train_top1": top1}
 
 
 class MeanOfExperts(nn.ModuleList):

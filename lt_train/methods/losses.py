@@ -1,8 +1,8 @@
 """Losses for long-tailed classification, and the weights of classes in them.
 
 A loss is ``loss(logits (B, C), labels (B,), criterion) -> (B,)``: one value a sample. To add one: a
-function and its line in LOSSES. A :class:`Criterion` holds what losses derive from the numbers of
-training samples; calling it gives the (weighted) mean.
+function and its line in LOSSES (lt_train/config/schema.py). A :class:`Criterion` holds what losses
+derive from the numbers of training samples; calling it gives the (weighted) mean.
 """
 
 import torch
@@ -14,26 +14,24 @@ from lt_train.distributed import all_reduce_
 
 
 class Criterion(nn.Module):
-    """The loss ``config.name`` for training sets with ``class_counts`` (C,), with weights of
-    classes and deferred re-weighting.
+    """The loss ``config.name`` with weights of classes, from the start or deferred.
 
-    ``scale``: what a cosine classifier multiplies its cosines by, which LDAM's margins, given for
-    cosines, are multiplied by too.
+    ``class_counts`` (C,): training samples. ``scale``: what a cosine classifier multiplies its
+    cosines by, which LDAM's margins, given for cosines, are multiplied by too.
     """
 
     def __init__(self, config: LossConfig, class_counts: torch.Tensor, scale: float = 1.0):
         super().__init__()
-        self.config = config
+        self.config, self.loss = config, code_of(LOSSES, config.name)
         counts = class_counts.double()
-        prior = (
-            counts.clamp(min=1) / counts.clamp(min=1).sum()
-        )  # a class without samples must not make a logit infinite
-        for name, value in {
-            "log_prior": prior.log(),
+        seen = counts.clamp(min=1)  # a class without samples must not make a logit infinite
+        derived = {
+            "log_prior": (seen / seen.sum()).log(),
             "margins": scale * ldam_margins(counts, config.max_margin),
             "smoothing": label_smoothing(counts, config),
             "class_weights": class_weights(counts, config),
-        }.items():
+        }
+        for name, value in derived.items():
             self.register_buffer(name, value.float(), persistent=False)
 
     def forward(
@@ -43,10 +41,11 @@ class Criterion(nn.Module):
         epoch: float,
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean loss of float32 ``logits`` at ``epoch``; ``weights`` (B,) of the samples, if they
-        differ.
+        """Mean loss of float32 ``logits`` (B, C) at ``epoch``.
+
+        ``weights`` (B,): what samples count for, if they differ.
         """
-        losses = code_of(LOSSES, self.config.name)(logits, labels, self)
+        losses = self.loss(logits, labels, self)
         if self.config.class_weights != "none" and epoch >= self.config.weights_from_epoch:
             by_class = self.class_weights[labels]
             weights = by_class if weights is None else weights * by_class
@@ -54,8 +53,7 @@ class Criterion(nn.Module):
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Softmax cross-entropy, the target smoothed by ``criterion.smoothing`` (C,) of the label's
-    class.
+    """Softmax cross-entropy, the target smoothed by ``criterion.smoothing`` (C,) of its class.
 
     The true class keeps 1 - s, the rest is shared by the other classes alike (Zhong et al. 2021).
     """
@@ -71,15 +69,16 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, criterion: Criteri
 def focal(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
     """(1 - p)^gamma times cross-entropy, p the true class's probability (Lin et al. 2017)."""
     losses = F.cross_entropy(logits, labels, reduction="none")
-    wrong = -torch.expm1(
-        -losses
-    )  # 1 - p; the power of an exact 0 has no finite gradient for gamma < 1
-    return wrong.clamp(min=torch.finfo(losses.dtype).tiny) ** criterion.config.gamma * losses
+    wrong = -torch.expm1(-losses)  # 1 - p
+    # the power of an exact 0 has no finite gradient for gamma < 1
+    wrong = wrong.clamp(min=torch.finfo(losses.dtype).tiny)
+    return wrong**criterion.config.gamma * losses
 
 
 def ldam(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Cross-entropy with the true class's logit lowered by a margin that grows as classes get rarer
-    (Cao et al. 2019).
+    """Cross-entropy with the true class's logit lowered by its margin (Cao et al. 2019).
+
+    Margins grow as classes get rarer.
     """
     margins = F.one_hot(labels, logits.shape[1]) * criterion.margins[labels, None]
     return cross_entropy(logits - margins, labels, criterion)
@@ -88,35 +87,28 @@ def ldam(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> to
 def balanced_softmax(
     logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion
 ) -> torch.Tensor:
-    """Cross-entropy of a softmax in which every class counts by its number of training samples (Ren
-    et al. 2020).
-    """
+    """Cross-entropy of a softmax in which a class counts by its size (Ren et al. 2020)."""
     return cross_entropy(logits + criterion.log_prior, labels, criterion)
 
 
 def logit_adjustment(
     logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion
 ) -> torch.Tensor:
-    """Cross-entropy of logits plus tau times the log prior (Menon et al. 2021); tau 1 is the
-    balanced softmax.
+    """Cross-entropy of logits plus tau times the log prior (Menon et al. 2021).
+
+    tau 1 is the balanced softmax.
     """
     return cross_entropy(logits + criterion.config.tau * criterion.log_prior, labels, criterion)
 
 
 def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """This rank's part of the mean of ``losses`` (B,) by ``weights`` (B,) over the whole global
-    batch.
+    """This rank's part of the mean of ``losses`` (B,) by ``weights`` (B,) over the global batch.
 
     The weights are divided by their mean over all ranks, not over this one: else what a sample
     counts for would depend on its company on the rank. Collective.
     """
-    total = torch.stack(
-        [
-            weights.detach().double().sum(),
-            torch.full((), len(weights), dtype=torch.float64, device=weights.device),
-        ]
-    )
-    weight, samples = all_reduce_(total)
+    own = weights.detach().double()
+    weight, samples = all_reduce_(torch.stack([own.sum(), own.new_full((), len(own))]))
     return (losses * weights).mean() * (samples / weight.clamp(min=1e-12)).to(losses.dtype)
 
 
@@ -129,18 +121,15 @@ def class_weights(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
     present = counts > 0
     if config.class_weights == "none":
         return torch.ones_like(counts)
-    effective = (
-        counts
-        if config.class_weights == "inverse"
-        else (1 - config.beta**counts) / (1 - config.beta)
-    )
+    effective = counts
+    if config.class_weights == "effective_number":
+        effective = (1 - config.beta**counts) / (1 - config.beta)
     weights = torch.where(present, 1 / effective.clamp(min=1e-12), 0.0)
     return weights * present.sum() / weights.sum().clamp(min=1e-12)
 
 
 def ldam_margins(counts: torch.Tensor, max_margin: float) -> torch.Tensor:
-    """Margins (C,) proportional to n^(-1/4), that of the rarest class ``max_margin`` (Cao et al.
-    2019).
+    """Margins (C,) proportional to n^(-1/4), ``max_margin`` for the rarest class (Cao et al. 2019).
 
     A class without samples has the rarest one's.
     """

@@ -17,7 +17,7 @@ MAX_CONFUSION_CLASSES = 100
 
 
 class Accuracy:
-    """Counts of correct top-1 and top-5 predictions per class, on the device until :meth:`compute`."""
+    """Counts of correct predictions per class, on the device until :meth:`compute`."""
 
     def __init__(self, class_counts: torch.Tensor, device: torch.device, logits: bool = True):
         """``class_counts`` (C,): training samples of each class.
@@ -31,9 +31,8 @@ class Accuracy:
         # rows: samples, sum of confidences, top-1 correct, by the confidence in the prediction
         self.bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64, device=device)
         shown = classes if classes <= MAX_CONFUSION_CLASSES else 0
-        self.confusion = torch.zeros(
-            shown * shown, dtype=torch.int64, device=device
-        )  # true class * C + predicted class
+        # true class * C + predicted class
+        self.confusion = torch.zeros(shown * shown, dtype=torch.int64, device=device)
 
     def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
         """Count a batch: ``scores`` (B, C), higher is better; ``labels`` (B,)."""
@@ -43,36 +42,26 @@ class Accuracy:
         self.counts.scatter_add_(1, labels.expand(3, -1), hits.long())
         if len(self.confusion):
             classes = len(self.class_counts)
-            known = (
-                best[:, 0] < classes
-            )  # what is taken for none of the classes, such as sourcing's "other", has no column
-            self.confusion.scatter_add_(
-                0, labels * classes + best[:, 0].clamp(max=classes - 1), known.long()
-            )
+            # what is taken for none of the classes, such as sourcing's "other", has no column
+            known = best[:, 0] < classes
+            cell = labels * classes + best[:, 0].clamp(max=classes - 1)
+            self.confusion.scatter_add_(0, cell, known.long())
         if self.logits:
             confidence = scores.float().softmax(1).amax(1).double()
-            place = (confidence * CALIBRATION_BINS).ceil().long().clamp(
-                1, CALIBRATION_BINS
-            ) - 1  # bins are closed above
-            self.bins.scatter_add_(
-                1,
-                place.expand(3, -1),
-                torch.stack([torch.ones_like(confidence), confidence, top[:, 0].double()]),
-            )
+            place = (confidence * CALIBRATION_BINS).ceil().long()  # bins are closed above
+            place = place.clamp(1, CALIBRATION_BINS) - 1
+            rows = [torch.ones_like(confidence), confidence, top[:, 0].double()]
+            self.bins.scatter_add_(1, place.expand(3, -1), torch.stack(rows))
 
     def compute(self) -> dict:
-        """Percentages over all ranks: top1, top5, balanced (mean over classes), many_shot,
-        medium_shot, few_shot, per_class.
+        """Metrics over all ranks. Collective: every rank must call it.
 
-        Also ``samples``; ``ece``, the expected calibration error (Guo et al. 2017), of logits;
-        ``confusion``, counts with a row a true class, of up to 100 classes. What has no samples is
-        None. Collective: every rank must call it.
+        In %: ``top1``, ``top5``, ``balanced`` (mean over classes), ``many_shot``, ``medium_shot``,
+        ``few_shot``, ``per_class`` (a list), and of logits ``ece``, the expected calibration error
+        (Guo et al. 2017); None for what has no samples. Also ``samples``, and ``confusion``,
+        counts with a row a true class, of up to 100 classes.
         """
         samples, top1, top5 = all_reduce_(self.counts.clone()).cpu().double()
-        groups = {
-            name: torch.from_numpy(members)
-            for name, members in shot_groups(self.class_counts.numpy()).items()
-        }
         per_class = [_percent(hit, total) for hit, total in zip(top1, samples)]
         seen = [value for value in per_class if value is not None]
         metrics = {
@@ -80,19 +69,17 @@ class Accuracy:
             "top1": _percent(top1.sum(), samples.sum()),
             "top5": _percent(top5.sum(), samples.sum()),
             "balanced": round(sum(seen) / len(seen), 4) if seen else None,
-            **{
-                name: _percent(top1[group].sum(), samples[group].sum())
-                for name, group in groups.items()
-            },
-            "per_class": per_class,
         }
+        for name, members in shot_groups(self.class_counts.numpy()).items():
+            group = torch.from_numpy(members)
+            metrics[name] = _percent(top1[group].sum(), samples[group].sum())
+        metrics["per_class"] = per_class
         if self.logits:
             number, confidence, right = all_reduce_(self.bins.clone()).cpu()
             metrics["ece"] = _percent((right - confidence).abs().sum(), number.sum())
         if len(self.confusion):
-            metrics["confusion"] = (
-                all_reduce_(self.confusion.clone()).view(len(samples), -1).tolist()
-            )
+            confusion = all_reduce_(self.confusion.clone())
+            metrics["confusion"] = confusion.view(len(samples), -1).tolist()
         return metrics
 
 
@@ -109,12 +96,12 @@ def knn_scores(
     k: int,
     temperature: float,
 ) -> torch.Tensor:
-    """Weighted k-NN votes (B, num_classes) of unit ``features`` (B, D) among unit ``bank`` (N, D),
-    after Wu et al. 2018.
+    """Weighted k-NN votes (B, num_classes) of ``features`` (B, D) among ``bank`` (N, D).
+
+    After Wu et al. 2018; rows of both are unit vectors.
     """
-    with torch.autocast(
-        features.device.type, enabled=False
-    ):  # neighbours are told apart by more than bf16's 3 digits
+    # neighbours are told apart by more than bf16's 3 digits
+    with torch.autocast(features.device.type, enabled=False):
         similarity, nearest = (features @ bank.T).topk(min(k, len(bank)), dim=1)
     votes = similarity.new_zeros(len(features), num_classes)
     return votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
@@ -123,15 +110,16 @@ def knn_scores(
 def collect_features(
     embed: Callable[[torch.Tensor], torch.Tensor], loader: Loader, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (B, ``width``) and labels (B,) of all images of this rank's ``loader``; ``embed``:
-    images -> features.
+    """Features (N, ``width``) and labels (N,) of all images of this rank's ``loader``.
+
+    ``embed``: images -> features.
     """
-    pairs = [(embed(batch.views[0]), batch.label) for batch in loader]
-    if not pairs:  # more ranks than samples
-        return torch.zeros(0, width, device=device), torch.zeros(
-            0, dtype=torch.int64, device=device
-        )
-    features, labels = zip(*pairs)
+    # a rank may have no samples
+    features = [torch.zeros(0, width, device=device)]
+    labels = [torch.zeros(0, dtype=torch.int64, device=device)]
+    for batch in loader:
+        features.append(embed(batch.views[0]))
+        labels.append(batch.label)
     return torch.cat(features), torch.cat(labels)
 
 

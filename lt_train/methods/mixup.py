@@ -1,5 +1,4 @@
-"""Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): each image of a batch is blended with, or
-gets a patch of, another one.
+"""Mixup (Zhang et al. 2018) blends two images, CutMix (Yun et al. 2019) patches one into another.
 
 The partner is the sample at the mirrored place of this rank's batch, whose order is random already.
 How much is mixed, and where, is drawn once a step, the same on all ranks.
@@ -15,8 +14,9 @@ from lt_train.random_streams import Stream, mix
 def mix_images(
     images: torch.Tensor, config: ClassifierConfig, seed: int, step: int
 ) -> tuple[torch.Tensor, float]:
-    """``images`` (B, 3, H, W) mixed with ``images.flip(0)``, and the first one's share of each
-    result; 1: nothing was mixed.
+    """``images`` (B, 3, H, W) mixed with ``images.flip(0)``, and the share of the first in each.
+
+    1: nothing was mixed.
     """
     alphas = {"mixup": config.mixup_alpha, "cutmix": config.cutmix_alpha}
     kinds = [kind for kind, alpha in alphas.items() if alpha > 0]
@@ -37,8 +37,9 @@ def mix_images(
 def _patch(
     share: float, height: int, width: int, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A box of the image's shape that covers 1 - ``share`` of it, its centre anywhere, as far as it
-    lies inside.
+    """A box of the image's shape, its centre anywhere, as far as it lies inside.
+
+    Whole it would cover 1 - ``share`` of the image.
     """
     side = np.sqrt(1 - share)
     centre, size = generator.random(2) * (height, width), np.array([height, width]) * side

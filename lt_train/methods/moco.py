@@ -1,5 +1,4 @@
-"""MoCo v2 (He et al. 2020, "Momentum Contrast"; Chen et al. 2020, "Improved Baselines with Momentum
-Contrastive Learning").
+"""MoCo v2: He et al. 2020, "Momentum Contrast"; Chen et al. 2020, "Improved Baselines with MoCo".
 
 Differences from the published code change cost, not the method: each image travels once for
 ShuffleBN (all_to_all instead of all_gather), the key encoder is updated by one fused operation, the
@@ -23,29 +22,24 @@ from lt_train.random_streams import Stream, mix
 
 
 class Moco(Method):
-    """Query encoder, momentum key encoder, and a queue of the newest ``queue_size`` keys of all
-    ranks.
-    """
+    """Query encoder, momentum key encoder, and a queue of the newest keys of all ranks."""
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        self.query_encoder = Encoder(
-            make_backbone(config.model.backbone), config.moco.dim, config.moco.projector
-        )
-        self.key_encoder = Encoder(
-            make_backbone(config.model.backbone), config.moco.dim, config.moco.projector
-        )
+        moco, backbone = config.moco, config.model.backbone
+        self.query_encoder = Encoder(make_backbone(backbone), moco.dim, moco.projector)
+        self.key_encoder = Encoder(make_backbone(backbone), moco.dim, moco.projector)
         self.key_encoder.requires_grad_(False)
 
         generator = torch.Generator().manual_seed(config.seed)
-        queue = torch.randn(config.moco.queue_size, config.moco.dim, generator=generator)
+        queue = torch.randn(moco.queue_size, moco.dim, generator=generator)
         self.register_buffer("queue", F.normalize(queue, dim=1))  # (K, dim)
         self.register_buffer("queue_pointer", torch.zeros(1, dtype=torch.int64))
         # keys of the step before, not yet in the queue, and whether there are any
-        self.register_buffer("waiting_keys", torch.zeros(config.global_batch_size, config.moco.dim))
+        self.register_buffer("waiting_keys", torch.zeros(config.global_batch_size, moco.dim))
         self.register_buffer("has_waiting_keys", torch.zeros(1, dtype=torch.bool))
 
-        splits = config.moco.bn_splits or _default_splits(config.global_batch_size)
+        splits = moco.bn_splits or _default_splits(config.global_batch_size)
         for encoder in (self.query_encoder, self.key_encoder):
             split_batch_norms(encoder, splits)
 
@@ -74,11 +68,11 @@ class Moco(Method):
         positive = (queries * keys).sum(1, keepdim=True)
         negative = queries @ self.queue.T
         logits = torch.cat([positive, negative], 1).float() / self.config.moco.temperature
-        loss = F.cross_entropy(
-            logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        )
-        first = train_top1(logits, 0)
-        return {"loss": loss, "contrast_top1": first}
+        first = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        return {
+            "loss": F.cross_entropy(logits, first),
+            "contrast_top1": train_top1(logits, first),
+        }
 
     def _update_key_encoder(self) -> None:
         momentum = self.config.moco.ema_momentum
@@ -88,19 +82,17 @@ class Moco(Method):
     def _shuffled_keys(
         self, images: torch.Tensor, place: np.ndarray, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys of this rank's ``images`` and of the global batch, encoded by other ranks in other
-        company (ShuffleBN).
+        """Keys of this rank's ``images`` and of the global batch, encoded in other company.
 
-        A permutation of the global batch, the same on all ranks, deals every image to one rank.
-        Keys travel back by the gather that the queue needs anyway. On a single rank it shuffles the
-        groups of split batch norm.
+        ShuffleBN: a permutation of the global batch, the same on all ranks, deals every image to
+        one rank. Keys travel back by the gather that the queue needs anyway. On a single rank it
+        shuffles the groups of split batch norm.
         """
         rank, size = rank_and_size()
         batch_size = self.config.global_batch_size
         shares = [rank_share(batch_size, other, size) for other in range(size)]
-        order = _permutation(
-            batch_size, self.config.seed, step
-        )  # place in the shuffled batch -> place in the batch
+        # place in the shuffled batch -> place in the batch
+        order = _permutation(batch_size, self.config.seed, step)
         wanted = [order[share.start : share.stop] for share in shares]  # by rank: what it encodes
         first, last = int(place[0]), int(place[-1])  # in a row: the batch is dealt in such shares
 
@@ -109,40 +101,31 @@ class Moco(Method):
         to_send = [images_of[(first <= images_of) & (images_of <= last)] for images_of in wanted]
         picked = torch.cat(to_send).to(images.device, non_blocking=True) - first
         owner = torch.bucketize(wanted[rank], torch.tensor([share[-1] for share in shares]))
-        if torch.is_autocast_enabled(
-            images.device.type
-        ):  # the encoder would round to it anyway: half the bytes
+        if torch.is_autocast_enabled(images.device.type):
+            # the encoder would round to it anyway: half the bytes
             images = images.to(torch.get_autocast_dtype(images.device.type))
-        received = all_to_all_rows(
-            _as_rows(images)[picked],
-            [len(part) for part in to_send],
-            torch.bincount(owner, minlength=size).tolist(),
-        )
+        sent = [len(part) for part in to_send]
+        coming = torch.bincount(owner, minlength=size).tolist()
+        received = all_to_all_rows(_as_rows(images)[picked], sent, coming)
         arrival = owner.argsort(stable=True).to(images.device, non_blocking=True)
         shuffled = torch.empty_like(received).index_copy_(0, arrival, received)
 
         keys = self.key_encoder(_as_images(shuffled))
         gathered = all_gather_rows(keys, [len(share) for share in shares])
-        all_keys = torch.empty_like(gathered).index_copy_(
-            0, order.to(images.device, non_blocking=True), gathered
-        )
+        order = order.to(images.device, non_blocking=True)
+        all_keys = torch.empty_like(gathered).index_copy_(0, order, gathered)
         return all_keys[first : last + 1], all_keys
 
     def _enqueue_waiting(self) -> None:
-        """Write the last step's keys over the oldest ones; more keys than the queue holds leave the
-        newest.
+        """Write the last step's keys over the oldest ones.
+
+        More keys than the queue holds leave the newest.
         """
-        size = len(self.queue)
+        size, pointer, any_keys = len(self.queue), self.queue_pointer, self.has_waiting_keys
         keys = self.waiting_keys[-size:]
-        places = (self.queue_pointer + torch.arange(len(keys), device=keys.device)) % size
-        self.queue.index_copy_(
-            0, places, torch.where(self.has_waiting_keys, keys, self.queue[places])
-        )
-        self.queue_pointer.copy_(
-            torch.where(
-                self.has_waiting_keys, (self.queue_pointer + len(keys)) % size, self.queue_pointer
-            )
-        )
+        places = (pointer + torch.arange(len(keys), device=keys.device)) % size
+        self.queue.index_copy_(0, places, torch.where(any_keys, keys, self.queue[places]))
+        pointer.copy_(torch.where(any_keys, (pointer + len(keys)) % size, pointer))
 
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         return self.evaluate_knn(loaders, split)
@@ -162,9 +145,7 @@ def _default_splits(global_batch_size: int) -> int:
 
 
 def _as_rows(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) in channels_last memory -> (B, H, W, 3), the same memory, contiguous row by row
-    for a collective.
-    """
+    """(B, 3, H, W) in channels_last memory -> (B, H, W, 3), the same memory, contiguous by rows."""
     return images.permute(0, 2, 3, 1)
 
 

@@ -22,9 +22,7 @@ MAX_CONCENTRATION = 1e4  # of a class with hardly any samples, whose features ma
 
 
 class Proco(Classifier):
-    """A classifier with a contrastive branch beside it, whose class statistics are those of all
-    ranks.
-    """
+    """A classifier and a contrastive branch, whose class statistics are those of all ranks."""
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
@@ -45,10 +43,9 @@ class Proco(Classifier):
         with torch.no_grad():
             self._update_statistics(projected, both, progress)
         contrast = F.cross_entropy(self.contrastive_logits(projected), both)
+        supervised = self.criterion(logits, labels, progress.epoch)
         return {
-            "loss": (
-                self.criterion(logits, labels, progress.epoch) + self.config.proco.weight * contrast
-            ),
+            "loss": supervised + self.config.proco.weight * contrast,
             "contrastive_loss": contrast,
             "train_top1": train_top1(logits, labels),
         }
@@ -73,31 +70,25 @@ class Proco(Classifier):
         normaliser.
         """
         with torch.autocast(features.device.type, enabled=False):
-            directions, concentrations = mean_directions(
-                self.feature_sums.sum(0), self.feature_counts.sum(0)
-            )
+            sums, counts = self.feature_sums.sum(0), self.feature_counts.sum(0)
+            directions, kappa = mean_directions(sums, counts)
             scaled = features / self.config.proco.temperature
             # |kappa mu + s|^2; in double precision, since large and nearly equal numbers are
             # subtracted
             cosines = (scaled @ directions.T).double()
-            squared = (
-                concentrations**2
-                + 2 * concentrations * cosines
-                + scaled.double().pow(2).sum(1, keepdim=True)
-            )
+            squared = kappa**2 + 2 * kappa * cosines + scaled.double().pow(2).sum(1, keepdim=True)
+            length = squared.clamp(min=1e-12).sqrt()
             dim = features.shape[1]
-            ratio = log_normaliser(concentrations, dim) - log_normaliser(
-                squared.clamp(min=1e-12).sqrt(), dim
-            )
+            ratio = log_normaliser(kappa, dim) - log_normaliser(length, dim)
             return self.criterion.log_prior + ratio.float()
 
 
 def mean_directions(sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Estimates of von Mises-Fisher distributions from sums (C, p) of ``counts`` (C,) unit vectors:
-    directions (C, p), concentrations (C,).
+    """Directions (C, p) and concentrations (C,) of von Mises-Fisher distributions.
 
-    kappa = R (p - R^2) / (1 - R^2), R the length of the mean (Banerjee et al. 2005; float64); 0,
-    the uniform distribution, without samples.
+    Estimated from ``sums`` (C, p) of ``counts`` (C,) unit vectors: kappa = R (p - R^2) / (1 - R^2),
+    R the length of the mean (Banerjee et al. 2005; float64); 0, the uniform distribution, without
+    samples.
     """
     mean = sums / counts.clamp(min=1)[:, None]
     length = mean.norm(dim=1).double().clamp(max=1 - 1e-9)
@@ -106,12 +97,11 @@ def mean_directions(sums: torch.Tensor, counts: torch.Tensor) -> tuple[torch.Ten
 
 
 def log_normaliser(concentrations: torch.Tensor, dim: int) -> torch.Tensor:
-    """log of kappa^v / I_v(kappa) for v = dim / 2 - 1: the normaliser of the von Mises-Fisher
-    density, but for a constant.
+    """log of kappa^v / I_v(kappa) for v = dim / 2 - 1.
 
-    By the uniform expansion of I_v for large v (Abramowitz and Stegun 9.7.7) with three terms: for
-    dim >= 16 the error is below 1e-4, for 128 below 1e-8. Finite at 0 and differentiable
-    everywhere, unlike a recurrence.
+    The normaliser of the von Mises-Fisher density, but for a constant. By the uniform expansion of
+    I_v for large v (Abramowitz and Stegun 9.7.7) with three terms: for dim >= 16 the error is below
+    1e-4, for 128 below 1e-8. Finite at 0 and differentiable everywhere, unlike a recurrence.
     """
     v = dim / 2 - 1
     root = (1 + (concentrations / v) ** 2).sqrt()

@@ -1,6 +1,4 @@
-"""Rotation prediction (Gidaris et al. 2018), the self-supervised pre-training of Yang and Xu 2020
-for small images.
-"""
+"""Rotation prediction (Gidaris et al. 2018): Yang and Xu's pre-training for small images."""
 
 import numpy as np
 import torch
@@ -29,17 +27,17 @@ class Rotation(Method):
         images = batch.views[0]
         rotated = four_rotations(images)  # (4, B, 3, H, W)
         if self.config.rotation.all_four:
-            images, turns = (
-                rotated.flatten(0, 1),
-                torch.arange(4, device=images.device).repeat_interleave(len(images)),
-            )
+            turns = torch.arange(4, device=images.device).repeat_interleave(len(images))
+            images = rotated.flatten(0, 1)
         else:
             turns = self._turns(batch.place, progress.step).to(images.device, non_blocking=True)
             images = rotated[turns, torch.arange(len(images), device=images.device)]
-        logits = self.rotation_head(
-            self.backbone(images.contiguous(memory_format=torch.channels_last))
-        ).float()
+        images = images.contiguous(memory_format=torch.channels_last)
+        logits = self._logits(images)
         return {"loss": F.cross_entropy(logits, turns), "rotation_top1": train_top1(logits, turns)}
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self.rotation_head(self.backbone(images)).float()
 
     def _turns(self, place: np.ndarray, step: int) -> torch.Tensor:
         """Quarter turns (B,) of images by their place in the global batch; ranks do not matter."""
@@ -47,16 +45,11 @@ class Rotation(Method):
         return torch.from_numpy(drawn.astype(np.int64))
 
     def evaluate(self, loaders: Loaders, split: str) -> dict:
-        """k-NN metrics of the backbone, and ``rotation_top1`` over all four rotations of each
-        image.
-        """
+        """k-NN metrics of the backbone, and ``rotation_top1`` over all rotations of each image."""
         accuracy = Accuracy(torch.ones(4, dtype=torch.int64), self.rotation_head.weight.device)
         for batch in loaders(split):
             for turn, images in enumerate(four_rotations(batch.views[0])):
-                accuracy.update(
-                    self.rotation_head(self.backbone(images)).float(),
-                    torch.full_like(batch.label, turn),
-                )
+                accuracy.update(self._logits(images), torch.full_like(batch.label, turn))
         return self.evaluate_knn(loaders, split) | {"rotation_top1": accuracy.compute()["top1"]}
 
 

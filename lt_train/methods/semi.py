@@ -1,5 +1,4 @@
-"""Semi-supervised training of Yang and Xu 2020, section 3: labeled and pseudo-labeled samples,
-L(D_L) + omega * L(D_U).
+"""Semi-supervised training of Yang and Xu 2020, section 3: L(labeled) + omega L(pseudo-labeled).
 
 The pseudo-labels are a column of the unlabeled set's manifest (``unlabeled.label_column``), written
 by ``python -m lt_train pseudo_label`` or taken from a published file by data_prep. With

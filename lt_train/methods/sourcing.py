@@ -1,5 +1,4 @@
-"""The sourcing classifier of Carmon et al. 2019, "Unlabeled Data Improves Adversarial Robustness",
-appendix B.6.
+"""The sourcing classifier of Carmon et al. 2019 (appendix B.6).
 
 It tells the labeled set's classes, and images of a large pool as one class more, "other"; half of
 each batch comes from either side. Scoring the whole pool with it (``python -m lt_train score``)
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Method, Progress
+from lt_train.data.manifest import UNLABELED
+from lt_train.methods.base import Counts, Method, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 
 
@@ -27,19 +27,15 @@ class Sourcing(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         logits = self.predict(batch.views[0]).float()
-        labels = torch.where(
-            batch.label < 0, self.known, batch.label
-        )  # the pool's images have none
-        right = (logits.detach().argmax(1) == labels).float()
-        return {"loss": F.cross_entropy(logits, labels), "train_top1": right.mean() * 100}
+        # the pool's images have no label
+        labels = torch.where(batch.label == UNLABELED, self.known, batch.label)
+        return {"loss": F.cross_entropy(logits, labels), "train_top1": train_top1(logits, labels)}
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.backbone(images))
 
     def score(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The likeliest known class (B,) int64 of images (B, 3, H, W), and its probability among
-        all C + 1 (B,) float32.
-        """
+        """The likeliest known class (B,) int64 of images (B, 3, H, W), and its probability (B,)."""
         probabilities = self.predict(images).float().softmax(1)
         scores, labels = probabilities[:, : self.known].max(1)
         return labels, scores

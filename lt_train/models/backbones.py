@@ -1,4 +1,4 @@
-"""Backbones: images (B, 3, H, W) -> features (B, out_features). Weights carry torchvision's names."""
+"""Backbones: images (B, 3, H, W) -> features (B, out_features). Torchvision's names."""
 
 import torch
 from torch import nn
@@ -53,8 +53,9 @@ def _torchvision_resnet(block: type, layers: list[int], **options: int) -> nn.Mo
 
 
 class CifarResNet(nn.Module):
-    """The ResNet of He et al. 2016, section 4.2, for 32x32 images: 6n + 2 layers, parameter-free
-    shortcuts (option A).
+    """The ResNet of He et al. 2016, section 4.2, for 32x32 images.
+
+    6n + 2 layers, parameter-free shortcuts (option A).
     """
 
     def __init__(self, blocks_per_stage: int, widths: tuple[int, int, int] = (16, 32, 64)):
@@ -101,8 +102,9 @@ class _CifarBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """The pre-activation WRN of Zagoruyko and Komodakis 2016 for 32x32 images: depth 6n + 4,
-    without dropout.
+    """The pre-activation WRN of Zagoruyko and Komodakis 2016 for 32x32 images.
+
+    Depth 6n + 4, without dropout.
     """
 
     def __init__(self, depth: int, widen: int):

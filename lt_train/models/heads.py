@@ -8,9 +8,7 @@ from lt_train.config.schema import ClassifierConfig
 
 
 def make_classifier(config: ClassifierConfig, features: int, classes: int) -> nn.Module:
-    """The classifier that ``config.head`` names: features (B, ``features``) -> logits (B,
-    ``classes``).
-    """
+    """The head ``config.head``: features (B, ``features``) -> logits (B, ``classes``)."""
     return (
         CosineClassifier(features, classes, config.scale)
         if config.head == "cosine"
@@ -19,9 +17,7 @@ def make_classifier(config: ClassifierConfig, features: int, classes: int) -> nn
 
 
 class CosineClassifier(nn.Module):
-    """``scale`` times the cosine between the features and each class's weights, without bias;
-    float32.
-    """
+    """``scale`` times the cosine of features and each class's weights, no bias; float32."""
 
     def __init__(self, features: int, classes: int, scale: float):
         super().__init__()
@@ -52,9 +48,7 @@ class ScaledClassifier(nn.Module):
 
 
 def make_projector(features: int, dim: int, kind: str = "mlp") -> nn.Module:
-    """MoCo v2's two-layer MLP (Chen et al. 2020, "Improved Baselines with Momentum Contrastive
-    Learning"), or v1's single layer.
-    """
+    """MoCo v2's two-layer MLP (Chen et al. 2020), or v1's single layer."""
     if kind == "linear":
         return nn.Linear(features, dim)
     return nn.Sequential(

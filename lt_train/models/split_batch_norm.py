@@ -1,18 +1,15 @@
-"""Batch norm whose training statistics are those of groups of a rank's batch, as if each group were
-a rank of its own.
-"""
+"""Batch norm by groups of a rank's batch, as if each group were a rank of its own."""
 
 import torch
 from torch import nn
 
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
-    """Normalises ``splits`` groups of the batch each by its own statistics; running statistics see
-    every group.
+    """Normalises ``splits`` groups of the batch each by its own statistics.
 
-    MoCo needs it on a single rank: there, the query and its key would else share the statistics of
-    the same batch and could recognise each other by them (He et al. 2020, section 3.3). With uneven
-    groups, the first ones are larger by one.
+    Running statistics see every group. MoCo needs it on a single rank: there, the query and its key
+    would else share the statistics of the same batch and could recognise each other by them (He et
+    al. 2020, section 3.3). With uneven groups, the first ones are larger by one.
     """
 
     splits = 1
@@ -29,8 +26,9 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 
 
 def split_batch_norms(module: nn.Module, splits: int) -> None:
-    """Turn every BatchNorm2d inside ``module`` into a :class:`SplitBatchNorm2d`, in place;
-    parameters stay the same objects.
+    """Turn every BatchNorm2d inside ``module`` into a :class:`SplitBatchNorm2d`, in place.
+
+    Parameters stay the same objects.
     """
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:

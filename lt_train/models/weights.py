@@ -1,9 +1,11 @@
-"""Weights in and out: backbones (with torchvision's parameter names) and classifiers as
-safetensors, other projects' checkpoints in.
+"""Weights in and out: safetensors both ways, other projects' checkpoints in.
+
+Backbones carry torchvision's parameter names.
 """
 
 import argparse
 import logging
+import os
 import re
 import warnings
 import zipfile
@@ -22,6 +24,8 @@ from lt_train.files import write_atomically
 
 log = logging.getLogger(__name__)
 
+Tensors = dict[str, torch.Tensor]
+
 BACKBONE_FILE = "backbone.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"  # of methods that have one
 
@@ -31,12 +35,14 @@ STEP_COUNTER = "num_batches_tracked"  # which batch norm with a momentum does no
 PREFERRED = ("encoder_q", "base_encoder", "teacher", "ema")
 # what old checkpoints hold beside tensors: NumPy scalars (under the names of NumPy 1 and 2) and the
 # command line
+_numpy_types = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
 _numpy_scalar = np.float64().__reduce__()[0]
 HARMLESS = [
     argparse.Namespace,
     np.dtype,
-    *{type(np.dtype(code)) for code in "?bhilqBHILQefd"},
-    *((_numpy_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *_numpy_types,
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
 ]
 
 
@@ -45,18 +51,17 @@ def export_weights(module: nn.Module, path: Path, about: dict[str, str]) -> None
     write_tensors(module.state_dict(), path, about)
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path, about: dict[str, str]) -> None:
+def write_tensors(tensors: Tensors, path: Path, about: dict[str, str]) -> None:
     """Write a safetensors file, whole or not at all; ``about`` goes into its metadata."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, save(tensors, metadata={"format": "pt", **about}))
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a .safetensors file, or of a checkpoint that torch.save wrote, on the CPU; in
-    nested dicts under dotted names.
+def read_tensors(path: Path) -> Tensors:
+    """All tensors of a .safetensors file, or of a checkpoint that torch.save wrote, on the CPU.
 
-    Checkpoints come from strangers: one that holds more than tensors and plain values is refused
-    with a :class:`UserError`, unrun.
+    Those in nested dicts have dotted names. Checkpoints come from strangers: one that holds more
+    than tensors and plain values is refused with a :class:`UserError`, unrun.
     """
     try:
         if path.suffix == ".safetensors":
@@ -94,22 +99,21 @@ def _named(value: object, *path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FILE) -> int:
-    """Load ``file`` of a run folder, or the network in a file of another origin, into ``module``;
-    returns the number of tensors loaded.
+    """Load ``file`` of a run folder, or the network in another file, into ``module``.
 
-    A run's own file must hold the module's tensors and nothing else. In any other, .safetensors or
-    of torch.save, the module's names are looked for under every prefix (``state_dict``, ``module``,
-    ``encoder_q``, ``backbone``, ...), and heads on top of the network are left out. Anything short
-    of a complete match is a :class:`UserError` that counts the matched, missing and unexpected
-    keys. Only a file from before torch 0.4.1, which has no ``num_batches_tracked`` at all, may be
-    without it.
+    Returns the number of tensors loaded. A run's own file must hold the module's tensors and
+    nothing else. In any other, .safetensors or of torch.save, the module's names are looked for
+    under every prefix (``state_dict``, ``module``, ``encoder_q``, ``backbone``, ...), and heads on
+    top of the network are left out. Anything short of a complete match is a :class:`UserError` that
+    counts the matched, missing and unexpected keys. Only a file from before torch 0.4.1, which has
+    no ``num_batches_tracked`` at all, may be without it.
     """
     own_run = Path(source).is_dir()
     path = Path(source) / file if own_run else Path(source)
     if not path.is_file():
         raise UserError(
-            f"there is no {path}; model.init_from takes a finished run's folder, a .safetensors"
-            " file or a checkpoint of torch.save"
+            f"there is no {path}; model.init_from takes a finished run's folder, "
+            "a .safetensors file or a checkpoint of torch.save"
         )
     own, tensors = module.state_dict(), read_tensors(path)
     if not tensors:
@@ -118,46 +122,33 @@ def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FIL
         own = {name: tensor for name, tensor in own.items() if not name.endswith(STEP_COUNTER)}
     prefix, network = "", tensors
     if not own_run:
-        if any(
-            ".downsample." in name for name in own
-        ):  # which the ResNets of Yang and Xu (models/resnet.py) call shortcut
-            tensors = {
-                name.replace(".shortcut.", ".downsample."): tensor
-                for name, tensor in tensors.items()
-            }
+        if any(".downsample." in name for name in own):
+            # which the ResNets of Yang and Xu (models/resnet.py) call shortcut
+            tensors = _renamed(tensors, ".shortcut.", ".downsample.")
         prefix = _find_network(own, tensors, path)
-        network = _without_heads(
-            own,
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            },
-        )
+        network = _without_heads(own, _below(tensors, prefix))
     _check_match(own, network, path)
     with torch.no_grad():
         for name, tensor in network.items():
             own[name].copy_(tensor)
-    place, left_out = (
-        f" (under {prefix[:-1]})" if prefix else "",
-        _left_out(tensors, prefix, network),
-    )
-    log.info(
-        "%s: all %d tensors match%s%s",
-        path,
-        len(network),
-        place,
-        f"; left out: {left_out}" if left_out else "",
-    )
+    place = f" (under {prefix[:-1]})" if prefix else ""
+    others = _left_out(tensors, prefix, network)
+    left_out = f"; left out: {others}" if others else ""
+    log.info("%s: all %d tensors match%s%s", path, len(network), place, left_out)
     return len(network)
 
 
-def _find_network(
-    own: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], path: Path
-) -> str:
-    """The prefix under which most of the network's names stand; those whose tensors fit count
-    double.
-    """
+def _renamed(tensors: Tensors, old: str, new: str) -> Tensors:
+    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors[name] for name in names}
+
+
+def _find_network(own: Tensors, tensors: Tensors, path: Path) -> str:
+    """The prefix under which most of the network's names stand; where tensors fit, twice."""
     score = Counter({"": 0})
     for name, tensor in tensors.items():
         parts = name.split(".")
@@ -172,33 +163,27 @@ def _find_network(
             if re.search(rf"(^|[._]){word}([._]|$)", prefix):
                 return prefix
     if len(equal) > 1 and best == 2 * len(own):
+        names = ", ".join(prefix[:-1] for prefix in equal)
         raise UserError(
-            f"{path} holds {len(equal)} networks that fit"
-            f" ({', '.join(prefix[:-1] for prefix in equal)}): save the one you want alone"
+            f"{path} holds {len(equal)} networks that fit ({names}): save the one you want alone"
         )
     return equal[0]
 
 
-def _without_heads(
-    own: dict[str, torch.Tensor], network: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Leaves out second names of the network's tensors, and modules that the network has not,
-    unless they convolve.
-    """
-    body = {_top(name) for name in own} | {
-        _top(name) for name, tensor in network.items() if tensor.dim() > 2
-    }
+def _without_heads(own: Tensors, network: Tensors) -> Tensors:
+    """Leaves out second names of tensors, and foreign modules unless they convolve."""
+    convolve = [name for name, tensor in network.items() if tensor.dim() > 2]
+    body = {_top(name) for name in (*own, *convolve)}
     used = {tensor.data_ptr() for name, tensor in network.items() if name in own}
-    return {
-        name: tensor
-        for name, tensor in network.items()
-        if name in own or (_top(name) in body and tensor.data_ptr() not in used)
-    }
+
+    def belongs(name: str) -> bool:
+        second_name = network[name].data_ptr() in used
+        return name in own or (_top(name) in body and not second_name)
+
+    return {name: tensor for name, tensor in network.items() if belongs(name)}
 
 
-def _check_match(
-    own: dict[str, torch.Tensor], network: dict[str, torch.Tensor], path: Path
-) -> None:
+def _check_match(own: Tensors, network: Tensors, path: Path) -> None:
     missing, unexpected = sorted(own.keys() - network.keys()), sorted(network.keys() - own.keys())
     common = own.keys() & network.keys()
     reshaped = sorted(name for name in common if not _fits(network[name], own[name]))
@@ -206,9 +191,9 @@ def _check_match(
         kinds = (("missing", missing), ("unexpected", unexpected), ("other shape", reshaped))
         examples = "; ".join(f"{what} {names[0]}" for what, names in kinds if names)
         raise UserError(
-            f"{path} does not fit: {len(common) - len(reshaped)} keys match, {len(missing)} are"
-            f" missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape or type"
-            f" ({examples}); does model.backbone match?"
+            f"{path} does not fit: {len(common) - len(reshaped)} keys match, "
+            f"{len(missing)} are missing, {len(unexpected)} unexpected, "
+            f"{len(reshaped)} of another shape or type ({examples}); does model.backbone match?"
         )
 
 
@@ -221,19 +206,15 @@ def _top(name: str) -> str:
     return name.split(".")[0]
 
 
-def _left_out(
-    tensors: dict[str, torch.Tensor], prefix: str, network: dict[str, torch.Tensor]
-) -> str:
-    """The modules that were not loaded, each by the first part of its name that is not the
-    network's, with its number of tensors.
+def _left_out(tensors: Tensors, prefix: str, network: Tensors) -> str:
+    """The modules that were not loaded, with their numbers of tensors.
+
+    Each by the first part of its name that is not the network's.
     """
     where = prefix.split(".")[:-1]
     counts = Counter()
     for name in tensors.keys() - {prefix + name for name in network}:
         parts = name.split(".")
-        shared = next(
-            (depth for depth, (part, other) in enumerate(zip(parts, where)) if part != other),
-            len(where),
-        )
-        counts[parts[shared]] += 1
+        shared = os.path.commonprefix([parts, where])
+        counts[parts[len(shared)]] += 1
     return ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))

@@ -1,6 +1,4 @@
-"""The weights that were best on a split, kept beside the checkpoints where ``run.select`` asks for
-them.
-"""
+"""The weights that were best on a split, kept where ``run.select`` asks for them."""
 
 from pathlib import Path
 

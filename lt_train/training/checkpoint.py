@@ -38,9 +38,7 @@ class CheckpointStore:
         self.folder, self.keep, self.world = folder, keep, world
 
     def save(self, step: int, meta: dict, write: Callable[[Path], None]) -> None:
-        """Save one checkpoint: ``write(folder)`` is called on every rank and may write any files
-        there.
-        """
+        """Save one checkpoint: every rank calls ``write(folder)``, which may write any files."""
         final = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{final.name}.partial"
         try:
@@ -62,23 +60,20 @@ class CheckpointStore:
                 raise
             reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"cannot write the checkpoint {final}: {reason}; is the disk full? The last good"
-                " one is kept"
+                f"cannot write the checkpoint {final}: {reason}; is the disk full? "
+                "The last good one is kept"
             ) from error
         self.world.barrier()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose checksums hold, or None."""
-        found = (
-            self._newest(sorted(self.folder.glob("step-*"), reverse=True))
-            if self.world.is_main
-            else None
-        )
-        return broadcast_object(found)
+        paths = sorted(self.folder.glob("step-*"), reverse=True)
+        return broadcast_object(self._newest(paths) if self.world.is_main else None)
 
     def find(self, step: int | None) -> Checkpoint | None:
-        """The checkpoint of ``step``, or a :class:`UserError` if there is none that holds; without
-        ``step``, the newest one.
+        """The checkpoint of ``step``, or without it the newest one.
+
+        A :class:`UserError` if there is none of that step whose checksums hold.
         """
         if step is None:
             return self.newest()
@@ -118,8 +113,9 @@ class CheckpointStore:
         fsync(folder)
 
     def _prune(self, newest: Path) -> None:
-        """Keep ``newest`` and those before it; later ones are damaged or of an abandoned run,
-        partial ones of killed saves.
+        """Keep ``newest`` and those before it.
+
+        Later ones are damaged or of an abandoned run, partial ones of killed saves.
         """
         found = sorted(self.folder.glob("step-*"))
         older = [path for path in found if path <= newest]

@@ -1,5 +1,4 @@
-"""One interface to two ways of training on many ranks: DDP (through accelerate) and DeepSpeed (ZeRO
-0 to 2).
+"""One interface to two ways of training on many ranks: DDP (by accelerate) and DeepSpeed (ZeRO).
 
 Both wrap the same method, average gradients over ranks, and keep batch norm's running statistics
 equal on all ranks, so that any rank's state is the run's state.
@@ -17,36 +16,29 @@ from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.methods.base import Method, Progress
-from lt_train.training.optim import make_optimizer
+from lt_train.training.optim import make_optimizer, trained_parameters
 
 
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
-    """The engine that ``config.engine.name`` names, with ``method`` on ``world.device`` in training
-    mode.
-    """
+    """The engine that ``config.engine.name`` names; ``method`` is moved to the device to train."""
     method.to(world.device).train()
     if config.engine.compile:
         for encoder in method.encoders():
             encoder.compile()
-    return {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}[config.engine.name](
-        config, method, world
-    )
+    engines = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
+    return engines[config.engine.name](config, method, world)
 
 
 class Engine:
-    """Forward, backward and step of one method; save and load of everything that a resumed run
-    needs.
-    """
+    """Forward, backward and step of one method; save and load of all that a resumed run needs."""
 
-    STATE_FILE = (  # in a checkpoint of either engine: a dict whose "method" is the method's state
-        "state.pt"
-    )
+    # in a checkpoint of either engine: a dict whose "method" is the method's state
+    STATE_FILE = "state.pt"
 
     def __init__(self, config: Config, method: Method, world: World):
         self.config, self.method, self.world = config, method, world
-        self.dtype = (
-            torch.bfloat16 if uses_bf16(config.engine.precision, world.device) else torch.float32
-        )
+        bf16 = uses_bf16(config.engine.precision, world.device)
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
         self._statistics: SharedStatistics | None = None
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -81,9 +73,7 @@ class Engine:
 
 
 class DDPEngine(Engine):
-    """torch's DistributedDataParallel, set up by accelerate; a single process is not wrapped at
-    all.
-    """
+    """torch's DistributedDataParallel, set up by accelerate; a single process is not wrapped."""
 
     def __init__(self, config: Config, method: Method, world: World):
         super().__init__(config, method, world)
@@ -97,15 +87,12 @@ class DDPEngine(Engine):
             ],
         )
         method.to(memory_format=torch.channels_last)
-        # Only the model: a prepared loader may repeat samples, a prepared schedule steps once a
-        # rank
+        # only the model: a prepared loader may repeat samples, a prepared schedule step once a rank
         self.optimizer = make_optimizer(config.optim, method)
         self.wrapped = self.accelerator.prepare_model(method)
         if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             raise RuntimeError("accelerate did not wrap the method for several ranks")
-        self._trained = [
-            parameter for group in self.optimizer.param_groups for parameter in group["params"]
-        ]
+        self._trained = trained_parameters(method)
         self._statistics = SharedStatistics(method, world)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -121,10 +108,9 @@ class DDPEngine(Engine):
 
     def save(self, folder: Path) -> None:
         if self.world.is_main:
-            torch.save(
-                {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()},
-                folder / self.STATE_FILE,
-            )
+            optimizer = self.optimizer.state_dict()
+            state = {"method": self.method.state_dict(), "optimizer": optimizer}
+            torch.save(state, folder / self.STATE_FILE)
 
     def load(self, folder: Path) -> None:
         state = torch.load(folder / self.STATE_FILE, map_location="cpu", weights_only=True)
@@ -133,21 +119,15 @@ class DDPEngine(Engine):
 
 
 class DeepSpeedEngine(Engine):
-    """DeepSpeed, called directly: accelerate's own route falls back to DDP without a word on CPU
-    ranks.
-    """
+    """DeepSpeed, called directly: accelerate's own route falls back to DDP in silence on CPUs."""
 
     TAG = "deepspeed"
 
     def __init__(self, config: Config, method: Method, world: World):
         super().__init__(config, method, world)
         if world.size == 1 and not dist.is_initialized():
-            dist.init_process_group(
-                "gloo" if world.device.type == "cpu" else "nccl",
-                store=dist.HashStore(),
-                rank=0,
-                world_size=1,
-            )
+            backend = "gloo" if world.device.type == "cpu" else "nccl"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         if world.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
@@ -182,27 +162,24 @@ class DeepSpeedEngine(Engine):
 
     def save(self, folder: Path) -> None:
         self.wrapped.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
-        if (
-            self.world.is_main
-        ):  # once more, in a form that loads without DeepSpeed and without trusting a pickle
+        if self.world.is_main:
+            # once more, in a form that loads without DeepSpeed and without trusting a pickle
             torch.save({"method": self.method.state_dict()}, folder / self.STATE_FILE)
 
     def load(self, folder: Path) -> None:
-        # ZeRO cuts the optimizer's state into one part a rank, which the next run must have as many
-        # of
+        # ZeRO cuts the optimizer's state into a part a rank: the next run must have as many ranks
         parts = len(list((folder / self.TAG).glob("zero_pp_rank_*")))
         if parts != (self.world.size if self.config.engine.zero_stage else 0):
             raise UserError(
-                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO"
-                f" {'1 or 2' if parts else 'off'} and can only go on so; start it the same way, or"
-                " train with engine.name=ddp, which resumes on any number of ranks"
+                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO "
+                f"{'1 or 2' if parts else 'off'} and can only go on so; start it the same way, "
+                "or train with engine.name=ddp, which resumes on any number of ranks"
             )
         self.wrapped.load_checkpoint(str(folder), tag=self.TAG)
 
 
 class SharedStatistics:
-    """Keeps the running statistics of all training batch norms equal on all ranks: their mean,
-    every step.
+    """Keeps the running statistics of batch norms equal on all ranks: their mean, every step.
 
     Neither engine does: DDP would copy rank 0's, DeepSpeed leaves each rank its own. The statistics
     become views of one flat tensor, so that this is one small all_reduce without copies, hidden
@@ -211,21 +188,16 @@ class SharedStatistics:
 
     def __init__(self, method: Method, world: World):
         self.ranks, self._work = world.size, None
-        norms = [
-            module
-            for module in method.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            and module.training
-            and module.running_mean is not None
-        ]
-        sizes = [norm.num_features for norm in norms for _ in ("mean", "var")]
-        self.flat = torch.zeros(sum(sizes), device=world.device)
-        views = iter(self.flat.split(sizes))
-        for norm in norms:
-            for name in ("running_mean", "running_var"):
-                view = next(views)
-                view.copy_(getattr(norm, name))
-                setattr(norm, name, view)
+        batch_norm = nn.modules.batchnorm._BatchNorm
+        norms = [module for module in method.modules() if isinstance(module, batch_norm)]
+        norms = [norm for norm in norms if norm.training and norm.running_mean is not None]
+        sizes = [norm.num_features for norm in norms]
+        total = sum(sizes)
+        self.flat = torch.zeros(2 * total, device=world.device)
+        means, variances = self.flat.split([total, total])
+        for norm, mean, variance in zip(norms, means.split(sizes), variances.split(sizes)):
+            norm.running_mean = mean.copy_(norm.running_mean)
+            norm.running_var = variance.copy_(norm.running_var)
 
     def start_sync(self) -> None:
         if self.ranks > 1 and len(self.flat):
@@ -240,15 +212,12 @@ class SharedStatistics:
 
 def autocast(config: Config, world: World) -> torch.autocast:
     """The precision in which a run computes, as a context."""
-    return torch.autocast(
-        world.device.type, torch.bfloat16, enabled=uses_bf16(config.engine.precision, world.device)
-    )
+    bf16 = uses_bf16(config.engine.precision, world.device)
+    return torch.autocast(world.device.type, torch.bfloat16, enabled=bf16)
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as told, or for "auto" where the device has instructions for
-    it.
-    """
+    """Whether to compute in bfloat16: as told, or for "auto" where the device has it built in."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

@@ -69,19 +69,19 @@ class Window:
         ``waited``: seconds for batches since the start of training.
         """
         seconds = time.monotonic() - self.started
-        columns = {name: [step[name] for step in self.outputs] for name in self.outputs[0]}
-        stacked = {name: torch.stack(column).double() for name, column in columns.items()}
+        stacked = {}
+        for name in self.outputs[0]:
+            stacked[name] = torch.stack([step[name] for step in self.outputs]).double()
         losses = stacked.pop("loss")
-        flags = {"waits": (waited - self.waited) / max(seconds, 1e-9), "bad": bad_samples}
-        sums = all_reduce_named(
-            {
-                "losses": losses * self.batch_share,
-                **{f"mean {name}": own.mean() * self.batch_share for name, own in stacked.items()},
-                **{name: losses.new_tensor(flag) for name, flag in flags.items()},
-                "leave": losses.new_tensor(leave),
-            }
-        )
-        ranks = self.world.size
+        own = {
+            "losses": losses * self.batch_share,
+            "waits": losses.new_tensor((waited - self.waited) / max(seconds, 1e-9)),
+            "bad": losses.new_tensor(bad_samples),
+            "leave": losses.new_tensor(leave),
+        }
+        for name, values in stacked.items():
+            own[f"mean {name}"] = values.mean() * self.batch_share
+        sums, ranks = all_reduce_named(own), self.world.size
         summary = Summary(
             losses=(sums["losses"] / ranks).tolist(),
             means={name: float(sums[f"mean {name}"]) / ranks for name in stacked},

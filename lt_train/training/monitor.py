@@ -16,12 +16,13 @@ from rich.progress import (
 )
 
 from lt_train.console import Every, console, say
+from lt_train.files import write_atomically
 
 
 class Monitor:
     """Records of one run: ``record`` at log steps, ``evaluated`` after an evaluation.
 
-    Use as a context manager.
+    A context manager.
     """
 
     def __init__(self, folder: Path, first_step: int, last_step: int, enabled: bool):
@@ -90,10 +91,10 @@ class Monitor:
                 self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
 
     def _drop_after(self, step: int) -> None:
-        """Forget records past the checkpoint that the run goes on from: it will write them again."""
+        """Forget records past the checkpoint that the run goes on from: it writes them again."""
         if self._file.exists():
             lines = self._file.read_text().splitlines(keepends=True)
             kept = [
                 line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
             ]
-            self._file.write_text("".join(kept))
+            write_atomically(self._file, "".join(kept).encode())

@@ -10,11 +10,15 @@ from lt_train.config.schema import Config, OptimConfig, labeled_batch
 from lt_train.methods.base import Progress
 
 
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Those that are not frozen, in the module's order."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
     """SGD over the parameters that are trained; the loop sets the learning rate of every step."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return torch.optim.SGD(
-        trained,
+        trained_parameters(module),
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -39,10 +43,8 @@ class Schedule:
         self.steps_per_epoch = positions_per_epoch / self.batch_size
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.epochs = config.epochs
-        scale = (
-            config.global_batch_size / config.optim.lr_batch_size if config.optim.scale_lr else 1.0
-        )
-        self.base_lr = config.optim.lr * scale
+        scale = config.global_batch_size / self.optim.lr_batch_size
+        self.base_lr = self.optim.lr * (scale if self.optim.scale_lr else 1.0)
 
     def epoch(self, step: int) -> float:
         """How many epochs lie before ``step``."""

@@ -224,7 +224,7 @@ class Trainer:
                 ) from error
 
     def _resume(self) -> tuple[int, float]:
-        """Step and seconds of the newest valid checkpoint, its state loaded; zeros for a new run."""
+        """Step and seconds of the newest checkpoint, its state loaded; zeros for a new run."""
         checkpoint = self.store.newest() if self.config.resume.enabled else None
         if checkpoint is None:
             return 0, 0.0
