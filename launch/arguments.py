@@ -16,7 +16,7 @@ def make_parser(program: str, description: str) -> argparse.ArgumentParser:
         "overrides",
         metavar="key=value",
         nargs="*",
-        help="or +VARIANT, for every stage; STAGE:key=value for one stage of a pipeline",
+        help="or +NAME, for every stage; STAGE:key=value for one stage of a pipeline",
     )
     parser.add_argument(
         "--list",

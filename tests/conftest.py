@@ -1,6 +1,4 @@
-"""Small data sets for all tests, made in temporary folders: nothing outside the repository is
-needed.
-"""
+"""Small data sets for all tests, made in temporary folders; nothing else is needed."""
 
 import argparse
 import os
@@ -16,9 +14,8 @@ from PIL import Image
 
 from data_prep.reading.source import Source, SourceSplit
 from data_prep.sets import demo
-from data_prep.writing.plan import make_plan
-from data_prep.writing.shards import write
 from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
+from tests.helpers.sources import prepared
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class SmallSet:
-    """A prepared data set of 32x32 images whose pixels and labels are known, in the order of their
-    keys.
-    """
+    """A prepared set of 32 x 32 images with known pixels and labels, in the order of their keys."""
 
     root: Path
     pixels: np.ndarray  # (N, 32, 32, 3) uint8
@@ -58,22 +53,12 @@ def prepare(tmp_path_factory) -> Callable[..., Path]:
     ) -> Path:
         out = tmp_path_factory.mktemp("prepared") / "set"
         classes = classes or 1 + max(max(labels) for _, labels in splits.values())
-        source = Source(
-            "set",
-            [f"class_{label}" for label in range(classes)],
-            {
-                name: SourceSplit(
-                    np.asarray(labels),
-                    [f"{index:05d}" for index in range(len(labels))],
-                    Encoded(contents),
-                )
-                for name, (contents, labels) in splits.items()
-            },
-        )
-        write(
-            make_plan(source, out, 0, samples_per_shard), 1, 0.0, "tests", lambda images, size: None
-        )
-        return out
+        parts = {}
+        for name, (contents, labels) in splits.items():
+            keys = [f"{index:05d}" for index in range(len(labels))]
+            parts[name] = SourceSplit(np.asarray(labels), keys, Encoded(contents))
+        source = Source("set", [f"class_{label}" for label in range(classes)], parts)
+        return prepared(source, out, samples_per_shard)
 
     return make
 
@@ -83,32 +68,23 @@ def demo_root(tmp_path_factory) -> Path:
     """The demo data set: 60 ... 3 training images a class, 5 for validation and test, in several
     shards a split.
     """
-    out = tmp_path_factory.mktemp("demo") / "demo"
-    source = demo.make_source(
-        argparse.Namespace(largest=60, imbalance_ratio=20, val=5, test=5, seed=0)
-    )
-    write(make_plan(source, out, 0, 25), 1, 0.0, "tests", lambda images, size: None)
-    return out
+    sizes = argparse.Namespace(largest=60, imbalance_ratio=20, val=5, test=5, seed=0)
+    return prepared(demo.make_source(sizes), tmp_path_factory.mktemp("demo") / "demo", 25)
 
 
 @pytest.fixture(scope="session")
 def small(prepare) -> SmallSet:
-    """Long-tailed noise: 12, 6, 3 and 2 training images of four classes; the same in the splits
-    ``val`` and ``test``.
-    """
+    """Long-tailed noise: 12, 6, 3 and 2 images of four classes, the same in all three splits."""
     labels = np.repeat(np.arange(4), [12, 6, 3, 2])
     pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 32, 32, 3), dtype=np.uint8)
     contents = [encode(Image.fromarray(image), "PNG") for image in pixels]
-    return SmallSet(
-        prepare({split: (contents, labels) for split in ("train", "val", "test")}), pixels, labels
-    )
+    root = prepare(dict.fromkeys(("train", "val", "test"), (contents, labels)))
+    return SmallSet(root, pixels, labels)
 
 
 @pytest.fixture(scope="session")
 def photos() -> dict[str, bytes]:
-    """Real-looking JPEGs by name: landscape, portrait, tiny, long, progressive, grayscale, rotated
-    by EXIF, ...
-    """
+    """Real-looking JPEGs by name, of all kinds that a decoder may meet."""
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = ROTATED_BY_90
     kinds = {
@@ -125,17 +101,13 @@ def photos() -> dict[str, bytes]:
     generator = np.random.default_rng(0)
     images = {name: smooth_image(generator, *size) for name, (size, _) in kinds.items()}
     images["grayscale"] = images["grayscale"].convert("L")
-    return {
-        name: encode(images[name], "JPEG", quality=90, **options)
-        for name, (_, options) in kinds.items()
-    }
+    every = kinds.items()
+    return {name: encode(images[name], "JPEG", quality=90, **own) for name, (_, own) in every}
 
 
 @pytest.fixture
 def damaged_copy(tmp_path) -> Callable[..., Path]:
-    """Function that copies a data set and flips one byte in the middle of each of the given images
-    of a split.
-    """
+    """Function that copies a data set and flips a bit in the middle of some images of a split."""
 
     def make(root: Path, sample_ids: Iterable[int] = (), split: str = "train") -> Path:
         copy = Path(shutil.copytree(root, tmp_path / "damaged"))

@@ -31,7 +31,8 @@ def folder(tmp_path_factory) -> Path:
     for line in commands.splitlines():
         words = shlex.split(line)
         assert words[:2] == ["python", "-m"]
-        done = subprocess.run([sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True)
+        command = [sys.executable, *words[1:]]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -1,6 +1,4 @@
-"""RandAugment: pixels against torchvision's, operations equally likely, and samples that do not
-touch each other.
-"""
+"""RandAugment: pixels against torchvision's, operations equally likely, samples on their own."""
 
 import numpy as np
 import pytest
@@ -30,18 +28,11 @@ def pictures(side: int) -> torch.Tensor:
     """(8, side, side, 3) uint8: noise, smooth, dark, of one colour, black and white."""
     generator = torch.Generator().manual_seed(side)
     noise = torch.randint(0, 256, (2, 3, side, side), generator=generator).float()
-    smooth = interpolate(
-        torch.randint(0, 256, (2, 3, 5, 5), generator=generator).float(),
-        (side, side),
-        mode="bilinear",
-    )
+    coarse = torch.randint(0, 256, (2, 3, 5, 5), generator=generator).float()
+    smooth = interpolate(coarse, (side, side), mode="bilinear")
     flat = torch.tensor([17.0, 0.0, 255.0])[:, None, None, None].expand(3, 3, side, side)
-    return (
-        torch.cat([noise, smooth, smooth[:1] / 4 + 20, flat])
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
+    images = torch.cat([noise, smooth, smooth[:1] / 4 + 20, flat])
+    return images.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Tensor:
@@ -51,9 +42,8 @@ def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Te
     for operation, negative in zip(drawn.operation[row], drawn.negative[row]):
         name = THEIR_NAMES[operation]
         magnitude = float(space[name][0][drawn.magnitude]) if space[name][0].ndim else 0.0
-        image = _apply_op(
-            image, name, -magnitude if negative else magnitude, InterpolationMode.NEAREST, None
-        )
+        signed = -magnitude if negative else magnitude
+        image = _apply_op(image, name, signed, InterpolationMode.NEAREST, None)
     return image.permute(1, 2, 0)
 
 
@@ -61,7 +51,7 @@ def test_operations_are_those_of_torchvision():
     space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, (32, 32))
     assert list(space) == THEIR_NAMES
     assert [signed for _, signed in space.values()] == SIGNED.tolist()
-    assert [name.replace("_", "") for name in NAMES] == [name.lower() for name in THEIR_NAMES]
+    assert [name.replace("_", "") for name in NAMES] == list(map(str.lower, THEIR_NAMES))
 
 
 @pytest.mark.parametrize("side", [32, 61])
@@ -70,15 +60,12 @@ def test_every_operation_gives_torchvisions_pixels(operation, side):
     """A batch of either sign, bit for bit, at every magnitude."""
     pixels = pictures(side)
     signs = np.arange(len(pixels))[:, None] % 2 == 1
+    operations, negative = np.full_like(signs, operation, np.int64), signs & SIGNED[operation]
     for start in (pixels, pixels.flip(0)):
         for magnitude in (0, 1, 2, 7, 10, 15, 23, 30):
-            drawn = Operations(
-                np.full_like(signs, operation, np.int64), signs & SIGNED[operation], magnitude
-            )
-            expected = torch.stack(
-                [by_torchvision(image, drawn, row) for row, image in enumerate(start)]
-            )
-            assert torch.equal(apply_operations(start, drawn), expected), magnitude
+            drawn = Operations(operations, negative, magnitude)
+            images = [by_torchvision(image, drawn, row) for row, image in enumerate(start)]
+            assert torch.equal(apply_operations(start, drawn), torch.stack(images)), magnitude
 
 
 def test_operations_of_a_mixed_batch_follow_one_another():
@@ -91,15 +78,13 @@ def test_operations_of_a_mixed_batch_follow_one_another():
 
 
 def alone(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
-    rows = [slice(row, row + 1) for row in range(len(pixels))]
-    return torch.cat(
-        [
-            apply_operations(
-                pixels[row], Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude)
-            )
-            for row in rows
-        ]
-    )
+    """Each sample in a batch of its own."""
+
+    def apply(row: slice) -> torch.Tensor:
+        own = Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude)
+        return apply_operations(pixels[row], own)
+
+    return torch.cat([apply(slice(row, row + 1)) for row in range(len(pixels))])
 
 
 def test_a_sample_is_the_same_alone_as_in_a_batch():
@@ -138,10 +123,8 @@ def test_operations_and_signs_are_drawn_equally_often():
         assert len(counts) == 14 and np.abs(counts - samples / 14).max() < 4 * np.sqrt(samples / 14)
     for operation, signed in enumerate(SIGNED):
         negative = drawn.negative[drawn.operation == operation]
-        assert (
-            abs(negative.mean() - 0.5 * signed) < 4 * 0.5 / np.sqrt(len(negative)) * signed + 1e-9
-        )
+        error = abs(negative.mean() - 0.5 * signed)
+        assert error < 4 * 0.5 / np.sqrt(len(negative)) * signed + 1e-9
     pairs = np.bincount(drawn.operation @ [14, 1], minlength=196)
-    assert abs(((pairs - samples / 196) ** 2 / (samples / 196)).sum() - 195) < 4 * np.sqrt(
-        2 * 195
-    ), "first and second independently"
+    chi_square = ((pairs - samples / 196) ** 2 / (samples / 196)).sum()
+    assert abs(chi_square - 195) < 4 * np.sqrt(2 * 195), "first and second independently"

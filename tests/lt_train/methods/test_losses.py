@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lt_train.config.schema import LossConfig
+from lt_train.config.schema import LOSSES, LossConfig
 from lt_train.methods.losses import (
-    LOSSES,
     Criterion,
     class_weights,
     label_smoothing,
@@ -24,9 +23,8 @@ SCALE = 7.0  # of a cosine classifier
 
 def make_batch(size: int = 12, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(size)
-    return 3 * torch.randn(size, classes, generator=generator), torch.randint(
-        0, classes, (size,), generator=generator
-    )
+    logits = 3 * torch.randn(size, classes, generator=generator)
+    return logits, torch.randint(0, classes, (size,), generator=generator)
 
 
 def loss_of(
@@ -47,9 +45,8 @@ def mean_over(logits: torch.Tensor, labels: torch.Tensor, loss) -> float:
 
 def test_cross_entropy_is_torchs():
     logits, labels = make_batch()
-    assert loss_of(LossConfig(), logits, labels) == pytest.approx(
-        float(F.cross_entropy(logits, labels)), rel=1e-6
-    )
+    expected = float(F.cross_entropy(logits, labels))
+    assert loss_of(LossConfig(), logits, labels) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
@@ -59,17 +56,16 @@ def test_focal_weights_a_sample_by_how_wrong_it_is(gamma):
         return (1 - math.exp(-loss)) ** gamma * loss
 
     logits, labels = make_batch()
-    assert loss_of(LossConfig("focal", gamma=gamma), logits, labels) == pytest.approx(
-        mean_over(logits, labels, focal), rel=1e-5
-    )
+    expected = mean_over(logits, labels, focal)
+    actual = loss_of(LossConfig("focal", gamma=gamma), logits, labels)
+    assert actual == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 def test_focal_has_a_finite_gradient_where_the_network_is_certain(gamma):
     logits = torch.tensor([[60.0, 0.0, 0.0, 0.0], [0.0, 0.0, 60.0, 0.0]], requires_grad=True)
-    Criterion(LossConfig("focal", gamma=gamma), COUNTS)(
-        logits, torch.tensor([0, 1]), 0.0
-    ).backward()
+    criterion = Criterion(LossConfig("focal", gamma=gamma), COUNTS)
+    criterion(logits, torch.tensor([0, 1]), 0.0).backward()
     assert logits.grad.isfinite().all() and logits.grad[0].abs().max() < 1e-6
     torch.testing.assert_close(logits.grad[1], torch.tensor([0.0, -0.5, 0.5, 0.0]))
 
@@ -78,11 +74,9 @@ def test_ldam_lowers_the_true_cosine_by_the_classs_margin():
     """Cao et al. 2019, equation 12, with s = 7 and margins 0.5 * (n / 4)^(-1/4)."""
 
     def ldam(cosines: list[float], label: int) -> float:
-        margin = 0.5 * (COUNTS[label].item() / 4) ** -0.25
-        return softmax_loss(
-            [SCALE * (cosine - margin * (index == label)) for index, cosine in enumerate(cosines)],
-            label,
-        )
+        lowered = list(cosines)
+        lowered[label] -= 0.5 * (COUNTS[label].item() / 4) ** -0.25
+        return softmax_loss([SCALE * cosine for cosine in lowered], label)
 
     logits, labels = make_batch()
     cosines = logits.tanh()
@@ -101,45 +95,36 @@ def test_balanced_softmax_counts_a_class_by_its_samples():
         return -math.log(parts[label] / sum(parts))
 
     logits, labels = make_batch()
-    assert loss_of(LossConfig("balanced_softmax"), logits, labels) == pytest.approx(
-        mean_over(logits, labels, balanced), rel=1e-5
-    )
+    actual = loss_of(LossConfig("balanced_softmax"), logits, labels)
+    assert actual == pytest.approx(mean_over(logits, labels, balanced), rel=1e-5)
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.5, 2.0])
 def test_logit_adjustment_adds_tau_times_the_log_prior(tau):
+    log_prior = [math.log(count / COUNTS.sum()) for count in COUNTS]
+
     def adjusted(row: list[float], label: int) -> float:
-        return softmax_loss(
-            [
-                logit + tau * math.log(count / COUNTS.sum())
-                for logit, count in zip(row, COUNTS.tolist())
-            ],
-            label,
-        )
+        return softmax_loss([logit + tau * log for logit, log in zip(row, log_prior)], label)
 
     logits, labels = make_batch()
-    assert loss_of(LossConfig("logit_adjustment", tau=tau), logits, labels) == pytest.approx(
-        mean_over(logits, labels, adjusted), rel=1e-5
-    )
+    actual = loss_of(LossConfig("logit_adjustment", tau=tau), logits, labels)
+    assert actual == pytest.approx(mean_over(logits, labels, adjusted), rel=1e-5)
 
 
 def smoothed(row: list[float], label: int, smoothing: float) -> float:
     losses = [softmax_loss(row, index) for index in range(len(row))]
-    return (1 - smoothing) * losses[label] + smoothing / (len(row) - 1) * (
-        sum(losses) - losses[label]
-    )
+    of_others = (sum(losses) - losses[label]) / (len(row) - 1)
+    return (1 - smoothing) * losses[label] + smoothing * of_others
 
 
 def test_label_smoothing_shares_it_among_the_other_classes():
     logits, labels = make_batch()
+    actual = loss_of(LossConfig(label_smoothing=0.2), logits, labels)
     expected = mean_over(logits, labels, lambda row, label: smoothed(row, label, 0.2))
-    assert loss_of(LossConfig(label_smoothing=0.2), logits, labels) == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert actual == pytest.approx(expected, rel=1e-5)
     # torch shares it among all classes, the true one too
-    assert loss_of(LossConfig(label_smoothing=0.2), logits, labels) == pytest.approx(
-        float(F.cross_entropy(logits, labels, label_smoothing=0.2 * 4 / 3)), rel=1e-5
-    )
+    torchs = F.cross_entropy(logits, labels, label_smoothing=0.2 * 4 / 3)
+    assert actual == pytest.approx(float(torchs), rel=1e-5)
 
 
 def test_label_aware_smoothing_goes_from_the_tails_to_the_heads_along_a_sine():
@@ -150,16 +135,15 @@ def test_label_aware_smoothing_goes_from_the_tails_to_the_heads_along_a_sine():
     assert smoothing[4].item() == pytest.approx(0.1 + 0.3 * math.sin(math.pi / 4))
     assert (smoothing[counts.argsort()].diff() >= 0).all() and smoothing[2] == smoothing[5]
     logits, labels = make_batch(classes=6)
-    expected = mean_over(
-        logits, labels, lambda row, label: smoothed(row, label, smoothing[label].item())
-    )
+    own = smoothing.tolist()
+    expected = mean_over(logits, labels, lambda row, label: smoothed(row, label, own[label]))
     assert loss_of(config, logits, labels, class_counts=counts) == pytest.approx(expected, rel=1e-5)
 
 
 def test_classes_of_one_size_are_smoothed_alike():
-    assert label_smoothing(
-        torch.full((3,), 7.0), LossConfig(label_aware_smoothing=(0.4, 0.1))
-    ).tolist() == pytest.approx([0.1] * 3)
+    config = LossConfig(label_aware_smoothing=(0.4, 0.1))
+    smoothing = label_smoothing(torch.full((3,), 7.0), config)
+    assert smoothing.tolist() == pytest.approx([0.1] * 3)
 
 
 # weights
@@ -167,9 +151,8 @@ def test_classes_of_one_size_are_smoothed_alike():
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 0.9999])
 def test_class_weights_follow_the_effective_number_and_sum_to_the_classes(beta):
-    weights = class_weights(
-        COUNTS.double(), LossConfig(class_weights="effective_number", beta=beta)
-    )
+    config = LossConfig(class_weights="effective_number", beta=beta)
+    weights = class_weights(COUNTS.double(), config)
     raw = [(1 - beta) / (1 - beta**count) for count in COUNTS.tolist()]
     assert weights.tolist() == pytest.approx([len(raw) * value / sum(raw) for value in raw])
 
@@ -177,18 +160,16 @@ def test_class_weights_follow_the_effective_number_and_sum_to_the_classes(beta):
 def test_inverse_weights_are_the_limit_of_the_effective_number():
     inverse = class_weights(COUNTS.double(), LossConfig(class_weights="inverse"))
     assert (inverse * COUNTS).tolist() == pytest.approx([inverse[0].item() * 900] * 4)
-    limit = class_weights(
-        COUNTS.double(), LossConfig(class_weights="effective_number", beta=1 - 1e-9)
-    )
+    config = LossConfig(class_weights="effective_number", beta=1 - 1e-9)
+    limit = class_weights(COUNTS.double(), config)
     assert inverse.tolist() == pytest.approx(limit.tolist(), rel=1e-5)
 
 
 def test_classes_without_samples_have_no_part_in_the_weights():
     config = LossConfig(class_weights="effective_number")
     without = class_weights(torch.tensor([50.0, 5.0]), config)
-    assert class_weights(torch.tensor([50.0, 0.0, 5.0]), config).tolist() == pytest.approx(
-        [without[0].item(), 0, without[1].item()]
-    )
+    weights = class_weights(torch.tensor([50.0, 0.0, 5.0]), config)
+    assert weights.tolist() == pytest.approx([without[0].item(), 0, without[1].item()])
     assert without.sum().item() == pytest.approx(2)
 
 
@@ -197,9 +178,8 @@ def test_the_weighted_loss_is_torchs(name):
     logits, labels = make_batch()
     config = LossConfig(class_weights=name)
     weights = class_weights(COUNTS.double(), config).float()
-    assert loss_of(config, logits, labels) == pytest.approx(
-        float(F.cross_entropy(logits, labels, weights)), rel=1e-5
-    )
+    expected = float(F.cross_entropy(logits, labels, weights))
+    assert loss_of(config, logits, labels) == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_of_samples_and_of_classes_multiply():
@@ -208,9 +188,8 @@ def test_weights_of_samples_and_of_classes_multiply():
     of_samples = torch.linspace(0.5, 2, len(labels))
     weights = of_samples * class_weights(COUNTS.double(), config).float()[labels]
     expected = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
-    assert float(Criterion(config, COUNTS)(logits, labels, 0.0, of_samples)) == pytest.approx(
-        float(expected), rel=1e-5
-    )
+    actual = Criterion(config, COUNTS)(logits, labels, 0.0, of_samples)
+    assert float(actual) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -219,16 +198,10 @@ def test_deferred_weights_start_at_their_epoch(name):
     plain = LossConfig(name)
     deferred = LossConfig(name, class_weights="effective_number", weights_from_epoch=160)
     weighted = LossConfig(name, class_weights="effective_number")
-    assert (
-        loss_of(deferred, logits, labels, 159.99)
-        == loss_of(plain, logits, labels)
-        != loss_of(weighted, logits, labels)
-    )
-    assert (
-        loss_of(deferred, logits, labels, 160.0)
-        == loss_of(deferred, logits, labels, 199.9)
-        == loss_of(weighted, logits, labels)
-    )
+    before, at_once = loss_of(plain, logits, labels), loss_of(weighted, logits, labels)
+    assert loss_of(deferred, logits, labels, 159.99) == before != at_once
+    for epoch in (160.0, 199.9):
+        assert loss_of(deferred, logits, labels, epoch) == at_once
 
 
 @pytest.mark.parametrize("weights", ["none", "inverse", "effective_number"])
@@ -237,17 +210,12 @@ def test_a_class_without_samples_leaves_loss_and_gradient_finite(name, weights):
     logits, labels = make_batch()
     labels = labels.where(labels != 2, 0)
     smoothing = {} if name == "focal" else {"label_aware_smoothing": (0.3, 0.1)}
-    rule = Criterion(
-        LossConfig(name, class_weights=weights, **smoothing), torch.tensor([900, 120, 0, 4]), 5.0
-    )
-    loss = rule(logits.requires_grad_(), labels, 0.0)
+    config = LossConfig(name, class_weights=weights, **smoothing)
+    criterion = Criterion(config, torch.tensor([900, 120, 0, 4]), 5.0)
+    loss = criterion(logits.requires_grad_(), labels, 0.0)
     loss.backward()
-    assert (
-        loss.isfinite()
-        and loss > 0
-        and logits.grad.isfinite().all()
-        and (logits.grad.abs().sum(1) > 0).all()
-    )
+    assert loss.isfinite() and loss > 0
+    assert logits.grad.isfinite().all() and (logits.grad.abs().sum(1) > 0).all()
 
 
 def test_a_weighted_mean_does_not_depend_on_the_weights_unit():
@@ -257,5 +225,5 @@ def test_a_weighted_mean_does_not_depend_on_the_weights_unit():
     assert float(weighted_mean(losses, 1000 * weights)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_tables_of_a_rule_are_no_part_of_a_checkpoint():
+def test_the_tables_of_a_criterion_are_no_part_of_a_checkpoint():
     assert not Criterion(LossConfig("ldam"), COUNTS).state_dict()

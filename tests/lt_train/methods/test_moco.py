@@ -9,15 +9,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_train.config.schema import Config, KnnConfig, MocoConfig, ModelConfig, OptimConfig
-from lt_train.data.order import batch_slice
-from lt_train.distributed import World
-from lt_train.methods.metrics import knn_scores
+from lt_train.data.batch import Batch
+from lt_train.distributed import World, rank_share
+from lt_train.methods.base import Counts
 from lt_train.methods.moco import Moco, _permutation
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import make_projector
-from lt_train.models.split_batch_norm import split_batch_norms
 from lt_train.training.optim import make_optimizer
-from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
+from tests.helpers.batches import make_batch, rows_of
+from tests.helpers.ranks import run_on_ranks
+from tests.helpers.small_methods import progress_of
 
 STEPS = 4
 QUEUE_SIZE = 10
@@ -25,9 +26,8 @@ MOMENTUM = 0.9
 TEMPERATURE = 0.3
 BATCH_SIZES = (3, 7, 12)  # on several ranks
 CLASS_COUNTS = torch.tensor([4, 2, 1])
-Groups = list[
-    np.ndarray
-]  # images, as places in the global batch, that share batch norm's statistics
+# images, as places in the global batch, that share batch norm's statistics
+Groups = list[np.ndarray]
 
 
 def make_config(global_batch_size: int, bn_splits: int = 1) -> Config:
@@ -44,20 +44,21 @@ def make_config(global_batch_size: int, bn_splits: int = 1) -> Config:
 
 def make_method(config: Config) -> Moco:
     torch.manual_seed(0)
-    method = Moco(config, CLASS_COUNTS)
+    method = Moco(config, Counts.of(CLASS_COUNTS))
     method.prepare()
     return method
 
 
-def global_batch(size: int, step: int) -> dict:
+def global_batch(size: int, step: int) -> Batch:
     """Two views and labels of batch ``step``."""
     generator = torch.Generator().manual_seed(step)
     views = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(2)]
-    return {"views": views, "label": torch.randint(0, 3, (size,), generator=generator)}
+    return make_batch(views, torch.randint(0, 3, (size,), generator=generator))
 
 
-def rows_of(batch: dict, rows: np.ndarray) -> dict:
-    return {"views": [view[rows] for view in batch["views"]], "label": batch["label"][rows]}
+def shares_of(size: int, ranks: int) -> Groups:
+    """The places that each rank has in the global batch."""
+    return [np.asarray(rank_share(size, rank, ranks)) for rank in range(ranks)]
 
 
 def oldest_first(queue: torch.Tensor, pointer: torch.Tensor) -> torch.Tensor:
@@ -70,10 +71,8 @@ class StraightMoco:
     """
 
     def __init__(self, method: Moco):
-        self.query, self.key = (
-            self._network(method.query_encoder),
-            self._network(method.key_encoder),
-        )
+        self.query = self._network(method.query_encoder)
+        self.key = self._network(method.key_encoder)
         self.queue = method.queue.clone()
 
     @staticmethod
@@ -83,13 +82,13 @@ class StraightMoco:
         network[1].load_state_dict(encoder.projector.state_dict())
         return network
 
-    def losses(self, batch: dict, query_groups: Groups, key_groups: Groups) -> torch.Tensor:
+    def losses(self, batch: Batch, query_groups: Groups, key_groups: Groups) -> torch.Tensor:
         """InfoNCE of each image; its keys enter the queue."""
         with torch.no_grad():
             for key, query in zip(self.key.parameters(), self.query.parameters()):
                 key.copy_(MOMENTUM * key + (1 - MOMENTUM) * query)
-            keys = self._encode(self.key, batch["views"][1], key_groups)
-        queries = self._encode(self.query, batch["views"][0], query_groups)
+            keys = self._encode(self.key, batch.views[1], key_groups)
+        queries = self._encode(self.query, batch.views[0], query_groups)
         positive = (queries * keys).sum(1) / TEMPERATURE
         negative = torch.einsum("bd,kd->bk", queries, self.queue) / TEMPERATURE
         self.queue = torch.cat([self.queue, keys])[-len(self.queue) :]
@@ -103,7 +102,7 @@ class StraightMoco:
 
 def shuffled_groups(config: Config, step: int, ranks: int) -> Groups:
     order = _permutation(config.global_batch_size, config.seed, step).numpy()
-    return [order[batch_slice(0, config.global_batch_size, rank, ranks)] for rank in range(ranks)]
+    return [order[share] for share in shares_of(config.global_batch_size, ranks)]
 
 
 # one rank
@@ -136,11 +135,10 @@ def test_first_steps_equal_the_straight_line_implementation(batch_size, bn_split
         query_groups = np.array_split(np.arange(batch_size), splits)
         key_groups = np.array_split(_permutation(batch_size, config.seed, step).numpy(), splits)
         expected = straight.losses(batch, query_groups, key_groups).mean()
-        outputs = method(batch, step)
+        outputs = method(batch, progress_of(method, step))
         torch.testing.assert_close(outputs["loss"], expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(
-            oldest_first(method.queue, method.queue_pointer), queue, rtol=1e-3, atol=1e-4
-        )
+        held = oldest_first(method.queue, method.queue_pointer)
+        torch.testing.assert_close(held, queue, rtol=1e-3, atol=1e-4)
         if batch_size <= QUEUE_SIZE:
             assert int(method.queue_pointer) == step * batch_size % QUEUE_SIZE
         for loss, sgd in ((outputs["loss"], optimizer), (expected, own)):
@@ -157,29 +155,26 @@ def test_key_encoder_is_the_moving_average_of_the_query_encoder():
     seen = []  # query parameters at the beginning of each step
     for step in range(STEPS):
         seen.append([parameter.detach().clone() for parameter in method.query_encoder.parameters()])
-        method(global_batch(6, step), step)["loss"].backward()
+        method(global_batch(6, step), progress_of(method, step))["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
     assert any((first != last).any() for first, last in zip(seen[0], seen[-1]))
     for index, parameter in enumerate(method.key_encoder.parameters()):
-        expected = MOMENTUM**STEPS * start[index] + (1 - MOMENTUM) * sum(
-            MOMENTUM ** (STEPS - 1 - step) * queries[index] for step, queries in enumerate(seen)
-        )
+        expected = start[index]
+        for queries in seen:
+            expected = MOMENTUM * expected + (1 - MOMENTUM) * queries[index]
         torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
         assert parameter.grad is None
 
 
 def test_contrast_top1_is_the_share_of_positives_ahead_of_the_whole_queue():
-    method = make_method(
-        make_config(8)
-    ).eval()  # statistics of the start: codes do not depend on the batch
+    method = make_method(make_config(8))
+    method.eval()  # statistics of the start: codes do not depend on the batch
     batch = global_batch(8, 0)
     with torch.no_grad():
-        outputs = method(batch, 0)
-        queries, keys = (
-            method.query_encoder(batch["views"][0]),
-            method.key_encoder(batch["views"][1]),
-        )
+        outputs = method(batch, progress_of(method, 0))
+        queries = method.query_encoder(batch.views[0])
+        keys = method.key_encoder(batch.views[1])
     ahead = [bool((query @ key > method.queue @ query).all()) for query, key in zip(queries, keys)]
     assert float(outputs["contrast_top1"]) == 100 * np.mean(ahead)
 
@@ -224,12 +219,11 @@ def moco_steps(world: World, configs: list[Config], training: bool) -> list[list
 def _moco_steps(world: World, config: Config, training: bool) -> list[Step]:
     method = make_method(config).train(training)
     steps = []
+    own = rank_share(config.global_batch_size, world.rank, world.size)
     for step in range(STEPS):
         grow_queries(method.query_encoder)
-        batch = global_batch(config.global_batch_size, step)
-        outputs = method(
-            rows_of(batch, batch_slice(0, config.global_batch_size, world.rank, world.size)), step
-        )
+        batch = rows_of(global_batch(config.global_batch_size, step), own)
+        outputs = method(batch, progress_of(method, step))
         queue = oldest_first(method.queue, method.queue_pointer)
         steps.append(Step(outputs["loss"].detach(), queue, method.waiting_keys.clone()))
     return steps
@@ -239,8 +233,8 @@ def moco_knn(world: World, config: Config, sizes: dict[str, int]) -> dict:
     """k-NN evaluation with every split spread over ranks; ranks without samples have no batch."""
     splits = {split: global_batch(size, 100) for split, size in sizes.items()}
 
-    def loaders(split: str) -> list[dict]:
-        rows = batch_slice(0, sizes[split], world.rank, world.size)
+    def loaders(split: str) -> list[Batch]:
+        rows = rank_share(sizes[split], world.rank, world.size)
         return [rows_of(splits[split], rows)] if len(rows) else []
 
     with torch.no_grad():
@@ -273,7 +267,7 @@ def test_ranks_equal_the_straight_line_implementation(on_ranks, case, training):
     in other company.
     """
     config, ranks = make_config(BATCH_SIZES[case]), len(on_ranks)
-    slices = [batch_slice(0, config.global_batch_size, rank, ranks) for rank in range(ranks)]
+    shares, whole = shares_of(config.global_batch_size, ranks), [np.arange(BATCH_SIZES[case])]
     method = make_method(config)
     straight = StraightMoco(method)
     straight.query.train(training)
@@ -281,21 +275,18 @@ def test_ranks_equal_the_straight_line_implementation(on_ranks, case, training):
     for step in range(STEPS):
         grow_queries(straight.query)
         queue = straight.queue
-        groups = (
-            (slices, shuffled_groups(config, step, ranks))
-            if training
-            else ([np.arange(config.global_batch_size)],) * 2
-        )
+        query_groups = shares if training else whole
+        key_groups = shuffled_groups(config, step, ranks) if training else whole
+        batch = global_batch(config.global_batch_size, step)
         with torch.no_grad():
-            losses = straight.losses(global_batch(config.global_batch_size, step), *groups)
+            losses = straight.losses(batch, query_groups, key_groups)
         newest = min(QUEUE_SIZE, config.global_batch_size)
-        for result, rows in zip(on_ranks, slices):
+        for result, rows in zip(on_ranks, shares):
             actual: Step = result[training][case][step]
+            keys = actual.keys[-newest:]
             torch.testing.assert_close(actual.loss, losses[rows].mean(), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(actual.queue, queue, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(
-                actual.keys[-newest:], straight.queue[-newest:], rtol=1e-3, atol=1e-4
-            )
+            torch.testing.assert_close(keys, straight.queue[-newest:], rtol=1e-3, atol=1e-4)
             assert actual.queue.equal(on_ranks[0][training][case][step].queue)
 
 
@@ -305,46 +296,3 @@ def test_knn_evaluation_is_that_of_one_rank(on_ranks):
     expected = moco_knn(World(), make_config(BATCH_SIZES[0]), {"train": 2, "val": 7})
     assert expected["samples"] == 7
     assert [result["knn"] for result in on_ranks] == [expected] * len(on_ranks)
-
-
-# parts
-
-
-@pytest.mark.parametrize(("batch_size", "splits"), [(8, 2), (8, 4), (11, 4), (3, 3)])
-def test_split_batch_norm_equals_a_batch_norm_per_group(batch_size, splits):
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(batch_size, 5, 4, 4, generator=generator).requires_grad_()
-    weights = torch.randn(batch_size, 5, 4, 4, generator=generator)
-    split, plain = nn.Sequential(nn.BatchNorm2d(5)), nn.BatchNorm2d(5)
-    split_batch_norms(split, splits)
-    sizes = [batch_size // splits + (group < batch_size % splits) for group in range(splits)]
-    expected = torch.cat([plain(group) for group in features.split(sizes)])
-    actual = split(features)
-    torch.testing.assert_close(actual, expected)
-    gradients = [
-        torch.autograd.grad((output * weights).sum(), features)[0] for output in (actual, expected)
-    ]
-    torch.testing.assert_close(*gradients)
-    for name in ("running_mean", "running_var"):
-        torch.testing.assert_close(getattr(split[0], name), getattr(plain, name))
-    torch.testing.assert_close(split.eval()(features), plain.eval()(features))
-
-
-@pytest.mark.parametrize("bf16_around", [False, True], ids=["float32", "inside bf16 autocast"])
-@pytest.mark.parametrize("k", [1, 5, 100], ids=lambda k: f"k={k}")
-def test_knn_scores_equal_a_plain_loop(k, bf16_around):
-    generator = torch.Generator().manual_seed(0)
-    # neighbours that differ by less than bf16 can tell
-    centre = torch.randn(16, generator=generator)
-    bank = F.normalize(centre + 0.02 * torch.randn(40, 16, generator=generator), dim=1)
-    features = F.normalize(centre + 0.02 * torch.randn(6, 16, generator=generator), dim=1)
-    labels = torch.randint(0, 4, (40,), generator=generator)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16_around):
-        scores = knn_scores(features, bank, labels, 4, k, 0.07)
-    expected = torch.zeros(6, 4, dtype=torch.float64)
-    for row, feature in enumerate(features.double()):
-        similarity = [float(feature @ other) for other in bank.double()]
-        for nearest in sorted(range(40), key=similarity.__getitem__, reverse=True)[:k]:
-            expected[row, labels[nearest]] += np.exp(similarity[nearest] / 0.07)
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=0.0)

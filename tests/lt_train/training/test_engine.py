@@ -11,25 +11,34 @@ import torch
 from torch.nn import functional as F
 
 from lt_train.config.load import load_config
-from lt_train.config.schema import Config, EngineConfig, MocoConfig, ModelConfig, OptimConfig
-from lt_train.data.order import batch_slice
-from lt_train.distributed import World
+from lt_train.config.schema import (
+    METHODS,
+    Config,
+    EngineConfig,
+    MocoConfig,
+    ModelConfig,
+    OptimConfig,
+    code_of,
+)
+from lt_train.data.batch import Batch
+from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError
-from lt_train.methods import METHODS
-from lt_train.methods.base import Method
+from lt_train.methods.base import Counts, Method
 from lt_train.training.engine import Engine, make_engine
 from lt_train.training.loop import training_steps
 from lt_train.training.optim import Schedule
-from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
+from tests.helpers.batches import make_batch, rows_of
+from tests.helpers.ranks import run_on_ranks
 
 pytestmark = pytest.mark.slow
 
 STEPS = 5
 RESUME_AT = 3
+SAMPLES = 100  # of an epoch
 CLASS_COUNTS = torch.tensor([30, 10, 5])
 ENGINES = {
     "ddp": EngineConfig("ddp", precision="fp32"),
-    **{f"ZeRO {method}": EngineConfig("deepspeed", method, "fp32") for method in (0, 1, 2)},
+    **{f"ZeRO {stage}": EngineConfig("deepspeed", stage, "fp32") for stage in (0, 1, 2)},
 }
 # a rate at which five steps change the losses and rounding does not
 OPTIM = OptimConfig(lr=0.0001, scale_lr=False, schedule="constant", weight_decay=1e-3)
@@ -50,9 +59,8 @@ class Record:
     statistics: list[torch.Tensor]  # batch norm's running statistics after each step
     alone: list[torch.Tensor]  # those that this rank would have had without the others
     zero_stage: int | None  # of the DeepSpeedEngine; None when the model is not one
-    resumed: list[
-        float
-    ]  # losses from RESUME_AT on, of a new engine that loaded what was saved there
+    # losses from RESUME_AT on, of a new engine that loaded what was saved there
+    resumed: list[float]
 
 
 def make_config(method: str, engine: str, optim: OptimConfig, global_batch_size: int) -> Config:
@@ -68,21 +76,22 @@ def make_config(method: str, engine: str, optim: OptimConfig, global_batch_size:
 
 def make_method(config: Config, seed: int = 0) -> Method:
     torch.manual_seed(seed)
-    method = METHODS[config.method](config, CLASS_COUNTS)
+    method = code_of(METHODS, config.method)(config, Counts.of(CLASS_COUNTS))
     method.prepare()
     return method.train()
 
 
-def global_batch(size: int, step: int) -> dict:
-    generator = torch.Generator().manual_seed(step)
+def global_batch(config: Config, step: int) -> Batch:
+    """As many views as the method takes; of one, the first of two."""
+    generator, size = torch.Generator().manual_seed(step), config.global_batch_size
     views = [torch.randn(size, 3, 16, 16, generator=generator) for _ in range(2)]
-    return {"views": views, "label": torch.randint(0, 3, (size,), generator=generator)}
+    label = torch.randint(0, 3, (size,), generator=generator)
+    return make_batch(views[: METHODS[config.method].num_views], label)
 
 
-def local_batch(config: Config, world: World, step: int) -> dict:
-    batch = global_batch(config.global_batch_size, step)
-    rows = batch_slice(0, config.global_batch_size, world.rank, world.size)
-    return {"views": [view[rows] for view in batch["views"]], "label": batch["label"][rows]}
+def local_batch(config: Config, world: World, step: int) -> Batch:
+    share = rank_share(config.global_batch_size, world.rank, world.size)
+    return rows_of(global_batch(config, step), share)
 
 
 def statistics_of(method: Method) -> torch.Tensor:
@@ -91,20 +100,19 @@ def statistics_of(method: Method) -> torch.Tensor:
 
 def train(engine: Engine, steps: range):
     batches = (local_batch(engine.config, engine.world, step) for step in steps)
-    return training_steps(engine, batches, Schedule(engine.config, 100), steps.start, seed=0)
+    return training_steps(engine, batches, Schedule(engine.config, SAMPLES), steps.start)
 
 
 # on the ranks
 
 
 def train_everywhere(world: World, folder: Path) -> dict[tuple[str, str], Record]:
-    return {
-        (run, engine): record(
-            make_config(method, engine, optim, 8), world, folder / f"{run} {engine}"
-        )
-        for run, (method, optim) in RUNS.items()
-        for engine in ENGINES
-    }
+    records = {}
+    for run, (method, optim) in RUNS.items():
+        for engine in ENGINES:
+            config = make_config(method, engine, optim, 8)
+            records[run, engine] = record(config, world, folder / f"{run} {engine}")
+    return records
 
 
 def record(config: Config, world: World, folder: Path) -> Record:
@@ -116,7 +124,7 @@ def record(config: Config, world: World, folder: Path) -> Record:
             engine.save(folder)
         lonely = make_method(config)
         lonely.load_state_dict(engine.method.state_dict())
-        lonely(local_batch(config, world, step), step)
+        lonely(local_batch(config, world, step), Schedule(config, SAMPLES).progress(step))
         alone.append(statistics_of(lonely))
         losses += [float(outputs["loss"]) for _, outputs in train(engine, range(step, step + 1))]
         statistics.append(statistics_of(engine.method).clone())
@@ -130,11 +138,8 @@ def record(config: Config, world: World, folder: Path) -> Record:
 def zero_stage_of(engine: Engine) -> int | None:
     import deepspeed
 
-    return (
-        engine.wrapped.zero_optimization_method()
-        if isinstance(engine.wrapped, deepspeed.DeepSpeedEngine)
-        else None
-    )
+    is_deepspeed = isinstance(engine.wrapped, deepspeed.DeepSpeedEngine)
+    return engine.wrapped.zero_optimization_stage() if is_deepspeed else None
 
 
 def uneven_gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
@@ -143,19 +148,19 @@ def uneven_gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
     """
     gradients = {}
     for name in ENGINES:
-        config = make_config("decoupled", name, PLAIN, 7)
+        config = make_config("crt", name, PLAIN, 7)
         engine = make_engine(config, make_method(config), world)
-        before = {
-            key: value.detach().clone()
-            for key, value in engine.method.classifier.named_parameters()
-        }
+        before = copied_weights(engine)
         for _ in train(engine, range(1)):
             pass
-        gradients[name] = {
-            key: before[key] - value.detach()
-            for key, value in engine.method.classifier.named_parameters()
-        }
+        after = engine.method.classifier.named_parameters()
+        gradients[name] = {key: before[key] - value.detach() for key, value in after}
     return gradients
+
+
+def copied_weights(engine: Engine) -> dict[str, torch.Tensor]:
+    named = engine.method.classifier.named_parameters()
+    return {key: value.detach().clone() for key, value in named}
 
 
 def everything(world: World, folder: Path) -> tuple[dict, dict]:
@@ -219,9 +224,8 @@ def test_statistics_are_the_mean_over_ranks_after_every_step(records):
     for step in range(STEPS):
         assert first.statistics[step].equal(second.statistics[step])
         assert not first.alone[step].allclose(second.alone[step])
-        torch.testing.assert_close(
-            first.statistics[step], (first.alone[step] + second.alone[step]) / 2
-        )
+        mean = (first.alone[step] + second.alone[step]) / 2
+        torch.testing.assert_close(first.statistics[step], mean)
 
 
 @every_run
@@ -234,11 +238,11 @@ def test_resumed_engine_repeats_the_losses(records):
 @every_engine
 def test_uneven_batches_give_the_gradient_of_the_global_batch(on_ranks, engine):
     """Seven samples on two ranks, three and four."""
-    method = make_method(make_config("decoupled", "ddp", PLAIN, 7))
-    batch = global_batch(7, 0)
+    config = make_config("crt", "ddp", PLAIN, 7)
+    method, batch = make_method(config), global_batch(config, 0)
     with torch.no_grad():
-        features = method.backbone(batch["views"][0])
-    errors = torch.softmax(method.classifier(features), 1) - F.one_hot(batch["label"], 3)
+        features = method.backbone(batch.views[0])
+    errors = torch.softmax(method.classifier(features), 1) - F.one_hot(batch.label, 3)
     expected = {"weight": errors.T @ features / 7, "bias": errors.mean(0)}
     for _, gradients in on_ranks:
         for name, gradient in gradients[engine].items():

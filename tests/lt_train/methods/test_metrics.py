@@ -1,0 +1,166 @@
+"""Accuracy and calibration against torchmetrics, k-NN scores against a plain loop."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lt_train.distributed import World, rank_share
+from lt_train.methods.metrics import Accuracy, gather_rows, knn_scores
+from tests.helpers.ranks import run_on_ranks
+
+# torchmetrics is imported in tests: ranks import this module too, and it is slow
+
+CLASS_COUNTS = torch.tensor([150, 40, 7])
+
+
+def random_scores(samples: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(samples)
+    labels = torch.randint(0, classes, (samples,), generator=generator)
+    scores = torch.randn(samples, classes, generator=generator)
+    return scores.scatter_add_(1, labels[:, None], torch.ones(samples, 1)), labels
+
+
+def accuracy_of(
+    scores: torch.Tensor, labels: torch.Tensor, class_counts: list[int] | torch.Tensor
+) -> dict:
+    accuracy = Accuracy(torch.as_tensor(class_counts), torch.device("cpu"))
+    for rows in torch.arange(len(labels)).split(13):
+        accuracy.update(scores[rows], labels[rows])
+    return accuracy.compute()
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+def test_accuracy_equals_torchmetrics(classes):
+    from torchmetrics.classification import MulticlassAccuracy
+
+    scores, labels = random_scores(500, classes)
+    actual = accuracy_of(scores, labels, [10] * classes)
+
+    def reference(**options) -> torch.Tensor:
+        return 100 * MulticlassAccuracy(classes, **options)(scores, labels)
+
+    top1 = reference(average="micro")
+    top5 = reference(average="micro", top_k=min(5, classes))
+    assert actual["samples"] == 500
+    assert actual["top1"] == pytest.approx(float(top1), abs=1e-3)
+    assert actual["top5"] == pytest.approx(float(top5), abs=1e-3)
+    assert actual["per_class"] == pytest.approx(reference(average=None).tolist(), abs=1e-3)
+
+
+def test_shot_groups_follow_training_counts():
+    counts = [101, 100, 99, 20, 19, 0]
+    labels = torch.arange(6).repeat_interleave(4)
+    right = [4, 3, 2, 1, 1, 0]  # of four samples of each class
+    predicted = []
+    for label, hits in enumerate(right):
+        predicted += [label] * hits + [(label + 1) % 6] * (4 - hits)
+    actual = accuracy_of(F.one_hot(torch.tensor(predicted), 6).float(), labels, counts)
+    assert actual["many_shot"] == 100
+    assert actual["medium_shot"] == 50
+    assert actual["few_shot"] == 12.5
+    assert actual["per_class"] == [100, 75, 50, 25, 25, 0]
+
+
+def test_groups_and_classes_without_samples_have_no_accuracy():
+    actual = accuracy_of(torch.eye(3)[:2], torch.tensor([0, 1]), [500, 300, 5])
+    assert (actual["many_shot"], actual["medium_shot"], actual["few_shot"]) == (100, None, None)
+    assert actual["per_class"] == [100, 100, None]
+
+
+def test_balanced_accuracy_is_the_mean_over_classes_and_confusion_counts_pairs():
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+    scores, labels = random_scores(400, 5)
+    actual = accuracy_of(scores, labels, [10] * 5)
+    balanced = 100 * float(MulticlassAccuracy(5, average="macro")(scores, labels))
+    assert actual["balanced"] == pytest.approx(balanced, abs=1e-3)
+    assert actual["confusion"] == MulticlassConfusionMatrix(5)(scores, labels).tolist()
+    kept = labels != 3  # a class that the split lacks
+    seen = accuracy_of(scores[kept], labels[kept], [10] * 5)
+    of_seen = [actual["per_class"][label] for label in (0, 1, 2, 4)]
+    assert seen["balanced"] == pytest.approx(sum(of_seen) / 4, abs=1e-3)
+
+
+def test_calibration_error_equals_torchmetrics():
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    scores, labels = random_scores(700, 4)
+    for logits in (scores, 20 * scores, scores / 20):
+        reference = MulticlassCalibrationError(4, n_bins=15, norm="l1")
+        expected = 100 * float(reference(logits.softmax(1), labels))
+        assert accuracy_of(logits, labels, [10] * 4)["ece"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_calibration_error_by_hand():
+    """Four predictions at 0.9, three right, and two at 0.6, none right:
+    (4 * |0.75 - 0.9| + 2 * |0 - 0.6|) / 6.
+    """
+    confidence = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.6])
+    right = torch.tensor([1, 1, 1, 0, 0, 0])
+    scores = torch.stack([confidence, 1 - confidence], 1).log() + 3
+    expected = 100 * (4 * 0.15 + 2 * 0.6) / 6
+    assert accuracy_of(scores, 1 - right, [10, 10])["ece"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_scores_that_are_no_logits_have_no_calibration():
+    accuracy = Accuracy(CLASS_COUNTS, torch.device("cpu"), logits=False)
+    accuracy.update(*random_scores(20, 3))
+    assert "ece" not in accuracy.compute()
+
+
+def test_a_prediction_of_no_class_is_wrong_and_has_no_column():
+    """As of the sourcing method, which has one output more than there are classes."""
+    predicted, labels = torch.tensor([0, 3, 3, 2, 3]), torch.tensor([0, 0, 2, 2, 1])
+    actual = accuracy_of(F.one_hot(predicted, 4).float(), labels, CLASS_COUNTS)
+    assert actual["confusion"] == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert actual["top1"] == 40 and actual["per_class"] == [50, 0, 50]
+
+
+def test_many_classes_have_no_confusion_matrix():
+    scores, labels = random_scores(30, 101)
+    assert "confusion" not in accuracy_of(scores, labels, [1] * 101)
+
+
+def share_of_samples(world: World, samples: int) -> tuple[dict, torch.Tensor]:
+    """Accuracy and all labels, gathered, when every rank has its part of the samples."""
+    scores, labels = random_scores(samples, 3)
+    rows = np.asarray(rank_share(samples, world.rank, world.size))
+    return accuracy_of(scores[rows], labels[rows], CLASS_COUNTS), gather_rows(labels[rows])
+
+
+def share_of_seven_and_of_three(world: World) -> list[tuple[dict, torch.Tensor]]:
+    return [share_of_samples(world, samples) for samples in (7, 3)]
+
+
+@pytest.mark.slow
+def test_each_sample_counts_once_over_ranks():
+    """Seven samples on four ranks: one or two each; three samples: one rank has none."""
+    on_ranks = run_on_ranks(4, share_of_seven_and_of_three)
+    for case, samples in enumerate((7, 3)):
+        scores, labels = random_scores(samples, 3)
+        expected = accuracy_of(scores, labels, CLASS_COUNTS)
+        assert expected["samples"] == samples
+        for result in on_ranks:
+            assert result[case][0] == expected
+            assert result[case][1].equal(labels)
+
+
+@pytest.mark.parametrize("bf16_around", [False, True], ids=["float32", "inside bf16 autocast"])
+@pytest.mark.parametrize("k", [1, 5, 100], ids=lambda k: f"k={k}")
+def test_knn_scores_equal_a_plain_loop(k, bf16_around):
+    generator = torch.Generator().manual_seed(0)
+    # neighbours that differ by less than bf16 can tell
+    centre = torch.randn(16, generator=generator)
+    bank = F.normalize(centre + 0.02 * torch.randn(40, 16, generator=generator), dim=1)
+    features = F.normalize(centre + 0.02 * torch.randn(6, 16, generator=generator), dim=1)
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16_around):
+        scores = knn_scores(features, bank, labels, 4, k, 0.07)
+    expected = torch.zeros(6, 4, dtype=torch.float64)
+    for row, feature in enumerate(features.double()):
+        similarity = [float(feature @ other) for other in bank.double()]
+        for nearest in sorted(range(40), key=similarity.__getitem__, reverse=True)[:k]:
+            expected[row, labels[nearest]] += np.exp(similarity[nearest] / 0.07)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=0.0)

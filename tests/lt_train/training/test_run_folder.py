@@ -1,0 +1,96 @@
+"""Whose a run's folder is, and what it keeps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lt_train.config.load import read_yaml
+from lt_train.config.schema import Config, OptimConfig, ResumeConfig, RunConfig
+from lt_train.distributed import World
+from lt_train.errors import UserError
+from lt_train.training.run_folder import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path) -> Config:
+    return Config(run=RunConfig(dir=str(tmp_path / "run")), seed=3)
+
+
+def claimed(config: Config) -> Path:
+    folder = RunFolder(config, World())
+    folder.claim()
+    return folder.path
+
+
+def test_a_claimed_folder_holds_the_resolved_config(config):
+    saved = read_yaml(claimed(config) / "config.yaml")
+    assert saved["seed"] == 3 and saved["optim"]["momentum"] == 0.9
+
+
+def test_a_start_that_left_nothing_may_be_made_again_with_other_keys(config):
+    path = claimed(config)
+    claimed(replace(config, seed=4))
+    assert read_yaml(path / "config.yaml")["seed"] == 4
+
+
+@pytest.mark.parametrize("work", ["result.json", "checkpoints/step-00000004"])
+def test_a_folder_with_work_in_it_is_not_given_another_config(config, work):
+    path = claimed(config)
+    (path / work).mkdir(parents=True)
+    claimed(config)
+    with pytest.raises(UserError, match=r"another config \(seed: 3 -> 4\).*allow_changes=\[seed\]"):
+        claimed(replace(config, seed=4))
+    assert read_yaml(path / "config.yaml")["seed"] == 3
+    claimed(replace(config, seed=4, resume=ResumeConfig(allow_changes=("seed",))))
+    assert read_yaml(path / "config.yaml")["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"description": "the same, in other words"},
+        {"max_steps": 7},
+        {"reference_error": 29.6},
+        {"run": {"log_every": 3}},
+        {"data": {"cache_dir": "/scratch"}},
+    ],
+    ids=str,
+)
+def test_keys_that_change_nothing_that_is_learnt_may_change(config, change):
+    (claimed(config) / "checkpoints" / "step-00000004").mkdir(parents=True)
+    for key, value in change.items():
+        inner = replace(getattr(config, key), **value) if isinstance(value, dict) else value
+        config = replace(config, **{key: inner})
+    claimed(config)
+
+
+def test_every_changed_key_is_named(config):
+    (claimed(config) / "result.json").touch()
+    changed = replace(config, epochs=9.0, optim=OptimConfig(lr=0.5))
+    with pytest.raises(UserError, match=r"epochs: 90.0 -> 9.0, optim.lr: 0.1 -> 0.5"):
+        claimed(changed)
+
+
+def test_a_run_is_finished_when_its_result_has_the_steps_asked_for(config):
+    path, folder = claimed(config), RunFolder(config, World())
+    assert folder.finished(10) is None
+    (path / "result.json").write_text(json.dumps({"steps": 10, "metrics": {}}))
+    assert folder.finished(10) == {"steps": 10, "metrics": {}}
+    assert folder.finished(20) is None
+    (path / "result.json").write_text('{"steps": 1')
+    assert folder.finished(10) is None
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_samples(config):
+    path, folder = claimed(config), RunFolder(config, World())
+    with pytest.raises(UserError, match=r"the loss is nan at step 5 \(sample ids 1, 2, \.\.\."):
+        folder.stop_nonfinite(5, float("nan"), [1, 2])
+    assert json.loads((path / "nonfinite.json").read_text()) == {"step": 5, "sample_ids": [1, 2]}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match="cannot write to run.dir .*run"):
+        claimed(config)
