@@ -1,11 +1,11 @@
 """Pipelines with parameters: one YAML file stands for a pipeline for each combination of its
 parameters' values.
 
-    name: "{data}_{method}_{ratio}"                 # of each member
-    description: "{method} on {data}, ratio {ratio}"
+    name: "{data}_{variant}_{ratio}"                 # of each member
+    description: "{variant} on {data}, ratio {ratio}"
     parameters:                                     # values, or values with more words for braces
       data: {cifar10_lt: {pool: ti.pickle}, svhn_lt: {pool: extra}}
-      method: [ce, ldam_drw]
+      variant: [ce, ldam_drw]
       ratio: [100, 50]
     reference:                                      # top-1 errors in %; some may lack
       cifar10_lt: {ce: {100: 29.64}}

@@ -1,4 +1,4 @@
-"""``python -m lt_train CONFIG``: train one method, or go on with it."""
+"""``python -m lt_train CONFIG``: train what a config says, or go on with it."""
 
 import argparse
 import gc
@@ -42,7 +42,8 @@ def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
         description=(
-            "Train one method, on one process or under torchrun. The same command again resumes it."
+            "Train what a config says, on one process or under torchrun. "
+            "The same command again resumes it."
         ),
         epilog=_epilog(commands),
         formatter_class=argparse.RawDescriptionHelpFormatter,

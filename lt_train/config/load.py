@@ -68,7 +68,7 @@ def import_modules(names: Iterable[str], key: str) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except (ImportError, SyntaxError) as error:
             raise UserError(
                 f"{key}: cannot import '{name}': {error}; "
                 "it must lie in the working directory or on PYTHONPATH"
@@ -155,7 +155,9 @@ def list_variants() -> list[tuple[str, str]]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, without interpolations resolved."""
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader)
+        text = path.read_text("utf-8")
+        OmegaConf.create(text)  # refuses keys that stand twice, and aliases without end
+        content = yaml.load(text, _Loader)
         if isinstance(content, dict):
             content = OmegaConf.to_container(OmegaConf.create(content))
     except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -174,21 +176,9 @@ def _without_numbers(resolvers: dict[str, list]) -> dict[str, list]:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML with the numbers that people mean: 1e-3 is one, and 12:30:00 and dates are text.
-
-    A key that stands twice in a mapping is an error.
-    """
+    """Safe YAML with the numbers that people mean: 1e-3 is one, and 12:30:00 and dates are text."""
 
     yaml_implicit_resolvers = _without_numbers(yaml.SafeLoader.yaml_implicit_resolvers)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{twice[0]}' stands twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -199,7 +189,7 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"^([-+]?([0-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?"  # .5, 1.5e3
+        r"^([-+]?([0-9][0-9_]*)?\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"  # .5, 1.5e3
         r"|[-+]?[0-9][0-9_]*(\.|\.?[eE][-+]?[0-9]+)"  # 1., 1e-3
         r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
     ),
@@ -290,4 +280,6 @@ def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"{error.problem} in line {error.problem_mark.line + 1}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -316,7 +316,8 @@ class Manifest:
         sample_id = int(sample_id)
         if sample_id in self.bad:
             return None
-        shard, start, size = self.places(np.array([sample_id]))[0].tolist()
+        columns = self._shard, self._offset, self._size
+        shard, start, size = (int(column[sample_id]) for column in columns)
         mapped = self._map(shard)
         if mapped is None or start + size > len(mapped):
             return self._reject(sample_id, "the shard is truncated")

@@ -51,9 +51,8 @@ class Method(nn.Module):
 
     backbone: nn.Module
     classifier: nn.Module
-    needs_whole_state: tuple[
-        str, ...
-    ] = ()  # metrics that backbone and classifier do not suffice for
+    # metrics for which backbone and classifier alone do not suffice
+    needs_whole_state: tuple[str, ...] = ()
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__()

@@ -56,15 +56,18 @@ class Window:
         """``batch_share``: this rank's samples in a batch over the mean of all ranks."""
         self.world, self.batch_share = world, batch_share
         self.global_batch_size = global_batch_size
+        self.open(0.0)
+
+    def open(self, waited: float) -> None:
+        """Begin anew; ``waited``: seconds for batches since the start of training."""
         self.outputs: list[Outputs] = []
-        self.started = time.monotonic()
-        self.waited = 0.0  # seconds for batches, so far
+        self.started, self.waited = time.monotonic(), waited
 
     def add(self, outputs: Outputs) -> None:
         self.outputs.append(outputs)
 
     def close(self, waited: float, bad_samples: int, leave: bool) -> Summary:
-        """Sum up over ranks, in one collective, and begin the next window.
+        """Sum up over ranks, in one collective. What comes until the next :meth:`open` counts not.
 
         ``waited``: seconds for batches since the start of training.
         """
@@ -82,7 +85,7 @@ class Window:
         for name, values in stacked.items():
             own[f"mean {name}"] = values.mean() * self.batch_share
         sums, ranks = all_reduce_named(own), self.world.size
-        summary = Summary(
+        return Summary(
             losses=(sums["losses"] / ranks).tolist(),
             means={name: float(sums[f"mean {name}"]) / ranks for name in stacked},
             data_wait=float(sums["waits"]) / ranks,
@@ -90,8 +93,6 @@ class Window:
             bad_samples=bool(sums["bad"]),
             leave=bool(sums["leave"]),
         )
-        self.outputs, self.started, self.waited = [], time.monotonic(), waited
-        return summary
 
 
 class Timed:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lt_train.config.load import flatten, read_yaml, to_dict, to_yaml
+from lt_train.config.load import RENAMED, flatten, read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -102,6 +102,12 @@ class RunFolder:
         free = (*FREE_KEYS, *self.config.resume.allow_changes)
         keys = [key for key in sorted(before.keys() | now.keys()) if not key.startswith(free)]
         changed = [key for key in keys if before.get(key) != now.get(key)]
+        renamed = [key for key in changed if key in RENAMED]
+        if renamed:
+            raise UserError(
+                f"{self.path} holds a run of an earlier version of lt_train ({renamed[0]} is "
+                f"{RENAMED[renamed[0]]} now); choose another run.dir or remove the folder"
+            )
         if changed:
             changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed]
             raise UserError(

@@ -51,6 +51,8 @@ class Trainer:
                 f"{config.data.root} is unlabeled: only {' and '.join(others)} can train on it; "
                 "set data.root to a labeled set"
             )
+        own = self.data.local_batch_size()  # refuses more ranks than a batch has shares for
+        self.batch_share = own * world.size / config.global_batch_size
         self.schedule = Schedule(config, self.data.positions_per_epoch)
         total = self.schedule.total_steps
         self.last_step = min(total, config.max_steps or total)
@@ -124,8 +126,7 @@ class Trainer:
         """
         config, started = self.config, time.monotonic()
         batches = Timed(batches)
-        own = self.data.local_batch_size() * self.world.size / config.global_batch_size
-        window = Window(self.world, config.global_batch_size, own)
+        window = Window(self.world, config.global_batch_size, self.batch_share)
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
             window.add(outputs)
             save = step % config.run.checkpoint_every == 0 or step == self.last_step
@@ -144,6 +145,7 @@ class Trainer:
                     f"stopped at step {step} of {self.last_step} as asked; "
                     "the same command goes on from there"
                 )
+            window.open(batches.waited)  # evaluating and saving are no part of the next one
         return batches.waited / (time.monotonic() - started)
 
     def _look(self, step: int, summary: Summary) -> None:

@@ -252,7 +252,7 @@ def test_posthoc_follows_plain_cross_entropy_alone():
     for name, experiment in experiments().items():
         if ("posthoc",) in [stage.words[:1] for stage in experiment.stages]:
             with_posthoc.add(name)
-    plain = {member.name for member in MEMBERS if member.values.get("method") == "ce"}
+    plain = {member.name for member in MEMBERS if member.values.get("variant") == "ce"}
     assert with_posthoc == plain
 
 

@@ -25,13 +25,18 @@ def test_a_window_has_every_loss_and_the_means_of_the_rest():
     assert not summary.bad_samples and not summary.leave
 
 
-def test_the_next_window_begins_empty():
+def test_the_next_window_begins_empty_when_it_is_opened():
+    """What lies between two windows, an evaluation or a save, is in neither."""
     window = Window(World(), global_batch_size=8, batch_share=1.0)
     window.add(outputs(1.0, 50.0))
     window.close(waited=3.0, bad_samples=1, leave=True)
+    window.started -= 1000.0  # an evaluation
+    window.open(waited=3.0)
+    window.started -= 2.0  # a step
     window.add(outputs(7.0, 10.0))
     summary = window.close(waited=3.0, bad_samples=0, leave=False)
     assert (summary.losses, summary.means, summary.data_wait) == ([7.0], {"top1": 10.0}, 0.0)
+    assert summary.images_per_s == pytest.approx(8 / 2.0, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_stays_in_its_place():
