@@ -281,5 +281,5 @@ def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem} in line {error.problem_mark.line + 1}"
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]

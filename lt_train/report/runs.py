@@ -166,6 +166,8 @@ def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[s
     """``result``, if it has what the report reads, and of it the split and metrics to report."""
     if not isinstance(result, dict):
         raise TypeError("it does not hold an object")
+    if "stage" in result:  # what earlier versions called it
+        result = {"method": result["stage"], **result}
     for key, kind in {**NEEDED, **OPTIONAL}.items():
         value = result[key] if key in NEEDED else result.get(key)
         if not isinstance(value, kind) and (key in NEEDED or value is not None):

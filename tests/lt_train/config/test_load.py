@@ -14,6 +14,7 @@ from lt_train.config.load import (
     list_configs,
     list_variants,
     load_config,
+    read_yaml,
     to_dict,
     to_yaml,
 )
@@ -184,7 +185,10 @@ def test_defaults_then_bases_then_the_file_then_overrides(tmp_path):
     [
         ("base: nowhere\n", "base 'nowhere'"),
         ("base: itself\n", "comes back to itself"),
-        ("epochs: [\n", "cannot read"),
+        ("epochs: [\n", "cannot read .*line 2"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", "line 3: found duplicate key epochs"),
+        ("epochs: &a [*a]\n", "recursive aliases"),
+        ("optim: !!map lr\n", "line 1: expected a mapping"),
         ("- a\n", "'key: value' lines"),
         ("3: a\n", "unknown key '3'"),
         ("optim:\n  3: a\n", "unknown key 'optim.3'"),
@@ -195,6 +199,19 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, text, words):
     with pytest.raises(UserError, match=words) as caught:
         load_config(write(tmp_path / "itself.yaml", text))
     assert "itself.yaml" in str(caught.value)
+
+
+def test_yaml_means_what_people_write(tmp_path):
+    """YAML 1.1 would take a time for a number to the base of 60, and 1e-3 for text."""
+    file = write(
+        tmp_path / "site.yaml",
+        "time: 12:30:00\nrate: 1e-3\nhalf: .5\nday: 2026-01-02\njob: 007\n"
+        "common: &common {size: 64, crop: pad}\nview:\n  <<: *common\n  size: 32\n",
+    )
+    expected = {"time": "12:30:00", "rate": 0.001, "half": 0.5, "day": "2026-01-02", "job": "007"}
+    found = read_yaml(Path(file))
+    assert {key: found[key] for key in expected} == expected
+    assert found["view"] == {"size": 32, "crop": "pad"}
 
 
 def test_the_run_folder_follows_from_the_name(empty):

@@ -8,6 +8,7 @@ import pytest
 
 from lt_train.commands.report import main
 from lt_train.errors import exit_status
+from lt_train.report.runs import read_runs
 from tests.helpers.finished_runs import report, split_metrics, table_of, write_run
 
 
@@ -110,3 +111,11 @@ def test_every_error_is_one_line_that_names_what_is_wrong(case, tmp_path, capsys
     assert exit_status("lt_train", lambda: main([str(tmp_path / "runs")])) == 2
     said = capsys.readouterr()
     assert words in said.err and said.err.count("\n") == 1 and str(tmp_path / "runs") in said.err
+
+
+def test_a_result_of_an_earlier_version_is_read(tmp_path):
+    result = write_run(tmp_path / "old")
+    result["stage"] = result.pop("method")
+    (tmp_path / "old" / "result.json").write_text(json.dumps(result))
+    (run,), _ = read_runs([tmp_path])
+    assert run.result["method"] == "classifier"

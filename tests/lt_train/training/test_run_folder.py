@@ -94,3 +94,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match="cannot write to run.dir .*run"):
         claimed(config)
+
+
+def test_a_run_of_an_earlier_version_is_named_as_such(config):
+    path = claimed(config)
+    (path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    saved = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(saved.replace("method:", "stage:"))
+    with pytest.raises(UserError, match="earlier version of lt_train .stage is method now"):
+        claimed(config)
