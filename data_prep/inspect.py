@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lt_train.data.manifest import (
-    FEW_SHOT,
-    MANY_SHOT,
-    Dataset,
-    Manifest,
-    class_index,
-    read_dataset,
-    shot_groups,
+from lt_train.data.dataset import Dataset, read_dataset
+from lt_train.data.manifest import FEW_SHOT, MANY_SHOT, Manifest, shot_groups
+from lt_train.data.tables import (
+    class_problems,
+    digest_problems,
+    is_half_replaced,
+    open_tables,
+    place_problems,
 )
 from lt_train.errors import UserError
 from lt_train.files import file_sha256
@@ -75,46 +75,42 @@ def problems(root: Path) -> Iterator[str]:
 
 def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
     split = dataset.splits[name]
-    for file, sha256 in split.tables.items():
-        if (root / file).is_file() and file_sha256(root / file) != sha256:
-            yield f"{file} is not as it was written (sha256 differs)"
-    manifest = Manifest(root, name)
-    if len(manifest) != split.samples:
-        yield f"{name}.arrow has {len(manifest)} rows, dataset.json says {split.samples}"
-    counts = np.bincount(manifest.labels[manifest.labels >= 0], minlength=len(dataset.classes))
-    if counts.tolist() != split.class_counts:
-        yield f"{name}.arrow has other class counts than dataset.json"
-    ids, offsets = class_index(manifest.labels, len(dataset.classes))
-    if not (
-        np.array_equal(manifest.class_ids, ids) and np.array_equal(manifest.class_offsets, offsets)
-    ):
-        yield f"{name}.class_index.arrow does not agree with {name}.arrow"
-    shards = np.repeat(np.arange(len(split.shards)), [shard.samples for shard in split.shards])
-    in_place = np.array_equal(manifest.column("shard"), shards)
-    if not in_place:
-        yield f"{name}.arrow has its samples in other shards than dataset.json"
+    yield from digest_problems(root, split)
+    if is_half_replaced(root, split):
+        yield f"{name}.arrow has columns of a call that was killed; give it again"
+    tables = open_tables(root, name)
+    misplaced = list(place_problems(tables.manifest, name, split))
+    yield from misplaced
+    yield from class_problems(tables, name, dataset)
+    manifest = Manifest(root, name, check=False)
     start = 0
     for shard in split.shards:
-        path = root / shard.name
         rows, start = slice(start, start + shard.samples), start + shard.samples
-        if not path.is_file():
+        try:
+            if file_sha256(root / shard.name) != shard.sha256:
+                size = (root / shard.name).stat().st_size
+                yield (
+                    f"{shard.name} is not as it was written ({size} bytes, {shard.bytes} expected;"
+                    " sha256 differs)"
+                )
+        except FileNotFoundError:
             yield f"{shard.name} is missing"
-            continue
-        if file_sha256(path) != shard.sha256:
-            yield (
-                f"{shard.name} is not as it was written ({path.stat().st_size} bytes, {shard.bytes}"
-                " expected; sha256 differs)"
-            )
-        if not in_place:
-            continue
-        part = manifest.subset(rows)  # a shard at a time, so that no more than one stays mapped
-        for sample_id in range(len(part)):
-            part.read(sample_id)
-        for sample_id, reason in part.bad.items():
-            yield (
-                f"sample {part.key(sample_id)} (sample_id {rows.start + sample_id}) of {name}:"
-                f" {reason}"
-            )
+        except OSError as error:
+            yield f"{shard.name} cannot be read: {error.strerror or error}"
+        else:
+            if not misplaced:
+                yield from _bad_samples(manifest, rows)
+
+
+def _bad_samples(manifest: Manifest, rows: slice) -> Iterator[str]:
+    part = manifest.subset(rows)
+    for sample_id in range(len(part)):
+        part.read(sample_id)
+    for sample_id, reason in part.bad.items():
+        yield (
+            f"sample {part.key(sample_id)} (sample_id {rows.start + sample_id}) of"
+            f" {manifest.split}: {reason}"
+        )
 
 
 def show(root: Path, console: Console) -> None:
@@ -209,7 +205,12 @@ def _class_counts(root: Path, dataset: Dataset, name: str) -> tuple[np.ndarray, 
         for column in ("sourced_label", "hidden_label"):
             if column in manifest.columns:
                 known = manifest.column(column)
-                counts = np.bincount(known[known >= 0], minlength=len(dataset.classes))
+                if known.dtype.kind not in "iu" or known.max(initial=0) >= len(counts):
+                    raise UserError(
+                        f"the column {column} of {root}/{name}.arrow does not hold labels of"
+                        f" {len(counts)} classes; python -m data_prep verify {root}"
+                    )
+                counts = np.bincount(known[known >= 0], minlength=len(counts))
                 return counts, f"classes by {column} (the set is unlabeled)"
     return counts, "training classes"
 

@@ -30,7 +30,7 @@ class Stream(IntEnum):
 def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.ndarray:
     """Image of ``index`` under a pseudo-random permutation of [0, size) chosen by ``key``.
 
-    All (B,) or scalars.
+    All (B,) or scalars; a ValueError if an index is not in [0, size).
 
     A balanced Feistel network permutes [0, 4^h) >= [0, size); walking its cycle until the value is
     below ``size`` again makes it a permutation of [0, size). Fewer than 4 steps are expected, since
@@ -39,6 +39,8 @@ def permute(index: np.ndarray, size: np.ndarray | int, key: np.ndarray) -> np.nd
     index, size, key = np.broadcast_arrays(
         np.asarray(index), np.asarray(size), np.asarray(key, np.uint64)
     )
+    if ((index < 0) | (index >= size)).any():  # a walk from there would never end
+        raise ValueError("an index to permute is not in [0, size)")
     bits = np.ceil(np.log2(np.maximum(size, 2))).astype(np.uint64)
     half = np.maximum((bits + np.uint64(1)) // np.uint64(2), np.uint64(1))
     value = _feistel(index.astype(np.uint64), half, key)

@@ -23,8 +23,15 @@ FLOORS = [  # from the ground up; a room imports from lower floors, and from its
     ["launch"],
 ]
 GROUND = ["lt_train.errors", "lt_train.files", "lt_train.random_streams", "lt_train.console"]
+ON_DISK = [  # the formats of data sets and of scores
+    "lt_train.data.dataset",
+    "lt_train.data.tables",
+    "lt_train.data.manifest",
+    "lt_train.data.shard_files",
+    "lt_train.data.scores",
+]
 BESIDE = {  # packages beside lt_train: what they may import of it
-    "data_prep": [*GROUND, "lt_train.config", "lt_train.data.manifest", "lt_train.data.scores"],
+    "data_prep": [*GROUND, "lt_train.config", *ON_DISK],
     "launch": [
         *GROUND,
         "lt_train.config",
@@ -39,7 +46,7 @@ DATA_PREP_FLOORS = [
     ["data_prep.writing"],
     ["data_prep.sets"],
 ]
-WITHOUT_TORCH = ["lt_train.config", "lt_train.data.manifest", "lt_train.data.scores", "data_prep"]
+WITHOUT_TORCH = ["lt_train.config", *ON_DISK, "data_prep"]
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_TEST_FILE = 400, 60, 500
 
 

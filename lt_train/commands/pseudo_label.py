@@ -20,11 +20,12 @@ from lt_train.commands.score import Score, predict_labels
 from lt_train.config.schema import Config
 from lt_train.console import say, setup_logging
 from lt_train.data.batch_plan import EvalPlan
-from lt_train.data.manifest import MANIFEST_SCHEMA, UNLABELED, Manifest, add_columns, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import make_loader
+from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, add_columns, is_half_replaced
 from lt_train.distributed import World, gather_objects, rank_share
 from lt_train.errors import UserError
-from lt_train.files import file_sha256
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
 
@@ -87,9 +88,8 @@ def _has_columns(manifest: Manifest, arguments: argparse.Namespace, digest: str)
     A :class:`UserError` if one is there that was made otherwise.
     """
     wanted = {arguments.column, arguments.confidence_column}
-    split, table = manifest.dataset.splits[manifest.split], f"{manifest.split}.arrow"
-    unknown = wanted - split.added_columns.keys()
-    if unknown and file_sha256(manifest.root / table) != split.tables.get(table):
+    split = manifest.dataset.splits[manifest.split]
+    if is_half_replaced(manifest.root, split):
         return False  # an earlier call was killed before it could write dataset.json
     there = sorted(wanted & set(manifest.columns))
     made_by = {name: split.added_columns.get(name, "data_prep") for name in there}

@@ -22,9 +22,11 @@ from lt_train.config.schema import METHODS, Config
 from lt_train.console import Every, say, setup_logging
 from lt_train.data.batch import Loader
 from lt_train.data.batch_plan import EvalPlan
-from lt_train.data.manifest import UNLABELED, Manifest, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import make_loader
 from lt_train.data.scores import SPLIT, ScoreStore
+from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
 from lt_train.errors import UserError, parse_task
 from lt_train.methods.base import Method
@@ -115,11 +117,10 @@ def _ahead(
 ) -> Iterator[tuple[int, int, Loader]]:
     """(shard, its samples, a loader over them), each shard read while the one before is scored."""
     starts = np.concatenate([[0], np.cumsum([shard.samples for shard in store.shards])]).tolist()
-    alone = World(device=world.device)
+    alone, whole = World(device=world.device), Manifest(pool, SPLIT)
 
     def load(shard: int) -> tuple[int, int, Loader]:
-        # opened anew, so that pages of shards that are done do not stay mapped
-        part = Manifest(pool, SPLIT).subset(slice(starts[shard], starts[shard + 1]))
+        part = whole.subset(slice(starts[shard], starts[shard + 1]))
         plan = EvalPlan(part, config.eval_view, config.data.eval_batch_size, alone)
         return shard, len(part), make_loader(plan, config, world)
 

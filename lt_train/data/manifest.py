@@ -1,4 +1,5 @@
-"""The one owner of the on-disk format of a prepared data set.
+"""The one owner of the on-disk format of a prepared data set, with its parts in :mod:`dataset`,
+:mod:`tables` and :mod:`shard_files`.
 
     dataset.json              name, classes, and per split: samples, class_counts, shards with
                               bytes and sha256
@@ -8,183 +9,34 @@
     train.class_index.arrow   one row a class: the list of its sample_ids
 
 A manifest may have more columns than MANIFEST_SCHEMA, such as ``sourced_label`` and ``score`` of
-unlabeled images. Shards are memory-mapped and read by offset, never extracted. NumPy and Arrow
-only: no torch here.
+unlabeled images. Shards are read by offset, never extracted. NumPy and Arrow only: no torch here.
 """
 
 import copy
-import json
 import logging
-import mmap
-import os
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from lt_train.data.spool import Spool
-from lt_train.errors import UserError
-from lt_train.files import atomic_file, file_sha256, write_atomically
-
-FORMAT_VERSION = 1
-WRITE_AT_ONCE = 1 << 26  # bytes
-# the label of a sample whose class is not known; it is in no class's list and has no .cls member
-UNLABELED = -1
-MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),  # index into the split's list of shards
-        ("offset", pa.int64()),  # of the image's first byte in the shard
-        ("size", pa.int32()),  # bytes
-        ("label", pa.int32()),
-        ("width", pa.int32()),  # pixels, as decoded (an EXIF rotation is not applied)
-        ("height", pa.int32()),
-        ("crc32", pa.uint32()),  # of the image's bytes
-    ]
+from lt_train.data.dataset import read_dataset
+from lt_train.data.shard_files import ShardFiles
+from lt_train.data.tables import (
+    UNLABELED,
+    class_index,
+    class_problems,
+    digest_problems,
+    open_tables,
+    place_problems,
+    table_error,
 )
+from lt_train.errors import UserError
+
+MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Shard:
-    name: str
-    samples: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Split:
-    samples: int
-    class_counts: list[int]
-    shards: list[Shard]
-    rejected: int = 0
-    # file name of the manifest and of the class index -> sha256
-    tables: dict[str, str] = field(default_factory=dict)
-    # columns that the manifest got after it was prepared: name -> what made it
-    added_columns: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The content of dataset.json."""
-
-    name: str
-    classes: list[str]
-    splits: dict[str, Split]
-    made_by: dict = field(default_factory=dict)  # command, version, seed
-    format_version: int = FORMAT_VERSION
-
-
-def write_dataset(root: Path, dataset: Dataset) -> None:
-    """Write dataset.json; it is written last, so a folder that has one is complete."""
-    write_atomically(root / "dataset.json", (json.dumps(asdict(dataset), indent=1) + "\n").encode())
-
-
-def read_dataset(root: str | Path) -> Dataset:
-    """Read dataset.json, or raise a :class:`UserError` that says what the folder lacks."""
-    path = Path(root) / "dataset.json"
-    if not path.is_file():
-        what = "there is no such folder"
-        if Path(root).is_dir():
-            what = "it has no dataset.json (was data_prep interrupted?)"
-        raise UserError(
-            f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
-        )
-    try:
-        content = json.loads(path.read_text())
-        if content["format_version"] > FORMAT_VERSION:
-            raise UserError(f"{path} was written by a newer version of data_prep; update lt-train")
-        for name, split in content["splits"].items():
-            split["shards"] = [Shard(**shard) for shard in split["shards"]]
-            content["splits"][name] = Split(**split)
-        return Dataset(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); run data_prep again into another folder"
-        ) from error
-
-
-def write_manifest(
-    root: Path, split: str, tables: Iterable[pa.Table], schema: pa.Schema, num_classes: int
-) -> list[int]:
-    """Write ``split``'s manifest, the rows of all ``tables``, and its class index.
-
-    Returns the class counts. Columns grow in temporary files, so that memory stays flat however
-    many rows there are, and the manifest is still one record batch, which readers map without a
-    copy.
-    """
-    counts = np.zeros(num_classes, np.int64)
-    with Spool(root, schema) as spool:
-        for table in tables:
-            labels = table["label"].to_numpy()
-            counts += np.bincount(labels[labels >= 0], minlength=num_classes)
-            spool.append(table)
-        batch = spool.batch()
-        _write_ipc(root / f"{split}.arrow", batch, spool.forget)
-        labels = batch["label"].to_numpy() if counts.any() else np.zeros(0, np.int32)
-        ids, offsets = class_index(labels, num_classes)
-        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))
-        index = pa.record_batch({"sample_ids": lists})
-        _write_ipc(root / f"{split}.class_index.arrow", index)
-    return counts.tolist()
-
-
-def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: str) -> None:
-    """Give the manifest of ``split`` these columns (N,), in place of any of the same names.
-
-    dataset.json gets its new checksum.
-    """
-    path, dataset = root / f"{split}.arrow", read_dataset(root)
-    with pa.memory_map(str(path)) as file:
-        table = pa.ipc.open_file(file).read_all()
-        kept = table.select([name for name in table.column_names if name not in columns])
-        arrays = {name: kept[name].combine_chunks() for name in kept.column_names} | columns
-        _write_ipc(path, pa.record_batch(arrays))
-    part = dataset.splits[split]
-    tables = part.tables | {path.name: file_sha256(path)}
-    added = part.added_columns | dict.fromkeys(columns, made_by)
-    part = replace(part, tables=tables, added_columns=added)
-    write_dataset(root, replace(dataset, splits=dataset.splits | {split: part}))
-
-
-def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labeled sample ids grouped by class (M,), and where each class starts (C + 1,); int64."""
-    ids = np.argsort(labels, kind="stable").astype(np.int64)
-    labeled = labels >= 0
-    counts = np.bincount(labels[labeled], minlength=num_classes)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return ids[len(labels) - int(labeled.sum()) :], offsets
-
-
-class _Sink:
-    """A file for Arrow that is written piece by piece; ``after`` is called after each."""
-
-    closed = False
-
-    def __init__(self, file: BinaryIO, after: Callable[[], None]):
-        self.file, self.after = file, after
-
-    def write(self, content: memoryview) -> int:
-        content = memoryview(content).cast("B")
-        for start in range(0, len(content), WRITE_AT_ONCE):
-            self.file.write(content[start : start + WRITE_AT_ONCE])
-            self.after()
-        return len(content)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _write_ipc(path: Path, batch: pa.RecordBatch, after: Callable[[], None] = lambda: None) -> None:
-    with atomic_file(path) as file, pa.ipc.new_file(_Sink(file, after), batch.schema) as writer:
-        writer.write_batch(batch)
 
 
 def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -195,6 +47,9 @@ def shot_groups(class_counts: np.ndarray) -> dict[str, np.ndarray]:
 
 class Manifest:
     """One split of a prepared data set: columns as NumPy arrays, images as bytes by sample_id.
+
+    It is opened if its tables are as they were written and agree with each other and with
+    dataset.json; else a :class:`UserError`. ``check=False`` is for who looks for what is wrong.
 
     Attributes: ``labels``, ``widths``, ``heights`` (N,) int32; ``pseudo_labeled`` (N,) bool;
     ``class_counts`` (C,) int64; ``class_ids`` (N,) int64, sample ids grouped by class;
@@ -212,27 +67,34 @@ class Manifest:
     }
     _ROWS = (*_COLUMNS, "pseudo_labeled")  # what there is of every sample
 
-    def __init__(self, root: str | Path, split: str):
+    def __init__(self, root: str | Path, split: str, check: bool = True):
         self.root, self.split = Path(root), split
         self.dataset = read_dataset(root)
         if split not in self.dataset.splits:
             raise UserError(
                 f"'{root}' has no split '{split}'; it has {', '.join(self.dataset.splits)}"
             )
-        self.shards = self.dataset.splits[split].shards
+        about = self.dataset.splits[split]
+        self.shards = about.shards
         self.paths = [self.root / shard.name for shard in self.shards]
         self.classes = self.dataset.classes
-        self._table = self._open(f"{split}.arrow")
+        for problem in digest_problems(self.root, about) if check else ():
+            raise table_error(self.root, problem)
+        tables = open_tables(self.root, split)
+        if check:
+            places = place_problems(tables.manifest, split, about)
+            for problem in chain(places, class_problems(tables, split, self.dataset)):
+                raise table_error(self.root, problem)
+        self._table = tables.manifest
         for attribute, name in self._COLUMNS.items():
             setattr(self, attribute, self.column(name))
         self.pseudo_labeled = np.broadcast_to(False, len(self.labels))  # takes no memory
-        index = self._open(f"{split}.class_index.arrow")["sample_ids"].combine_chunks()
-        self.class_ids, self.class_offsets = index.values.to_numpy(), index.offsets.to_numpy()
+        self.class_ids, self.class_offsets = tables.class_ids, tables.class_offsets
         self._start_reading()
 
     def _start_reading(self) -> None:
         self.class_counts = np.diff(self.class_offsets)
-        self._maps: dict[int, mmap.mmap | None] = {}
+        self._files = ShardFiles(self.paths)
         self._verified = np.zeros(len(self), bool)
         self.bad: dict[int, str] = {}  # sample_id -> why it cannot be used
 
@@ -308,20 +170,18 @@ class Manifest:
         return self._table[name].to_numpy()
 
     def read(self, sample_id: int) -> np.ndarray | None:
-        """The encoded image as (size,) uint8 without a copy, or None if it is damaged.
+        """The encoded image as (size,) uint8, or None if it is damaged.
 
         Then ``bad`` says why. The checksum is compared the first time, so that no decoder ever sees
-        bytes that data_prep did not.
+        bytes that data_prep did not. Threads may read at once.
         """
         sample_id = int(sample_id)
         if sample_id in self.bad:
             return None
         columns = self._shard, self._offset, self._size
-        shard, start, size = (int(column[sample_id]) for column in columns)
-        mapped = self._map(shard)
-        if mapped is None or start + size > len(mapped):
+        content = self._files.read(*(int(column[sample_id]) for column in columns))
+        if content is None:
             return self._reject(sample_id, "the shard is truncated")
-        content = np.frombuffer(mapped, np.uint8, size, start)
         if not self._verified[sample_id]:
             if zlib.crc32(content) != self._crc32[sample_id]:
                 return self._reject(sample_id, "its bytes do not match the manifest's crc32")
@@ -350,27 +210,3 @@ class Manifest:
         log.warning(
             "bad sample %s in %s (sample_id %d): %s", self.key(sample_id), path, sample_id, reason
         )
-
-    def _map(self, shard: int) -> mmap.mmap | None:
-        if shard not in self._maps:
-            path = self.paths[shard]
-            try:
-                with open(path, "rb") as file:
-                    empty = os.fstat(file.fileno()).st_size == 0
-                    mapped = None if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except OSError as error:
-                raise UserError(
-                    f"cannot read shard {path}: {error.strerror}; "
-                    f"python -m data_prep verify {path.parent}"
-                ) from error
-            self._maps[shard] = mapped
-        return self._maps[shard]
-
-    def _open(self, name: str) -> pa.Table:
-        path = self.root / name
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(
-                f"cannot read {path}: {error}; python -m data_prep verify {self.root} tells more"
-            ) from error

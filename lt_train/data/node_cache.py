@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from lt_train.data.manifest import Dataset, read_dataset
+from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, file_sha256, write_atomically
@@ -26,7 +26,7 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
             _copy(root, local, dataset)
         except OSError as error:
             raise UserError(
-                f"cannot copy {root} to {local}: {error.strerror}; "
+                f"cannot copy {root} to {local}: {error.strerror or error}; "
                 "free space there or unset data.cache_dir"
             ) from error
     world.barrier()
@@ -38,7 +38,8 @@ def _copy(root: Path, local: Path, dataset: Dataset) -> None:
     for split in dataset.splits.values():
         for shard in split.shards:
             _copy_verified(root / shard.name, local / shard.name, shard.sha256)
-    for path in root.iterdir():
+    # what vouches for the others comes last
+    for path in sorted(root.iterdir(), key=lambda path: path.name == "dataset.json"):
         if path.suffix in (".arrow", ".json") and path.is_file():
             write_atomically(local / path.name, path.read_bytes())  # another job may have it mapped
 

@@ -19,6 +19,10 @@ from lt_train.random_streams import Stream, mix, permute
 def make_sampler(config: SamplerConfig, manifest: Manifest, seed: int, epochs: float) -> "Sampler":
     """The sampler that ``config`` names, over the training split, for a training of ``epochs``."""
     sampler = code_of(SAMPLERS, config.name)
+    if not len(manifest):
+        raise UserError(
+            f"{manifest.root}/{manifest.split} has no images to train on; name another split or set"
+        )
     if sampler.by_class and not manifest.class_counts.any():
         raise UserError(
             f"sampler.name={config.name} goes by classes, but {manifest.root} is unlabeled: "

@@ -17,8 +17,9 @@ from lt_train.config.schema import (
 )
 from lt_train.data.batch import Batch, Loader
 from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
 from lt_train.data.node_cache import cache_on_node
+from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World, gather_objects
 from lt_train.errors import UserError
 from lt_train.random_streams import Stream, mix, permute

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lt_train.data.manifest import Dataset
+from lt_train.data.dataset import Dataset
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, write_atomically
 

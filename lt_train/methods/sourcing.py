@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.data.manifest import UNLABELED
+from lt_train.data.tables import UNLABELED
 from lt_train.methods.base import Counts, Method, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 

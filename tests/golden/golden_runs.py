@@ -21,7 +21,7 @@ from data_prep.reading.source import Source, SourceSplit
 from data_prep.writing.plan import make_plan
 from data_prep.writing.shards import write
 from lt_train.config.load import load_config
-from lt_train.data.manifest import add_columns
+from lt_train.data.tables import add_columns
 from lt_train.distributed import World
 from lt_train.models.weights import BACKBONE_FILE, read_tensors
 from lt_train.training.trainer import Trainer

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from lt_train.data.batch import Batch
-from lt_train.data.manifest import UNLABELED
+from lt_train.data.tables import UNLABELED
 
 
 def make_batch(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_train.data.manifest import read_dataset
+from lt_train.data.dataset import read_dataset
 from lt_train.files import file_sha256
 from tests.helpers.sources import png
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 from PIL import Image
 
 from data_prep.reading.source import Source, SourceSplit
-from lt_train.data.manifest import Manifest, add_columns
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import add_columns
 from tests.helpers.pictures import encode
 from tests.helpers.sources import prepared
 

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from data_prep import inspect
 from data_prep.reading.source import Source
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import UNLABELED
 from tests.helpers.sources import fill, label_files, pixels_of, png, prepared
 
 

@@ -29,6 +29,19 @@ def test_mixed_sizes_and_keys_equal_one_element_at_a_time():
     np.testing.assert_array_equal(together, alone)
 
 
+@pytest.mark.parametrize(
+    ("index", "size"),
+    [(0, 0), (5, 5), (7, 5), (0, -3), (-1, 5), (-1, -1), ([0, 1, 9], [1, 2, 9]), ([0, 0], [3, 0])],
+)
+def test_an_index_outside_is_an_error_and_no_endless_walk(index, size):
+    with pytest.raises(ValueError, match="not in"):
+        permute(np.array(index), np.array(size), mix(0, 0))
+
+
+def test_nothing_is_permuted_to_nothing():
+    assert permute(np.zeros(0, np.int64), 0, mix(0, 0)).tolist() == []
+
+
 def chi_square(observed: np.ndarray) -> float:
     """The statistic against equal expected counts, in standard deviations from its mean."""
     freedom = observed.size - 1

@@ -11,8 +11,9 @@ import torch
 
 from lt_train.config.schema import Config, UnlabeledConfig, ViewConfig
 from lt_train.data.batch import Batch
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
+from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
 from tests.helpers.loading import WHOLE, configure, evaluate, train
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lt_train.config.schema import SamplerConfig, UnlabeledConfig, ViewConfig
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
 from tests.helpers.loading import (
     JITTER,

@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import os
+import pickle
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,14 +15,9 @@ import pytest
 import webdataset
 from PIL import Image
 
-from lt_train.data.manifest import (
-    MANIFEST_SCHEMA,
-    UNLABELED,
-    Manifest,
-    read_dataset,
-    shot_groups,
-    write_manifest,
-)
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest, shot_groups
+from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
 from lt_train.errors import UserError
 
 SHARD = "train-000001.tar"  # the second of three
@@ -148,6 +145,27 @@ def test_what_a_folder_lacks_is_a_user_error_that_names_it(copy, break_it, messa
     break_it(copy)
     with pytest.raises(UserError, match=message):
         Manifest(copy, "train")
+
+
+def test_a_manifest_that_has_been_read_from_can_be_sent_to_another_process(small):
+    manifest = Manifest(small.root, "train")
+    contents = [bytes(manifest.read(sample_id)) for sample_id in range(23)]
+    for part in (manifest, manifest.subset(slice(3, 9))):
+        other = pickle.loads(pickle.dumps(part))
+        assert [other.key(index) for index in range(len(other))] == list(
+            map(part.key, range(len(part)))
+        )
+        assert other.class_ids.tolist() == part.class_ids.tolist()
+    other = pickle.loads(pickle.dumps(manifest))
+    assert [bytes(other.read(sample_id)) for sample_id in range(23)] == contents
+
+
+def test_what_is_truncated_after_it_was_read_is_damaged_then(copy):
+    manifest = Manifest(copy, "train")
+    assert manifest.read(22) is not None
+    shard = manifest.paths[int(manifest.places(np.array([22]))[0, 0])]
+    os.truncate(shard, 512)
+    assert manifest.read(22) is None and manifest.bad == {22: "the shard is truncated"}
 
 
 def test_an_unknown_split_names_those_there_are(small):

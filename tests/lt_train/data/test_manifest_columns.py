@@ -1,6 +1,7 @@
 """Columns that are added to a prepared set's manifest."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ import pyarrow as pa
 import pytest
 
 from data_prep.inspect import problems
-from lt_train.data import manifest
-from lt_train.data.manifest import Manifest, add_columns
+from lt_train.data import tables
+from lt_train.data.dataset import read_dataset, write_dataset
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import add_columns, is_half_replaced
+from lt_train.errors import UserError
 from lt_train.files import file_sha256
 from tests.helpers.pools import PSEUDO, numbers
 
@@ -47,19 +51,60 @@ def test_who_has_the_manifest_open_goes_on(copy):
     assert all(reader.read(index) is not None for index in range(11))
 
 
-def test_killed_between_manifest_and_checksum_the_same_call_mends_it(copy, monkeypatch):
-    def killed(*_) -> None:
-        raise KeyboardInterrupt
+KILLS = {  # at which writing of dataset.json, and whether that one was done -> what verify says
+    "before anything": (1, False, []),
+    "before the table": (1, True, []),
+    "after the table": (2, False, ["train.arrow has columns of a call that was killed"]),
+}
 
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_at_any_time_the_set_can_be_read_and_the_same_call_mends_it(copy, kill, monkeypatch):
+    number, done, said = KILLS[kill]
+    calls = []
+
+    def write(*arguments) -> None:
+        calls.append(arguments)
+        if len(calls) < number or done:
+            write_dataset(*arguments)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    order = numbers(Manifest(copy, "train"))
     columns = {"pseudo_label": pa.array(np.full(11, 3, np.int32))}
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_dataset", killed)
+        patch.setattr(tables, "write_dataset", write)
         with pytest.raises(KeyboardInterrupt):
             add_columns(copy, "train", columns, "tests")
-    assert list(problems(copy)) == ["train.arrow is not as it was written (sha256 differs)"]
-    assert Manifest(copy, "train").column("pseudo_label").tolist() == [3] * 11
+    assert [problem.partition(";")[0] for problem in problems(copy)] == said
+    part = Manifest(copy, "train")
+    expected = [3] * 11 if said else PSEUDO[order].tolist()
+    assert part.column("pseudo_label").tolist() == expected
+    assert is_half_replaced(copy, part.dataset.splits["train"]) == bool(said)
     add_columns(copy, "train", columns, "tests")
+    assert Manifest(copy, "train").column("pseudo_label").tolist() == [3] * 11
     assert list(problems(copy)) == [] and not list(copy.glob(".*"))
+    assert "replacing" not in (copy / "dataset.json").read_text(), "as earlier versions read it"
+
+
+def test_columns_are_not_added_to_a_damaged_table(copy):
+    """Its new checksum would vouch for what nobody wrote."""
+    path = copy / "train.arrow"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="train.arrow is not as it was written"):
+        add_columns(copy, "train", {"new": pa.array(np.zeros(11))}, "tests")
+    assert path.read_bytes() == content and not list(copy.glob(".*"))
+
+
+def test_a_set_of_an_early_version_without_checksums_gets_columns_too(copy):
+    dataset = read_dataset(copy)
+    part = replace(dataset.splits["train"], tables={})
+    write_dataset(copy, replace(dataset, splits={"train": part}))
+    add_columns(copy, "train", {"new": pa.array(np.arange(11))}, "tests")
+    assert Manifest(copy, "train").column("new").tolist() == list(range(11))
+    assert list(problems(copy)) == []
 
 
 def test_an_empty_split_may_have_columns_too(prepare, photos):

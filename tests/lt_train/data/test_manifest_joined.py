@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lt_train.data.manifest import Manifest, class_index
+from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import check_bad_samples
+from lt_train.data.tables import class_index
 from lt_train.errors import UserError
 from tests.helpers.pools import CLASSES, HIDDEN, numbers
 

@@ -1,10 +1,14 @@
 """The node cache: a verified copy gives the same batches."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import pytest
 
 from lt_train.config.schema import ViewConfig
+from lt_train.data.node_cache import cache_on_node
+from lt_train.distributed import World
 from lt_train.errors import UserError
 from tests.helpers.loading import WHOLE, assert_same_batches, configure, train
 
@@ -21,3 +25,20 @@ def test_caching_a_damaged_shard_is_refused_and_names_it(small, damaged_copy, tm
     config = configure(damaged_copy(small.root, [0]), "resident", view)
     with pytest.raises(UserError, match="train-000000.tar does not match its sha256"):
         train(replace(config, data=replace(config.data, cache_dir=str(tmp_path / "scratch"))))
+
+
+@pytest.mark.parametrize("name", ["../../evil.tar", "/{}/evil.tar", "..", "a\\b.tar", 7])
+def test_what_a_stranger_names_elsewhere_is_neither_read_nor_written(
+    name, small, damaged_copy, tmp_path
+):
+    root = damaged_copy(small.root)
+    (tmp_path / "evil.tar").write_bytes(b"secret")
+    content = json.loads((root / "dataset.json").read_text())
+    shard = content["splits"]["val"]["shards"][0]
+    shard["sha256"] = hashlib.sha256(b"secret").hexdigest()
+    shard["name"] = name.format(tmp_path) if isinstance(name, str) else name
+    (root / "dataset.json").write_text(json.dumps(content))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="dataset.json is damaged .*(plain file name|is not text)"):
+        cache_on_node(root, tmp_path / "scratch" / "deep", World())
+    assert sorted(tmp_path.rglob("*")) == before

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from lt_train.config.schema import SamplerConfig
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
 from lt_train.data.order import Sampler, check_batch, make_sampler
+from lt_train.data.tables import UNLABELED
 from lt_train.distributed import rank_share
 from lt_train.errors import UserError
 from tests.helpers.pictures import encode
@@ -46,6 +47,11 @@ def test_instance_balanced_gives_every_sample_once_an_epoch_and_a_new_order_each
     epochs = sampler_of(SamplerConfig(), manifest, 5)(np.arange(20 * size)).reshape(20, size)
     np.testing.assert_array_equal(np.sort(epochs, 1), np.tile(np.arange(size), (20, 1)))
     assert len({tuple(epoch) for epoch in epochs}) == 20
+
+
+def test_a_split_without_images_is_one_line(manifest, sampler_config):
+    with pytest.raises(UserError, match="train has no images to train on"):
+        sampler_of(sampler_config, manifest.subset(slice(0, 0)), 5)
 
 
 def test_a_batch_may_straddle_two_epochs(manifest):

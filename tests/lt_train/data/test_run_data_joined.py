@@ -5,13 +5,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from lt_train.config.schema import Config, EngineConfig, ModelConfig, RunConfig, UnlabeledConfig
 from lt_train.data.batch import Batch
-from lt_train.data.manifest import UNLABELED, Manifest, read_dataset, write_dataset
+from lt_train.data.dataset import read_dataset, write_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
+from lt_train.data.tables import UNLABELED, write_manifest
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.trainer import Trainer
@@ -105,7 +108,9 @@ def test_without_a_label_column_labels_of_the_second_set_are_not_used(small):
 def test_a_pool_of_any_images_takes_the_labeled_sets_classes(small, pseudo_labeled, tmp_path):
     copy = shutil.copytree(pseudo_labeled, tmp_path / "copy")
     dataset = read_dataset(copy)
-    part = replace(dataset.splits["train"], class_counts=[])
+    table = pa.ipc.open_file((copy / "train.arrow").read_bytes()).read_all()
+    counts = write_manifest(copy, "train", [table], table.schema, 0)
+    part = replace(dataset.splits["train"], class_counts=counts, tables={})
     write_dataset(copy, replace(dataset, classes=[], splits={"train": part}))
     assert Manifest(copy, "train").classes == []
     pool = RunData(configure(small, copy, share=0.5), World()).unlabeled_set

@@ -1,0 +1,155 @@
+"""dataset.json: what a prepared data set is made of, checked before anything is built upon it."""
+
+import json
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from lt_train.errors import UserError
+from lt_train.files import parse_object, write_atomically
+
+FORMAT_VERSION = 1
+LARGEST = 2**63 - 1
+LONGEST_NAME = 200  # bytes of a file's name, which is at most 255 with what is appended to it
+
+
+@dataclass(frozen=True)
+class Shard:
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Split:
+    samples: int
+    class_counts: list[int]
+    shards: list[Shard]
+    rejected: int = 0
+    # file name of the manifest and of the class index -> sha256
+    tables: dict[str, str] = field(default_factory=dict)
+    # columns that the manifest got after it was prepared: name -> what made it
+    added_columns: dict[str, str] = field(default_factory=dict)
+    # file name of a table that is being replaced -> sha256 of the one to come
+    replacing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The content of dataset.json."""
+
+    name: str
+    classes: list[str]
+    splits: dict[str, Split]
+    # command, version, seed
+    made_by: dict[str, str | int | float | None] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def write_dataset(root: Path, dataset: Dataset) -> None:
+    """Write dataset.json; it is written last, so a folder that has one is complete."""
+    content = asdict(dataset)
+    for split in content["splits"].values():
+        if not split["replacing"]:  # a key that earlier versions refuse to read
+            del split["replacing"]
+    write_atomically(root / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def read_dataset(root: str | Path) -> Dataset:
+    """Read dataset.json, or raise a :class:`UserError` that says what the folder lacks.
+
+    Whatever is in it is of its type, numbers are 0 or more, and what names a file names one beside
+    dataset.json.
+    """
+    path = Path(root) / "dataset.json"
+    if not path.is_file():
+        what = "there is no such folder"
+        if Path(root).is_dir():
+            what = "it has no dataset.json (was data_prep interrupted?)"
+        raise UserError(
+            f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
+        )
+    try:
+        content = parse_object(path.read_bytes())
+        version = content.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UserError(f"{path} was written by a newer version of data_prep; update lt-train")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format_version is not {FORMAT_VERSION}")
+        dataset = _typed(Dataset, content, "")
+        _check(dataset)
+        return dataset
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror or error}; permit it, or name another folder"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); run data_prep again into another folder"
+        ) from error
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    """``value``, as JSON has it, as ``kind``; a ValueError that names the place if it is not."""
+    within, parts = f"{where}." if where else "", get_args(kind)
+    if is_dataclass(kind):
+        return _built(kind, _typed(dict, value, where), where)
+    if get_origin(kind) is list:
+        items = enumerate(_typed(list, value, where))
+        return [_typed(parts[0], item, f"{within}{index}") for index, item in items]
+    if get_origin(kind) is dict:
+        items = _typed(dict, value, where).items()
+        return {name: _typed(parts[1], item, f"{within}{name}") for name, item in items}
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"{where} is no whole number")
+    if kind is int and not 0 <= value <= LARGEST:
+        raise ValueError(f"{where} is not from 0 to {LARGEST}")
+    if not isinstance(value, kind):
+        names = {str: "text", list: "a list", dict: "a group of keys"}
+        raise ValueError(f"{where or 'what it holds'} is not {names.get(kind, 'text or a number')}")
+    return value
+
+
+def _built(kind: type, content: dict, where: str) -> Any:
+    """The dataclass ``kind`` from ``content``, which must have its fields and no others."""
+    within = f"{where}." if where else ""
+    wanted = {entry.name: entry for entry in fields(kind)}
+    for name in content.keys() - wanted.keys():
+        raise ValueError(f"{within}{name} is no key that is known")
+    for name in wanted.keys() - content.keys():
+        if wanted[name].default is MISSING and wanted[name].default_factory is MISSING:
+            raise ValueError(f"{within}{name} is missing")
+    values = content.items()
+    return kind(**{key: _typed(wanted[key].type, value, within + key) for key, value in values})
+
+
+def _check(dataset: Dataset) -> None:
+    """A ValueError about what no type tells."""
+    if not dataset.splits:
+        raise ValueError("it has no splits")
+    names: list[str] = []
+    for name, split in dataset.splits.items():
+        if not _is_file_name(name):
+            raise ValueError(f"the split {name[:LONGEST_NAME]!r} is no plain file name")
+        if len(split.class_counts) != len(dataset.classes):
+            raise ValueError(f"splits.{name}.class_counts is not of {len(dataset.classes)} classes")
+        tables = {f"{name}.arrow", f"{name}.class_index.arrow"}
+        if not split.tables.keys() | split.replacing.keys() <= tables:
+            raise ValueError(f"splits.{name}.tables names other files than {name}'s")
+        names += [shard.name for shard in split.shards]
+    for name in names:
+        if not (_is_file_name(name) and name.endswith(".tar")):
+            raise ValueError(f"the shard {name[:LONGEST_NAME]!r} is no plain file name of a .tar")
+    if len(set(names)) != len(names):
+        raise ValueError("it names a shard twice")
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether it can only mean a file in the very folder: others may have written it."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    plain = not any(character in name for character in "/\\\0")
+    return plain and not name.startswith(".") and 0 < size <= LONGEST_NAME

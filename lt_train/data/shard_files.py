@@ -1,0 +1,118 @@
+"""Pieces of shards, read by offset: never mapped, so that an I/O error is an error and no signal.
+
+However many shards there are, only so many are open at once as the process may have.
+"""
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from lt_train.errors import UserError
+
+try:
+    import resource
+except ImportError:  # a system without such limits
+    resource = None
+
+SETS_AT_ONCE = 4  # training, validation and test images, and a second set
+FOR_OTHERS = 64  # descriptors of the rest of the process
+MOST_OPEN, FEWEST_OPEN = 4096, 4  # of one set
+
+
+class ShardFiles:
+    """The shards at ``paths``. Many threads may read at once; a copy that is sent to another
+    process opens its own.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = list(paths)
+        self._start()
+
+    def _start(self) -> None:
+        self._open: OrderedDict[int, _File] = OrderedDict()  # by shard, the latest used last
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {"paths": self.paths}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+    def read(self, shard: int, start: int, size: int) -> np.ndarray | None:
+        """``size`` bytes from ``start`` of a shard, as (size,) uint8; None if it ends before.
+
+        A :class:`UserError` if it cannot be read at all.
+        """
+        path = self.paths[shard]
+        try:
+            file = self._file(shard)
+            content = np.empty(size, np.uint8)
+            rest = memoryview(content)
+            while rest:
+                got = os.preadv(file.descriptor, [rest], start + size - len(rest))
+                if got == 0:
+                    return None
+                rest = rest[got:]
+        except OSError as error:
+            raise UserError(
+                f"cannot read shard {path}: {error.strerror or error}; "
+                f"python -m data_prep verify {path.parent}"
+            ) from error
+        return content
+
+    def _file(self, shard: int) -> "_File":
+        with self._lock:
+            file = self._open.pop(shard, None)
+            if file is None:
+                file = self._opened(self.paths[shard])
+            self._open[shard] = file
+            while len(self._open) > most_open():
+                self._open.popitem(last=False)
+        return file
+
+    def _opened(self, path: Path) -> "_File":
+        try:
+            return _File(path)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not self._open:
+                raise
+        self._open.clear()  # others have taken more than was left for them
+        return _File(path)
+
+
+class _File:
+    """A file that is open for as long as anybody holds this: a thread may still be reading what
+    another one has closed to make room.
+    """
+
+    def __init__(self, path: Path):
+        self.descriptor = -1
+        self.descriptor = os.open(path, os.O_RDONLY)
+        if hasattr(os, "posix_fadvise"):  # nothing is read ahead: the next image lies elsewhere
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self):
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+
+@cache
+def most_open() -> int:
+    """How many shards of one set may be open; the process's limit is raised first where it can."""
+    if resource is None:
+        return FEWEST_OPEN
+    allowed, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        allowed = hard
+    except (OSError, ValueError):  # a system that has no limit, but does not let one say so
+        pass
+    if allowed == resource.RLIM_INFINITY:
+        return MOST_OPEN
+    return min(max((allowed - FOR_OTHERS) // SETS_AT_ONCE, FEWEST_OPEN), MOST_OPEN)
