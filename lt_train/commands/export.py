@@ -10,11 +10,18 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
+from lt_train.commands.open_run import read_result
 from lt_train.console import console
 from lt_train.errors import UserError
-from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, read_tensors, write_tensors
+from lt_train.models.tensor_files import (
+    AbsentFile,
+    read_safetensors,
+    read_tensors,
+    write_tensors,
+)
+from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, FINISH_AGAIN, why_absent
 
 MODEL_FILE = "model.safetensors"
 CLASS_NAMES_LIMIT = 65_536  # characters; more do not belong into a file's header
@@ -45,20 +52,15 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
     """A finished run's state dict with torchvision's names, what the file's metadata say of it, and
     a line on what it holds.
     """
+    classes = _classes(run)
     try:
-        classes = json.loads((run / "result.json").read_text())["classes"]
-        with safe_open(run / BACKBONE_FILE, "pt") as file:
-            about = file.metadata() or {}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(
-            f"{run} is not a finished run ({error}); train it to its end first, or name another"
-            " folder"
-        ) from error
-    tensors = read_tensors(run / BACKBONE_FILE)
+        tensors, about = read_safetensors(run / BACKBONE_FILE, FINISH_AGAIN)
+    except AbsentFile as error:
+        raise UserError(f"{run} is not a finished run: {error}; {FINISH_AGAIN}") from error
     note = f"{about.get('backbone', 'backbone')} of {len(tensors)} tensors"
     if not (run / CLASSIFIER_FILE).exists():
         return tensors, about, f"{note}, without a classifier: the run has none"
-    classifier = read_tensors(run / CLASSIFIER_FILE)
+    classifier = read_tensors(run / CLASSIFIER_FILE, FINISH_AGAIN)
     linear = as_linear(classifier)
     if linear is None:
         reason = f"it is {_describe(classifier)}, which no linear layer (fc) can express"
@@ -68,6 +70,17 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
         about = {**about, "classes": names}
     tensors |= {f"fc.{name}": tensor for name, tensor in linear.items()}
     return tensors, about, f"{note} and a classifier (fc) of {len(linear['weight'])} classes"
+
+
+def _classes(run: Path) -> list[str]:
+    """The names of a finished run's classes."""
+    result, path = read_result(run), run / "result.json"
+    if "classes" not in result:
+        raise UserError(
+            f"{run} is not a finished run: there is no {path} with its classes: {why_absent(path)},"
+            " or name another folder"
+        )
+    return result["classes"]
 
 
 def as_linear(classifier: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

@@ -1,30 +1,27 @@
-"""Weights in and out: safetensors both ways, other projects' checkpoints in.
+"""Networks and files of weights: which of a file's tensors are the network's.
 
 Backbones carry torchvision's parameter names.
 """
 
-import argparse
 import logging
 import os
 import re
-import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import nn
 
 from lt_train.errors import UserError
-from lt_train.files import write_atomically
+from lt_train.models.tensor_files import (
+    FETCH_AGAIN,
+    AbsentFile,
+    Tensors,
+    read_tensors,
+    write_tensors,
+)
 
 log = logging.getLogger(__name__)
-
-Tensors = dict[str, torch.Tensor]
 
 BACKBONE_FILE = "backbone.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"  # of methods that have one
@@ -33,69 +30,15 @@ STEP_COUNTER = "num_batches_tracked"  # which batch norm with a momentum does no
 # where several networks of a file fit, the one that its authors go on with: MoCo's query encoder,
 # MoCo v3's base encoder, DINO's teacher, timm's moving average
 PREFERRED = ("encoder_q", "base_encoder", "teacher", "ema")
-# what old checkpoints hold beside tensors: NumPy scalars (under the names of NumPy 1 and 2) and the
-# command line
-_numpy_types = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
-_numpy_scalar = np.float64().__reduce__()[0]
-HARMLESS = [
-    argparse.Namespace,
-    np.dtype,
-    *_numpy_types,
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-]
+FINISH_AGAIN = (
+    "copy the run again, or remove its result.json and give its training command, which writes the"
+    " weights anew from the last checkpoint"
+)
 
 
 def export_weights(module: nn.Module, path: Path, about: dict[str, str]) -> None:
     """Write a network's float32 weights and statistics; ``about`` goes into the file's metadata."""
     write_tensors(module.state_dict(), path, about)
-
-
-def write_tensors(tensors: Tensors, path: Path, about: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all; ``about`` goes into its metadata."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"format": "pt", **about}))
-
-
-def read_tensors(path: Path) -> Tensors:
-    """All tensors of a .safetensors file, or of a checkpoint that torch.save wrote, on the CPU.
-
-    Those in nested dicts have dotted names. Checkpoints come from strangers: one that holds more
-    than tensors and plain values is refused with a :class:`UserError`, unrun.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
-            # only zip files, which torch writes since 1.6, can be mapped
-            return dict(
-                _named(
-                    torch.load(
-                        path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-                    )
-                )
-            )
-    except Exception as error:  # what is damaged can fail anywhere in the unpickler
-        if refused := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{path} is refused: it holds more than tensors ({refused[1]}), which could run any"
-                " code when loaded; save its state_dict alone, or ask its authors for safetensors"
-            ) from error
-        kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint of torch.save"
-        reason = (
-            error
-            if isinstance(error, (OSError, SafetensorError))
-            else "damaged, cut off or of another kind"
-        )
-        raise UserError(f"{path} is not a readable {kind}: {reason}") from error
-
-
-def _named(value: object, *path: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield ".".join(path), value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _named(inner, *path, str(key))
 
 
 def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FILE) -> int:
@@ -108,16 +51,18 @@ def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FIL
     counts the matched, missing and unexpected keys. Only a file from before torch 0.4.1, which has
     no ``num_batches_tracked`` at all, may be without it.
     """
-    own_run = Path(source).is_dir()
+    own_run = os.path.isdir(source)
     path = Path(source) / file if own_run else Path(source)
-    if not path.is_file():
-        raise UserError(
-            f"there is no {path}; model.init_from takes a finished run's folder, "
-            "a .safetensors file or a checkpoint of torch.save"
+    remedy = FINISH_AGAIN if path.name in (BACKBONE_FILE, CLASSIFIER_FILE) else FETCH_AGAIN
+    try:
+        own, tensors = module.state_dict(), read_tensors(path, remedy)
+    except AbsentFile as error:
+        takes = (
+            "model.init_from takes a finished run's folder, a .safetensors file or a checkpoint of"
+            " torch.save"
         )
-    own, tensors = module.state_dict(), read_tensors(path)
-    if not tensors:
-        raise UserError(f"{path} holds no tensors")
+        reason = f": {why_absent(path)}" if own_run else ""
+        raise UserError(f"{error}{reason}; {takes}") from error
     if not any(name.endswith(STEP_COUNTER) for name in tensors):
         own = {name: tensor for name, tensor in own.items() if not name.endswith(STEP_COUNTER)}
     prefix, network = "", tensors
@@ -136,6 +81,16 @@ def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FIL
     left_out = f"; left out: {others}" if others else ""
     log.info("%s: all %d tensors match%s%s", path, len(network), place, left_out)
     return len(network)
+
+
+def why_absent(path: Path) -> str:
+    """Why there is no ``path`` in a folder that was taken for a finished run's."""
+    files = ("config.yaml", "result.json", BACKBONE_FILE)
+    if not any((path.parent / file).exists() for file in files):
+        return "the folder holds none of a run's files"
+    if path.name == CLASSIFIER_FILE and (path.parent / BACKBONE_FILE).exists():
+        return "the run's method has none"
+    return "train the run to its end first"
 
 
 def _renamed(tensors: Tensors, old: str, new: str) -> Tensors:

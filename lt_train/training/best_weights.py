@@ -7,6 +7,9 @@ import torch
 from lt_train.errors import UserError
 from lt_train.files import atomic_file
 from lt_train.methods.base import Method
+from lt_train.models.tensor_files import load_saved, reading, tensors_digest
+
+ABOUT = ("step", "metric", "select")  # what best.pt holds beside the method's state
 
 
 class BestWeights:
@@ -34,8 +37,16 @@ class BestWeights:
         if before is not None and before["select"] == self.select and before["metric"] >= metric:
             return
         about = {"step": step, "metric": metric, "select": self.select}
-        with atomic_file(self.path) as file:
-            torch.save({"method": method.state_dict(), **about}, file)
+        state = dict(method.state_dict())
+        content = {"method": state, **about, "sha256": tensors_digest(state, about)}
+        try:
+            with atomic_file(self.path) as file:
+                torch.save(content, file)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"cannot write {self.path}: {reason}; is the disk full? The best before is kept"
+            ) from error
 
     def restore(self, method: Method) -> int:
         """Give ``method`` the kept state; returns its step. Called by every rank."""
@@ -44,9 +55,10 @@ class BestWeights:
         return best["step"]
 
     def _read(self) -> dict:
-        try:
-            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"cannot read {self.path}: {error}; remove it and train again from a checkpoint"
-            ) from error
+        with reading(self.path, "copy it again, or train anew in another run.dir"):
+            best = load_saved(self.path)
+            about = {key: best[key] for key in ABOUT}
+            of_earlier_version = best.keys() == {"method", *ABOUT}  # which wrote no checksum
+            if not of_earlier_version and best["sha256"] != tensors_digest(best["method"], about):
+                raise ValueError("its checksum is that of other content")
+        return best

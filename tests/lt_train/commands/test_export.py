@@ -16,8 +16,15 @@ from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import CosineClassifier, ScaledClassifier
-from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
+from lt_train.models.tensor_files import CHECKSUM, WRITTEN_BY
+from lt_train.models.weights import (
+    BACKBONE_FILE,
+    CLASSIFIER_FILE,
+    FINISH_AGAIN,
+    export_weights,
+)
 from lt_train.training.trainer import Trainer
+from tests.helpers.commands import run, words
 from tests.helpers.networks import assert_same_state, randomize
 
 CLASSES = 5
@@ -59,7 +66,9 @@ def test_metadata_say_where_the_model_comes_from(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         about = file.metadata()
     assert json.loads(about.pop("classes")) == NAMES
-    assert about == {**ABOUT, "format": "pt", "backbone": "resnet32_cifar"}
+    assert len(about.pop(CHECKSUM)) == 64
+    expected = {**ABOUT, **WRITTEN_BY, "format": "pt", "backbone": "resnet32_cifar"}
+    assert about == expected
 
 
 @pytest.mark.parametrize(
@@ -100,6 +109,49 @@ def test_an_unfinished_run_is_refused(lost, tmp_path):
     with pytest.raises(UserError, match="not a finished run"):
         export([str(tmp_path)])
     assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("file", [BACKBONE_FILE, CLASSIFIER_FILE])
+@pytest.mark.parametrize("damage", ["cut off", "flipped"])
+def test_damaged_weights_are_told_as_such(file, damage, tmp_path):
+    finished_run(tmp_path, "resnet32_cifar", nn.Linear(64, CLASSES))
+    content = bytearray((tmp_path / file).read_bytes())
+    content[-9] ^= 1
+    (tmp_path / file).write_bytes(content[:-8] if damage == "cut off" else content)
+    with pytest.raises(UserError, match=f"{file} is not a readable .*: it is damaged") as refusal:
+        export([str(tmp_path)])
+    assert str(refusal.value).endswith(FINISH_AGAIN)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_damaged_result_and_what_is_no_run_are_told_as_such(tmp_path):
+    with pytest.raises(UserError, match="the folder holds none of a run's files"):
+        export([str(tmp_path)])
+    with pytest.raises(UserError, match="none is not a finished run: there is no"):
+        export([str(tmp_path / "none")])
+    finished_run(tmp_path, "resnet32_cifar", None)
+    for content in ("", "[1]", '{"classes": 5}'):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(UserError, match=r"result.json is damaged"):
+            export([str(tmp_path)])
+
+
+def test_a_file_exported_twice_is_the_same(tmp_path):
+    finished_run(tmp_path, "resnet32_cifar", nn.Linear(64, CLASSES))
+    files = [tmp_path / "first.safetensors", tmp_path / "second.safetensors"]
+    for out in files:
+        export([str(tmp_path), "--out", str(out)])
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_what_the_refusal_says_brings_the_weights_back_bit_for_bit(copied, tinted):
+    files = [copied / BACKBONE_FILE, copied / CLASSIFIER_FILE]
+    before = [file.read_bytes() for file in files]
+    files[0].write_bytes(before[0][:-1])
+    assert "remove its result.json and give its training command" in FINISH_AGAIN
+    (copied / "result.json").unlink()
+    run(*words("classifier_cifar10_lt", tinted, copied))
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_a_training_run_starts_from_an_exported_model(small, tmp_path):

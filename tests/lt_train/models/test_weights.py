@@ -9,7 +9,14 @@ from torch import nn
 
 from lt_train.errors import UserError
 from lt_train.models.backbones import make_backbone
-from lt_train.models.weights import BACKBONE_FILE, export_weights, load_weights
+from lt_train.models.tensor_files import CHECKSUM
+from lt_train.models.weights import (
+    BACKBONE_FILE,
+    CLASSIFIER_FILE,
+    FINISH_AGAIN,
+    export_weights,
+    load_weights,
+)
 from tests.helpers.networks import assert_same_state
 
 
@@ -39,7 +46,9 @@ def test_export_and_load_keep_every_bit(trained, exported):
 
 def test_export_says_where_it_comes_from(exported):
     with safe_open(exported, "pt") as file:
-        assert file.metadata() == {"format": "pt", "method": "moco", "steps": "12"}
+        about = file.metadata()
+    assert len(about.pop(CHECKSUM)) == 64
+    assert about == {"format": "pt", "method": "moco", "steps": "12", "written_by": "lt_train"}
 
 
 def test_compiled_backbone_exports_plain_names(trained, exported, tmp_path):
@@ -73,6 +82,30 @@ def test_missing_file_is_refused(tmp_path):
     for source in (tmp_path, tmp_path / "nothing.safetensors"):
         with pytest.raises(UserError, match="there is no .*safetensors"):
             load_weights(make_backbone("resnet32_cifar"), str(source))
+
+
+def test_a_folder_without_the_file_is_told_by_what_it_is(exported, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "started").mkdir()
+    (tmp_path / "started" / "config.yaml").write_text("seed: 1\n")
+    for folder, file, what in (
+        (tmp_path / "elsewhere", BACKBONE_FILE, "the folder holds none of a run's files"),
+        (tmp_path / "started", BACKBONE_FILE, "train the run to its end first"),
+        (tmp_path, CLASSIFIER_FILE, "the run's method has none"),
+    ):
+        with pytest.raises(UserError, match=f"there is no {folder / file}: {what}"):
+            load_weights(make_backbone("resnet32_cifar"), folder, file)
+
+
+def test_one_flipped_bit_of_a_runs_weights_is_refused_with_what_to_do(exported):
+    content = bytearray(exported.read_bytes())
+    content[-1000] ^= 4
+    exported.write_bytes(content)
+    for source in (exported, exported.parent):
+        with pytest.raises(UserError) as refusal:
+            load_weights(make_backbone("resnet32_cifar"), source)
+        assert f"{exported} is not a readable safetensors file: it is damaged" in str(refusal.value)
+        assert str(refusal.value).endswith(FINISH_AGAIN)
 
 
 @pytest.mark.parametrize("size", [0, 100, 100_000])
