@@ -18,6 +18,7 @@ from lt_train.config.load import (
 )
 from lt_train.config.schema import Config
 from lt_train.errors import UserError
+from lt_train.files import parse_object
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
 # the key that a stage has -> its kind
@@ -79,8 +80,8 @@ class StageJob:
         if self.kind != "train":
             return False
         try:
-            has_result = "steps" in json.loads(Path(self.run_dir, "result.json").read_text())
-            saved = Path(self.run_dir, "config.yaml").read_text()
+            has_result = "steps" in parse_object(Path(self.run_dir, "result.json").read_bytes())
+            saved = Path(self.run_dir, "config.yaml").read_text("utf-8")
         except (OSError, ValueError):
             return False
         return has_result and saved == to_yaml(self.resolve())

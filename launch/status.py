@@ -1,9 +1,9 @@
 """What a person sees of submitted jobs: states from Slurm, progress from the runs' own files."""
 
-import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from launch.cluster import is_live, job_states, slurm
 from launch.submission import Submitted, own_jobs, read_submission
 from lt_train.errors import UserError
+from lt_train.files import parse_object
 
 COLUMNS = ("stage", "job", "state", "restarts", "step", "images/s", "left")
 POLL_SECONDS = 5.0
@@ -21,7 +22,7 @@ FINAL = {"COMPLETED", "CANCELLED", "TIMEOUT", "DEADLINE"}  # ... but not so
 
 @dataclass(frozen=True)
 class Progress:
-    """The last line of a run's metrics.jsonl."""
+    """What the last training line of a run's metrics.jsonl tells."""
 
     step: int
     last_step: int
@@ -33,12 +34,22 @@ def read_progress(run_dir: str) -> Progress | None:
     """How far a run is; None before its first logged step."""
     try:
         lines = (Path(run_dir) / "metrics.jsonl").read_bytes().splitlines()
-        last = next(
-            record for record in map(json.loads, reversed(lines)) if "images_per_s" in record
-        )
-        return Progress(last["step"], last["last_step"], last["images_per_s"], last["seconds_left"])
-    except (OSError, ValueError, KeyError, StopIteration):
+    except OSError:
         return None
+    for line in reversed(lines):
+        try:
+            record = parse_object(line)
+            return Progress(*(_finite(record[field.name]) for field in fields(Progress)))
+        except (ValueError, KeyError):  # an evaluation, or a line that is still being written
+            continue
+    return None
+
+
+def _finite(value: Any) -> float:
+    """``value``; a :class:`ValueError` if it is no number that a table could show."""
+    if not isinstance(value, (int, float)) or not abs(value) < 2**63:
+        raise ValueError
+    return value
 
 
 def show_stages(root: Path, console: Console) -> None:

@@ -1,11 +1,15 @@
-"""Files that are there whole or not at all, and their digests."""
+"""Files that are there whole or not at all, their digests, and JSON objects."""
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)  # what atomic_file calls its temporaries
 
 
 def file_sha256(path: Path) -> str:
@@ -45,3 +49,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either there whole or not at all."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what writers that were killed have left of :func:`atomic_file` in a folder."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def parse_object(content: bytes) -> dict[str, Any]:
+    """The JSON object in ``content``; a :class:`ValueError` says why there is none."""
+    try:
+        value = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it does not hold an object")
+    return value

@@ -11,7 +11,7 @@ from lt_train import distributed
 from lt_train.commands.open_run import check_labeled, open_run, write_metrics
 from lt_train.config.schema import Config
 from lt_train.console import console, setup_logging
-from lt_train.data.manifest import read_dataset
+from lt_train.data.dataset import read_dataset
 from lt_train.data.run_data import RunData
 from lt_train.errors import UserError
 from lt_train.training.engine import autocast

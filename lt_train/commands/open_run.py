@@ -1,20 +1,22 @@
 """Open a run that was trained before: its config, and its method with its weights."""
 
-import hashlib
 import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
-from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError
-from lt_train.files import write_atomically
+from lt_train.files import parse_object, write_atomically
 from lt_train.methods.base import Counts, Method
+from lt_train.models.tensor_files import tensors_digest
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import CheckpointStore
@@ -75,11 +77,7 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
 
 def state_digest(method: Method) -> str:
     """sha256 of all weights and statistics."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(method.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return tensors_digest(method.state_dict())
 
 
 def check_classifier(folder: Path, config: Config) -> None:
@@ -110,12 +108,41 @@ def check_labeled(manifest: Manifest) -> None:
         )
 
 
-def read_result(folder: Path) -> dict:
-    """result.json of a finished run, else nothing."""
+def read_result(folder: Path) -> dict[str, Any]:
+    """result.json of a finished run, else nothing; a :class:`UserError` if it is damaged."""
+    path = folder / "result.json"
     try:
-        return json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+        result = parse_object(path.read_bytes())
+        for name, is_right in RESULT_TYPES.items():
+            if name in result and not is_right(result[name]):
+                raise ValueError(f"'{name}' cannot be {json.dumps(result[name])[:40]}")
+        return result
+    except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged: {error}; delete it and give the training command again"
+        ) from error
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers that fit into int64."""
+    return isinstance(value, list) and all(
+        type(count) is int and 0 <= count < 2**63 for count in value
+    )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+RESULT_TYPES = {  # of what is read of result.json here, and in commands
+    "class_counts": _are_counts,
+    "classes": _are_names,
+    "selected_on": lambda value: value in ("last", "val", "test"),
+}
 
 
 def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:

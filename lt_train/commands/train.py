@@ -4,7 +4,13 @@ import argparse
 import gc
 import sys
 
-from lt_train.config.load import list_configs, list_variants, load_config, to_yaml
+from lt_train.config.load import (
+    find_config,
+    list_configs,
+    list_variants,
+    load_config,
+    to_yaml,
+)
 from lt_train.errors import EXIT_PREEMPTED, UserError
 
 
@@ -60,7 +66,12 @@ def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and exit"
     )
-    return parser.parse_args(words)
+    arguments, unknown = parser.parse_known_args(words)
+    # a misspelt command is told before its options are
+    find_config(arguments.config, commands=commands)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return arguments
 
 
 def _epilog(commands: dict[str, str]) -> str:

@@ -1,6 +1,7 @@
 """Finished runs as the report reads them from their files."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from lt_train.errors import UserError
+from lt_train.files import parse_object
+from lt_train.training.monitor import is_number, parse_record
 
 AS_TRAINED = "as trained"  # the entry of posthoc.json that a run's own row shows already
 RUN_FILES = ("result.json", "metrics.jsonl", "config.yaml")  # any of them makes a folder a run
@@ -130,17 +133,17 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
     return sorted(runs, key=order), unfinished
 
 
-def _parse(path: Path, parse: Callable[[Any], Any], advice: str) -> Any:
-    """``parse`` of the JSON in a file; whatever is wrong with it is a :class:`UserError` that names
-    the file.
+def _parse(path: Path, parse: Callable[[dict], Any], advice: str) -> Any:
+    """``parse`` of the JSON object in a file; whatever is wrong with it is a :class:`UserError`
+    that names the file.
     """
     try:
-        return parse(json.loads(path.read_text()))
+        return parse(parse_object(path.read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except KeyError as error:
         raise UserError(f"{path} is damaged: it has no {error}; {advice}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}; {advice}") from error
 
 
@@ -164,16 +167,22 @@ def _read_run(name: str, folder: Path) -> Run:
 
 def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
     """``result``, if it has what the report reads, and of it the split and metrics to report."""
-    if not isinstance(result, dict):
-        raise TypeError("it does not hold an object")
     if "stage" in result:  # what earlier versions called it
         result = {"method": result["stage"], **result}
     for key, kind in {**NEEDED, **OPTIONAL}.items():
         value = result[key] if key in NEEDED else result.get(key)
-        if not isinstance(value, kind) and (key in NEEDED or value is not None):
+        if value is None and key in OPTIONAL:
+            continue
+        if not isinstance(value, kind) or kind in (int, NUMBER) and not _is_finite(value):
             raise TypeError(f"'{key}' cannot be {json.dumps(value)[:40]}")
-    np.array(result["class_counts"], np.int64)
+    for count in result["class_counts"]:
+        if type(count) is not int or not 0 <= count < 2**63:
+            raise TypeError(f"'class_counts' cannot hold {json.dumps(count)[:40]}")
     return result, *_reported(result["metrics"], result["headline"].removesuffix("top1"))
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[str, Any]]:
@@ -190,11 +199,16 @@ def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[st
     metrics: dict[str, Any] = {
         key: None if value is None else float(value) for key, value in scalars.items()
     }
+    odd = [key for key, value in metrics.items() if value is not None and not math.isfinite(value)]
+    if odd:
+        raise ValueError(f"its {odd[0]} is no percentage")
     metrics["error"] = None if metrics["top1"] is None else 100 - metrics["top1"]
     metrics["per_class"] = np.array(found.get("per_class") or [], np.float64).ravel()
     confusion = np.array(found.get("confusion") or np.zeros((0, 0)), np.float64)
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise ValueError("its confusion matrix is not square")
+    if not np.isfinite(confusion).all() or np.isinf(metrics["per_class"]).any():
+        raise ValueError("its confusion matrix or an accuracy of a class is not finite")
     metrics["confusion"] = confusion
     # results from before it was written
     if metrics["balanced"] is None and np.isfinite(metrics["per_class"]).any():
@@ -216,18 +230,19 @@ def read_log(folder: Path) -> tuple[list[dict], int]:
 
     A last line that a kill cut short is not counted.
     """
+    path = folder / "metrics.jsonl"
     try:
-        lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines(keepends=True)
-    except OSError:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return [], 0
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     records, unreadable = [], 0
     for line in lines:
         try:
-            record = json.loads(line)
-            record["step"] + 0
-            records.append(record)
-        except (ValueError, TypeError, KeyError):
-            unreadable += line.endswith("\n")
+            records.append(parse_record(line))
+        except ValueError:
+            unreadable += line.endswith(b"\n")
     return records, unreadable
 
 
@@ -245,6 +260,6 @@ def _progress(folder: Path) -> str:
 
 def _nonfinite_step(folder: Path) -> str:
     try:
-        return f" at step {json.loads((folder / 'nonfinite.json').read_text())['step']}"
-    except (OSError, ValueError, TypeError, KeyError):
+        return f" at step {parse_object((folder / 'nonfinite.json').read_bytes())['step']}"
+    except (OSError, ValueError, KeyError):
         return ""

@@ -2,13 +2,15 @@
 
 ``checkpoints/step-00001234/`` holds the files that the engine wrote and meta.json with the step,
 the config and every file's sha256. The newest folder whose checksums hold is the one to resume
-from; a torn one is passed over, loudly.
+from; a torn one is passed over, loudly. One that cannot be read is not torn, and stops the run, as
+do torn ones alone: to begin anew is not ours to decide. Whatever else lies there is left alone.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from pathlib import Path
 
 from lt_train.distributed import World, broadcast_object, is_lost_peer
 from lt_train.errors import UserError
-from lt_train.files import file_sha256, fsync, write_atomically
+from lt_train.files import file_sha256, fsync, parse_object, write_atomically
+
+NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as CheckpointStore.save writes it
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ class CheckpointStore:
                     shutil.rmtree(final)
                 os.replace(partial, final)
                 fsync(self.folder)
-                self._prune(final)
+                self._prune(step)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if is_lost_peer(error):
                 raise
@@ -66,42 +70,54 @@ class CheckpointStore:
         self.world.barrier()
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose checksums hold, or None."""
-        paths = sorted(self.folder.glob("step-*"), reverse=True)
-        return broadcast_object(self._newest(paths) if self.world.is_main else None)
+        """The newest checkpoint whose checksums hold, or None where there is no checkpoint.
+
+        A :class:`UserError` if none of them is intact, or one on the way to it cannot be read.
+        """
+        return self._on_every_rank(self._newest)
 
     def find(self, step: int | None) -> Checkpoint | None:
         """The checkpoint of ``step``, or without it the newest one.
 
         A :class:`UserError` if there is none of that step whose checksums hold.
         """
-        if step is None:
-            return self.newest()
-        wanted = [path for path in [self.folder / f"step-{step:08d}"] if path.exists()]
-        checkpoint = broadcast_object(self._newest(wanted) if self.world.is_main else None)
+        return self.newest() if step is None else self._on_every_rank(lambda: self._of_step(step))
+
+    def _on_every_rank(self, look: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """What rank 0 finds, or the :class:`UserError` that it meets."""
+        found = None
+        if self.world.is_main:
+            try:
+                found = look()
+            except UserError as error:
+                found = error
+        found = broadcast_object(found)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _newest(self) -> Checkpoint | None:
+        paths = saved_checkpoints(self.folder)
+        for path in reversed(paths.values()):
+            if checkpoint := _intact(path):
+                return checkpoint
+        if paths:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged ({', '.join(map(str, paths))}); "
+                "remove them, or train anew with resume.enabled=false"
+            )
+        return None
+
+    def _of_step(self, step: int) -> Checkpoint:
+        paths = saved_checkpoints(self.folder)
+        wanted = paths.pop(step, None)
+        checkpoint = _intact(wanted) if wanted else None
         if checkpoint is None:
-            others = [path for path in sorted(self.folder.glob("step-*")) if path not in wanted]
-            have = ", ".join(path.name.removeprefix("step-").lstrip("0") for path in others)
+            have = ", ".join(map(str, paths))
             raise UserError(
                 f"{self.folder} has no intact checkpoint of step {step}; it has {have or 'none'}"
             )
         return checkpoint
-
-    def _newest(self, paths: list[Path]) -> Checkpoint | None:
-        for path in paths:
-            try:
-                meta = json.loads((path / "meta.json").read_text())
-                if meta.pop("sha256") != _digest(meta):
-                    raise ValueError("meta.json does not match its own checksum")
-                for name, sha256 in meta["files"].items():
-                    if file_sha256(path / name) != sha256:
-                        raise ValueError(f"{name} does not match its checksum")
-                return Checkpoint(path, meta)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning(
-                    "checkpoint %s is damaged (%s): falling back to the one before", path, error
-                )
-        return None
 
     def _seal(self, folder: Path, meta: dict) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -112,16 +128,66 @@ class CheckpointStore:
         write_atomically(folder / "meta.json", content.encode())
         fsync(folder)
 
-    def _prune(self, newest: Path) -> None:
-        """Keep ``newest`` and those before it.
+    def _prune(self, newest: int) -> None:
+        """Keep the checkpoint of step ``newest`` and those before it.
 
         Later ones are damaged or of an abandoned run, partial ones of killed saves.
         """
-        found = sorted(self.folder.glob("step-*"))
-        older = [path for path in found if path <= newest]
-        later = [path for path in found if path > newest]
-        for path in (*older[: -self.keep], *later, *self.folder.glob(".step-*.partial")):
+        paths = saved_checkpoints(self.folder)
+        older = [path for step, path in paths.items() if step <= newest]
+        later = [path for step, path in paths.items() if step > newest]
+        names = [path.name for path in self.folder.glob(".step-*.partial")]
+        partial = [name for name in names if NAME.fullmatch(name[1:].removesuffix(".partial"))]
+        for path in (*older[: -self.keep], *later, *map(self.folder.joinpath, partial)):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def saved_checkpoints(folder: Path) -> dict[int, Path]:
+    """The folders in ``folder`` that a :class:`CheckpointStore` has named, intact or not.
+
+    By step, in ascending order; a :class:`UserError` if ``folder`` is there and cannot be read.
+    """
+    found = {}
+    try:
+        for path in folder.iterdir():
+            name = NAME.fullmatch(path.name)
+            if name and path.is_dir():
+                found[int(name[1])] = path
+    except OSError as error:
+        absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        if absent and not os.path.lexists(folder):  # a link to a disk that is gone is there
+            return {}
+        raise UserError(
+            f"cannot read {folder}: {error.strerror}; make it readable, or choose another run.dir"
+        ) from error
+    return dict(sorted(found.items()))
+
+
+def _intact(path: Path) -> Checkpoint | None:
+    """The checkpoint in a folder, or None, with a warning, if it is damaged."""
+    file = path / "meta.json"
+    try:
+        meta = parse_object(file.read_bytes())
+        if meta.pop("sha256", None) != _digest(meta):
+            raise ValueError("meta.json does not match its own checksum")
+        if f"step-{meta['step']:08d}" != path.name:
+            raise ValueError(f"meta.json is of step {meta['step']}")
+        for name, sha256 in meta["files"].items():
+            file = path / name
+            if file_sha256(file) != sha256:
+                raise ValueError(f"{name} does not match its checksum")
+        return Checkpoint(path, meta)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        reason = f"{file.relative_to(path)}: {error.strerror}"
+    except OSError as error:
+        raise UserError(
+            f"cannot read {file}: {error.strerror or error}; that is no damage: mend it, or remove "
+            f"{path} to go on from the checkpoint before"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error)
+    log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, reason)
+    return None
 
 
 def _digest(meta: dict) -> str:

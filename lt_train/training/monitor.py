@@ -4,7 +4,9 @@ Only rank 0 writes.
 """
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -16,7 +18,9 @@ from rich.progress import (
 )
 
 from lt_train.console import Every, console, say
-from lt_train.files import write_atomically
+from lt_train.files import parse_object, write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -32,7 +36,7 @@ class Monitor:
         from torch.utils.tensorboard import SummaryWriter
 
         self._file = folder / "metrics.jsonl"
-        self._drop_after(first_step)
+        self._evaluated = self._drop_after(first_step)
         self._writer = SummaryWriter(
             str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
         )
@@ -76,12 +80,18 @@ class Monitor:
             say(f"{self._title}: step {step}/{total}, {rate}, {loss}, {left:.0f} s left")
 
     def evaluated(self, step: int, split: str, metrics: dict) -> None:
-        """Log an evaluation's scalars."""
-        if self.enabled:
-            scalars = {
-                name: value for name, value in metrics.items() if isinstance(value, (int, float))
-            }
-            self._append({"step": step, "split": split, **scalars}, split)
+        """Log an evaluation's scalars.
+
+        Once a step and split: the last step's may stand there already, where the run was cut off
+        between that and its end, and weights that were selected are evaluated at their step again.
+        """
+        if not self.enabled or (step, split) in self._evaluated:
+            return
+        self._evaluated.add((step, split))
+        scalars = {
+            name: value for name, value in metrics.items() if isinstance(value, (int, float))
+        }
+        self._append({"step": step, "split": split, **scalars}, split)
 
     def _append(self, record: dict, prefix: str) -> None:
         with open(self._file, "a") as file:
@@ -90,11 +100,48 @@ class Monitor:
             if isinstance(value, (int, float)) and name != "step":
                 self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
 
-    def _drop_after(self, step: int) -> None:
-        """Forget records past the checkpoint that the run goes on from: it writes them again."""
-        if self._file.exists():
-            lines = self._file.read_text().splitlines(keepends=True)
-            kept = [
-                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step
-            ]
-            write_atomically(self._file, "".join(kept).encode())
+    def _drop_after(self, step: int) -> set[tuple[int, str]]:
+        """Forget records past the checkpoint that the run goes on from: it writes them again.
+
+        What is no record goes too. Returns the steps and splits of the evaluations that are left.
+        """
+        if not self._file.exists():
+            return set()
+        kept, evaluated, odd = [], set(), 0
+        for line in self._file.read_bytes().splitlines(keepends=True):
+            try:
+                record = parse_record(line)
+            except ValueError:
+                odd += 1
+                continue
+            evaluation = (record["step"], record.get("split"))
+            if record["step"] > step or evaluation in evaluated:
+                continue
+            kept.append(line)
+            if "split" in record:
+                evaluated.add(evaluation)
+        if odd:
+            log.warning("%s: %d unreadable line(s) are dropped", self._file, odd)
+        write_atomically(self._file, b"".join(kept))
+        return evaluated
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """A line of metrics.jsonl: a step, numbers by name and, of an evaluation, its split.
+
+    A :class:`ValueError` if it is anything else, or has no end.
+    """
+    record = parse_object(line)
+    if not line.endswith(b"\n") or type(record.get("step")) is not int:
+        raise ValueError("it is cut short, or has no step")
+    if not isinstance(record.get("split", ""), str):
+        raise ValueError("its split has no name")
+    for name, value in record.items():
+        if name != "split" and not is_number(value):
+            raise ValueError(f"its {name} is no number")
+    return record
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a number that arrays can hold."""
+    return isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63

@@ -1,29 +1,23 @@
 """What a run leaves in its folder, and whose folder it is."""
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
-from lt_train.config.load import RENAMED, flatten, read_yaml, to_dict, to_yaml
+from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.distributed import World
 from lt_train.errors import UserError
-from lt_train.files import write_atomically
+from lt_train.files import parse_object, remove_leftovers, write_atomically
 from lt_train.methods.base import Method
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
+from lt_train.training.checkpoint import saved_checkpoints
+from lt_train.training.same_run import check_same_config, check_same_data
 
-# may change between a run and its resumption without changing what is learnt
-FREE_KEYS = (
-    "description",
-    "reference_error",
-    "max_steps",
-    "run.",
-    "resume.",
-    "data.decode_threads",
-    "data.eval_batch_size",
-    "data.cache_dir",
-)
+log = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -37,14 +31,22 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
-    def claim(self) -> None:
-        """Make the folder and save the config, or refuse to mix two configs. Collective."""
+    def claim(
+        self, before: dict[str, Any] | None = None, data: dict[str, str] | None = None
+    ) -> None:
+        """Make the folder and save the config, or refuse to mix two runs. Collective.
+
+        ``before``: what is known of the run to go on with, see :meth:`about`, beside what its
+        config.yaml says. ``data``: digests of what is trained on.
+        """
         if self.world.is_main:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 saved = self.path / "config.yaml"
                 if saved.exists() and self._has_work():
-                    self._check_same_config(saved)
+                    check_same_config(str(self.path), _read_config(saved), self.config)
+                self._check_same_run(before or {}, data or {})
+                remove_leftovers(self.path)
                 write_atomically(saved, to_yaml(self.config).encode())
             except OSError as error:
                 raise UserError(
@@ -52,11 +54,23 @@ class RunFolder:
                 ) from error
         self.world.barrier()
 
+    def about(self, data: dict[str, str]) -> dict[str, Any]:
+        """What result.json and a checkpoint's meta.json hold, to know the run again by."""
+        return {"config": to_dict(self.config), "data": data}
+
     def finished(self, steps: int) -> dict | None:
         """result.json of a training that has ended after so many ``steps``."""
+        path = self.path / "result.json"
         try:
-            result = json.loads((self.path / "result.json").read_text())
-        except (OSError, json.JSONDecodeError):
+            result = parse_object(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise UserError(
+                f"cannot read {path}: {error.strerror}; make it readable, or choose another run.dir"
+            ) from error
+        except ValueError as error:
+            log.warning("%s is damaged (%s): the run goes on from its last checkpoint", path, error)
             return None
         return result if result.get("steps") == steps else None
 
@@ -93,25 +107,25 @@ class RunFolder:
 
     def _has_work(self) -> bool:
         """Whether another config could spoil anything; a start that failed leaves nothing."""
-        return (self.path / "result.json").exists() or any(self.checkpoints.glob("step-*"))
+        return (self.path / "result.json").exists() or bool(saved_checkpoints(self.checkpoints))
 
-    def _check_same_config(self, saved: Path) -> None:
-        defaults = flatten(to_dict(Config()))  # for keys that are newer than the saved config
-        before = {**defaults, **flatten(read_yaml(saved))}
-        now = flatten(to_dict(self.config))
-        free = (*FREE_KEYS, *self.config.resume.allow_changes)
-        keys = [key for key in sorted(before.keys() | now.keys()) if not key.startswith(free)]
-        changed = [key for key in keys if before.get(key) != now.get(key)]
-        renamed = [key for key in changed if key in RENAMED]
-        if renamed:
-            raise UserError(
-                f"{self.path} holds a run of an earlier version of lt_train ({renamed[0]} is "
-                f"{RENAMED[renamed[0]]} now); choose another run.dir or remove the folder"
-            )
-        if changed:
-            changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in changed]
-            raise UserError(
-                f"{self.path} holds a run with another config ({', '.join(changes)}); choose "
-                "another run.dir, remove the folder, or go on with "
-                f"resume.allow_changes=[{','.join(changed)}]"
-            )
+    def _check_same_run(self, before: dict[str, Any], data: dict[str, str]) -> None:
+        """Refuse to go on with another run; an earlier version did not say all of :meth:`about`."""
+        for key in ("config", "data"):
+            if not isinstance(before.get(key, {}), dict):
+                raise UserError(
+                    f"result.json or a checkpoint's meta.json in {self.path} is damaged: '{key}' "
+                    f"cannot be {json.dumps(before[key])[:40]}; remove that file"
+                )
+        if "config" in before:
+            check_same_config(str(self.path), before["config"], self.config)
+        check_same_data(str(self.path), before.get("data", {}), data, self.config)
+
+
+def _read_config(saved: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(saved)
+    except UserError as error:
+        raise UserError(
+            f"{error}; remove it, and the run goes on with the config of its checkpoints"
+        ) from error

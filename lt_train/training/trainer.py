@@ -6,13 +6,13 @@ import math
 import signal
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
 from lt_train import __version__
-from lt_train.config.load import to_dict
 from lt_train.config.schema import METHODS, Config, code_of
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
@@ -22,13 +22,14 @@ from lt_train.errors import UserError
 from lt_train.methods.base import Counts, Method
 from lt_train.models.weights import BACKBONE_FILE, load_weights
 from lt_train.training.best_weights import BestWeights
-from lt_train.training.checkpoint import CheckpointStore
+from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.engine import make_engine
 from lt_train.training.evaluation import evaluate_split
 from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
 from lt_train.training.run_folder import RunFolder
+from lt_train.training.same_run import data_digests
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ class Trainer:
 
         Returns (and writes) the content of result.json.
         """
-        self.folder.claim()
-        finished = self.folder.finished(self.last_step)
+        finished, checkpoint = self.folder.finished(self.last_step), None
+        if finished is None and self.config.resume.enabled:
+            checkpoint = self.store.newest()
+        self.folder.claim(checkpoint.meta if checkpoint else finished, self.digests)
         if finished is not None:
             log.info(
                 "%s is already done; delete the folder or choose another run.dir to train again",
@@ -82,14 +85,14 @@ class Trainer:
         leaving = (signal.SIGTERM, signal.SIGUSR2)
         handlers = {number: signal.signal(number, self._on_signal) for number in leaving}
         try:
-            return self._run(time.monotonic())
+            return self._run(checkpoint, time.monotonic())
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _run(self, started: float) -> dict:
+    def _run(self, checkpoint: Checkpoint | None, started: float) -> dict:
         self.build()
-        first_step, seconds_before = self._resume()
+        first_step, seconds_before = self._resume(checkpoint)
         if self.world.is_main and not first_step:
             self.best.forget()
         self._seconds = lambda: seconds_before + time.monotonic() - started
@@ -197,6 +200,11 @@ class Trainer:
         data = self.config.data
         return {"val": data.val_split, "test": data.test_split}[self.config.run.select]
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the data; see :func:`data_digests`."""
+        return data_digests(self.data)
+
     def _splits(self) -> Iterable[str]:
         return self.train_set.dataset.splits
 
@@ -225,9 +233,8 @@ class Trainer:
                     f"from, not a backbone alone: {error}"
                 ) from error
 
-    def _resume(self) -> tuple[int, float]:
-        """Step and seconds of the newest checkpoint, its state loaded; zeros for a new run."""
-        checkpoint = self.store.newest() if self.config.resume.enabled else None
+    def _resume(self, checkpoint: Checkpoint | None) -> tuple[int, float]:
+        """Step and seconds of a checkpoint, its state loaded; zeros for a new run."""
         if checkpoint is None:
             return 0, 0.0
         if checkpoint.step > self.last_step:
@@ -251,7 +258,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         seconds = round(self._seconds(), 1)
-        about = {"seconds": seconds, "ranks": self.world.size, "config": to_dict(self.config)}
+        about = {"seconds": seconds, "ranks": self.world.size, **self.folder.about(self.digests)}
         self.store.save(step, about, self.engine.save)
 
     def _result(self, metrics: dict[str, dict]) -> dict:
@@ -279,6 +286,7 @@ class Trainer:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "finished": now.isoformat(timespec="seconds"),
             "versions": {"lt-train": __version__, **packages},
+            **self.folder.about(self.digests),
         }
 
 

@@ -184,8 +184,9 @@ def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
         for kind in ("train", "prepare", "score")
     )
     (tmp_path / "config.yaml").write_text(to_yaml(load_config("classifier_demo")))
-    for content, finished in (("", False), ("{}", False), ('{"steps": 3}', True)):
-        (tmp_path / "result.json").write_text(content)
+    odd = ["", "{}", "[]", "null", '["steps"]', "[" * 10**5, "\xff"]
+    for content, finished in (*((content, False) for content in odd), ('{"steps": 3}', True)):
+        (tmp_path / "result.json").write_bytes(content.encode("latin-1"))
         assert train.is_finished() == finished and not prepare.is_finished()
     assert not replace(train, overrides=("epochs=99",)).is_finished(), "asked for more since"
     (tmp_path / "dataset.json").write_text("{}")

@@ -59,6 +59,9 @@ def test_options_go_over_the_site_file_and_a_stage_between_them(site_file):
         ("mem_per_gpu: 32GB", "mem_per_gpu must be a number with K, M, G or T, not '32GB'"),
         ("setup: module load x", "setup.*list"),
         ("environment: 3", "environment"),
+        ('partition: "a\\nb"', "partition must be one line of text"),
+        ('sbatch: {comment: "a\\nb"}', "sbatch.comment must be one line of text"),
+        ("environment: {A-B: 1}", "'A-B' is not the name of a variable"),
         ("- nodes", "'key: value' lines"),
         ("nodes: [", "cannot read"),
     ],
@@ -67,6 +70,26 @@ def test_a_mistake_in_the_site_file_names_file_and_key(site_file, text, words):
     with pytest.raises(UserError, match=rf"site\.yaml.*{words}|{words}.*site\.yaml") as caught:
         load_site(site_file(text + "\n"), {})
     one_line(caught)
+
+
+def test_texts_are_kept_as_typed_and_references_are_the_shell_s(site_file, monkeypatch):
+    text = "partition: 007\nmem_per_gpu: 0032\naccount: 1e3\nqos: off\n"
+    text += "environment: {A: 1e3, B: on, C: 0x1f, D: '${WHERE}/tmp', ON: 1}\n"
+    text += "setup: ['export T=${TMPDIR:-/tmp}', 'echo \\${', 12:30]\nsbatch: {exclusive: true}\n"
+    site = load_site(site_file(text), {"constraint": "${x}"})
+    assert (site.partition, site.mem_per_gpu) == ("007", "0032")
+    assert (site.account, site.qos, site.constraint) == ("1e3", "off", "${x}")
+    assert site.setup == ("export T=${TMPDIR:-/tmp}", "echo \\${", "12:30")
+    assert site.sbatch == {"exclusive": True}
+    monkeypatch.setenv("WHERE", "/scratch")
+    own = {"A": "1e3", "B": "on", "C": "0x1f", "D": "/scratch/tmp", "ON": "1"}
+    assert environment(site).items() >= own.items()
+
+
+def test_home_is_expanded_in_the_site_file_s_name(site_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    site_file("nodes: 3\n")
+    assert load_site(Path("~/site.yaml"), {}).nodes == 3
 
 
 def test_a_mistake_in_an_option_names_the_option_and_not_the_site_file(site_file):

@@ -2,6 +2,8 @@
 
 import shutil
 
+import pytest
+
 from lt_train.config.load import load_config
 from tests.helpers.commands import evaluated, logged, read, refused, run, scalars, words
 
@@ -39,3 +41,37 @@ def test_a_finished_runs_best_weights_serve_whatever_its_config_says_later(
     run(*options)  # is done already, but saves the config
     assert load_config(str(folder / "config.yaml")).run.select == "last"
     assert evaluated(folder) == read(folder)["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "it does not hold an object"),
+        ("null", "it does not hold an object"),
+        ("[" * 10**5, "it is nested too deeply"),
+        ("\xff", "can't decode"),
+        ('{"class_counts": "many"}', "'class_counts' cannot be \"many\""),
+        ('{"class_counts": [1, 2.5, 3, 4]}', "'class_counts' cannot be [1, 2.5, 3, 4]"),
+        ('{"class_counts": [[1, 2], [3]]}', "'class_counts' cannot be [[1, 2], [3]]"),
+        ('{"class_counts": [-1, 2, 3, 4]}', "'class_counts' cannot be [-1, 2, 3, 4]"),
+        ('{"classes": 4}', "'classes' cannot be 4"),
+        ('{"selected_on": ["val"]}', "'selected_on' cannot be"),
+    ],
+)
+def test_an_odd_result_is_one_line(copied, capsys, content, told):
+    (copied / "result.json").write_bytes(content.encode("latin-1"))
+    line = refused(capsys, "evaluate", copied)
+    assert f"{copied}/result.json is damaged: " in line and told in line
+
+
+def test_a_result_that_cannot_be_read_is_not_passed_over(copied, capsys):
+    (copied / "result.json").unlink()
+    (copied / "result.json").mkdir()
+    assert "result.json: Is a directory" in refused(capsys, "evaluate", copied)
+
+
+def test_what_a_user_keeps_beside_checkpoints_is_not_opened(copied, capsys):
+    best = copied / "checkpoints" / "step-best"
+    shutil.copytree(copied / "checkpoints" / "step-00000005", best)
+    assert evaluated(copied) == read(copied)["metrics"]
+    assert "it has 5, 10, 15, 20" in refused(capsys, "evaluate", copied, "--step", "7")

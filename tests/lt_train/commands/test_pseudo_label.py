@@ -16,8 +16,11 @@ import torch
 from data_prep.inspect import problems
 from lt_train.commands.open_run import open_run
 from lt_train.config.load import load_config
-from lt_train.data.manifest import Manifest, add_columns
+from lt_train.data import tables
+from lt_train.data.dataset import write_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
+from lt_train.data.tables import add_columns
 from lt_train.distributed import World
 from tests.helpers.commands import (
     LIMIT,
@@ -69,6 +72,31 @@ def test_pseudo_labels_are_not_made_twice_nor_replaced_unasked(copied, unlabeled
     options = ["--column", "published", "--confidence-column", "new"]
     line = refused(capsys, "pseudo_label", copied, "--data", unlabeled, *options)
     assert "'published' by data_prep" in line
+
+
+@pytest.mark.parametrize("kill", [1, 2], ids=["before the table", "after the table"])
+def test_killed_while_it_writes_the_same_command_mends_it(
+    kill, copied, unlabeled, tmp_path, monkeypatch, capsys
+):
+    calm, calls = Path(shutil.copytree(unlabeled, tmp_path / "calm")), []
+    run("pseudo_label", copied, "--data", calm)
+
+    def write(*arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            write_dataset(*arguments)
+        if len(calls) == kill:
+            raise ZeroDivisionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "write_dataset", write)
+        with pytest.raises(ZeroDivisionError):
+            run("pseudo_label", copied, "--data", unlabeled)
+    assert content(unlabeled) != content(calm)
+    capsys.readouterr()
+    run("pseudo_label", copied, "--data", unlabeled)
+    assert "30 samples of" in capsys.readouterr().err
+    assert content(unlabeled) == content(calm) and list(problems(unlabeled)) == []
 
 
 def test_damaged_samples_get_no_pseudo_label(copied, unlabeled, damaged_copy):

@@ -23,7 +23,8 @@ from lt_train.config.schema import (
     UnlabeledConfig,
     ViewConfig,
 )
-from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.scores import ScoreStore
 from lt_train.distributed import World

@@ -96,7 +96,20 @@ ERRORS = {
         changed(metrics={"test": split_metrics(confusion=[[1, 2], [3]])}),
         "ce/result.json is damaged",
     ),
-    "bad counts": (changed(class_counts=["x"]), "ce/result.json is damaged"),
+    "null": (damage("null"), "ce/result.json is damaged: it does not hold an object"),
+    "deep": (damage("[" * 10**5), "ce/result.json is damaged: it is nested too deeply"),
+    "a split of numbers": (changed(metrics={"test": [3]}), "ce/result.json is damaged"),
+    "no end of steps": (changed(steps=10**400), "'steps' cannot be 1000"),
+    "no end of seconds": (changed(seconds=float("inf")), "'seconds' cannot be Infinity"),
+    "infinite accuracy": (
+        changed(metrics={"test": split_metrics(top1=float("inf"))}),
+        "its top1 is no percentage",
+    ),
+    "a huge accuracy": (changed(metrics={"test": split_metrics(top1=10**400)}), "is damaged"),
+    "bad counts": (changed(class_counts=["x"]), "'class_counts' cannot hold \"x\""),
+    "nested counts": (changed(class_counts=[[1, 2], [3, 4]]), "'class_counts' cannot hold [1, 2]"),
+    "huge counts": (changed(class_counts=[1, 10**30]), "'class_counts' cannot hold 1000"),
+    "fractions of counts": (changed(class_counts=[1, 2.5]), "'class_counts' cannot hold 2.5"),
     "bad classifiers": (
         with_posthoc('{"classifiers": [{}]}'),
         "ce/posthoc.json is damaged: it has no 'name'",
@@ -119,3 +132,15 @@ def test_a_result_of_an_earlier_version_is_read(tmp_path):
     (tmp_path / "old" / "result.json").write_text(json.dumps(result))
     (run,), _ = read_runs([tmp_path])
     assert run.result["method"] == "classifier"
+
+
+def test_odd_lines_of_a_log_are_left_out_and_counted(tmp_path):
+    write_run(tmp_path / "ce")
+    log = tmp_path / "ce" / "metrics.jsonl"
+    good = log.read_bytes()
+    odd = [b"[]", b"5", b"\xff", b'{"loss": 1.0}', b'{"step": 3, "split": [1]}', b"[" * 10**5]
+    log.write_bytes(b"\n".join([*odd, good]))
+    ((run,), _) = read_runs([tmp_path])
+    assert len(run.log) == good.count(b"\n")
+    assert run.warnings == ("6 unreadable line(s) in its metrics.jsonl are left out",)
+    report(tmp_path)

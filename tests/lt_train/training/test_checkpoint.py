@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,83 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(store, caplog, how):
     assert "step-00000003 is damaged" in caplog.text
 
 
-def test_nothing_valid_is_nothing(store, tmp_path, caplog):
+def test_no_checkpoint_is_nothing_and_damaged_ones_alone_stop_the_run(store, tmp_path, caplog):
     assert CheckpointStore(tmp_path / "never written", 2, World()).newest() is None
     for path in store.folder.iterdir():
         damage(path, "truncated")
-    assert store.newest() is None
+    with pytest.raises(UserError, match=r"is damaged \(1, 2, 3\).*resume.enabled=false"):
+        store.newest()
     assert caplog.text.count("is damaged") == 3
+    assert names(store.folder) == [f"step-{step:08d}" for step in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("content", ["5", "null", "[]", "[" * 10**5, "\xff", '{"sha256": 5}', "{}"])
+def test_odd_meta_is_damage(store, caplog, content):
+    (store.folder / "step-00000003" / "meta.json").write_bytes(content.encode("latin-1"))
+    assert store.newest().step == 2
+    assert "step-00000003 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(store, monkeypatch, reason):
+    def fail(path: Path) -> str:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("lt_train.training.checkpoint.file_sha256", fail)
+    words = f"cannot read .*step-00000003/parts/rank_0: {os.strerror(reason)}"
+    with pytest.raises(UserError, match=words):
+        store.newest()
+    with pytest.raises(UserError, match=words):
+        store.find(3)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "state.pt"])
+def test_a_folder_in_place_of_a_file_is_not_read_past(store, name):
+    (store.folder / "step-00000003" / name).unlink()
+    (store.folder / "step-00000003" / name).mkdir()
+    with pytest.raises(UserError, match=f"cannot read .*step-00000003/{name}: Is a directory"):
+        store.newest()
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_read_is_not_empty(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="cannot read .*checkpoints: Not a directory"):
+        CheckpointStore(tmp_path / "checkpoints", 2, World()).newest()
+
+
+def test_a_link_to_checkpoints_on_a_disk_that_is_gone_is_not_empty(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="cannot read .*checkpoints: No such file"):
+        CheckpointStore(tmp_path / "checkpoints", 2, World()).newest()
+
+
+def test_what_a_user_keeps_beside_checkpoints_is_neither_taken_nor_deleted(store):
+    kept = ["step-best", "step-30.mine", "step-00000009.mine", "step-4", "step-0000000010"]
+    kept += [".step-best.partial", "step-\N{ARABIC-INDIC DIGIT FIVE}0000000"]
+    for name in kept:
+        shutil.copytree(store.folder / "step-00000001", store.folder / name)
+    (store.folder / "step-00000009").write_text("my notes")
+    assert store.newest().step == 3
+    with pytest.raises(UserError, match="no intact checkpoint of step 9; it has 1, 2, 3$"):
+        store.find(9)
+    for step in (4, 5):
+        store.save(step, {}, write_state(step))
+    ours = [f"step-{step:08d}" for step in (3, 4, 5)]
+    assert names(store.folder) == sorted([*kept, *ours, "step-00000009"])
+
+
+def test_a_checkpoint_under_another_step_s_name_is_damaged(store, caplog):
+    shutil.copytree(store.folder / "step-00000001", store.folder / "step-00000007")
+    assert store.newest().step == 3
+    assert "step-00000007 is damaged (meta.json is of step 1)" in caplog.text
+
+
+def test_steps_beyond_eight_digits_are_in_order(tmp_path):
+    store = CheckpointStore(tmp_path, 2, World())
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        store.save(step, {}, write_state(1))
+    assert store.newest().step == 100_000_000
+    assert names(tmp_path) == ["step-100000000", "step-99999999"]
 
 
 def test_half_written_checkpoint_is_never_taken(store):

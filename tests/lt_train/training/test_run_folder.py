@@ -103,3 +103,81 @@ def test_a_run_of_an_earlier_version_is_named_as_such(config):
     (path / "config.yaml").write_text(saved.replace("method:", "stage:"))
     with pytest.raises(UserError, match="earlier version of lt_train .stage is method now"):
         claimed(config)
+
+
+def test_a_user_s_own_entries_are_no_work(config):
+    path = claimed(config)
+    for name in ("step-best", "step-4", "step-00000004.mine"):
+        (path / "checkpoints" / name).mkdir(parents=True)
+    (path / "checkpoints" / "step-00000004").write_text("a file")
+    claimed(replace(config, seed=4))
+
+
+def about(config: Config, data: dict | None = None) -> dict:
+    """What result.json or a meta.json says of a run."""
+    return RunFolder(config, World()).about(data or {})
+
+
+def test_another_run_s_checkpoints_or_result_are_not_gone_on_with(config):
+    folder, other = RunFolder(config, World()), about(replace(config, seed=4))
+    with pytest.raises(UserError, match=r"another config \(seed: 4 -> 3\).*allow_changes=\[seed\]"):
+        folder.claim(other)
+    assert not (folder.path / "config.yaml").exists(), "the right command finds no wrong config"
+    folder.claim(about(replace(config, max_steps=9, description="the same")))
+    allowed = replace(config, resume=ResumeConfig(allow_changes=("seed",)))
+    RunFolder(allowed, World()).claim(other)
+
+
+def test_another_set_at_the_same_place_is_refused_unless_allowed(config):
+    config = replace(config, data=replace(config.data, root="shards/x"))
+    folder, before = RunFolder(config, World()), about(config, {"data.root": "one"})
+    folder.claim(before, {"data.root": "one"})
+    with pytest.raises(UserError, match=r"other data than there is in data.root=shards/x now.*"):
+        folder.claim(before, {"data.root": "two"})
+    allowed = replace(config, resume=ResumeConfig(allow_changes=("data.root",)))
+    RunFolder(allowed, World()).claim(before, {"data.root": "two"})
+
+
+def test_what_earlier_versions_have_not_kept_is_not_asked_for(config):
+    RunFolder(config, World()).claim({"steps": 10}, {"data.root": "one"})
+
+
+@pytest.mark.parametrize("key", ["config", "data"])
+def test_what_is_kept_of_a_run_and_is_odd_is_one_line(config, key):
+    with pytest.raises(UserError, match=f"is damaged: '{key}' cannot be 5"):
+        RunFolder(config, World()).claim({key: 5})
+
+
+ODD = ["[]", "null", "5", "[" * 10**5, "\xff\xfe", "{", ""]
+
+
+@pytest.mark.parametrize("content", ODD)
+def test_an_odd_result_is_told_and_does_not_count(config, content, caplog):
+    path = claimed(config)
+    (path / "result.json").write_bytes(content.encode("latin-1"))
+    assert RunFolder(config, World()).finished(10) is None
+    assert "result.json is damaged" in caplog.text
+
+
+def test_a_result_that_cannot_be_read_is_not_passed_over(config):
+    (claimed(config) / "result.json").mkdir()
+    with pytest.raises(UserError, match="cannot read .*result.json: Is a directory"):
+        RunFolder(config, World()).finished(10)
+
+
+def test_a_damaged_config_is_told_with_the_way_out(config):
+    path = claimed(config)
+    (path / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (path / "config.yaml").write_text("seed: [")
+    with pytest.raises(UserError, match=r"cannot read .*config.yaml: line \d: .*; remove it, and"):
+        claimed(config)
+
+
+def test_what_killed_writers_have_left_goes_and_nothing_else(config):
+    path = claimed(config)
+    kept = [".notes.tmp", "result.json.12.tmp", ".mine.12.tmpx", ".12.tmp"]
+    for name in (*kept, ".result.json.12.tmp", ".best.pt.3456.tmp", ".config.yaml.7.tmp"):
+        (path / name).touch()
+    (path / ".a.12.tmp").mkdir()
+    claimed(config)
+    assert {entry.name for entry in path.iterdir()} == {*kept, ".a.12.tmp", "config.yaml"}

@@ -1,0 +1,72 @@
+"""What metrics.jsonl holds after a run was cut off and goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lt_train.training.monitor import Monitor
+
+VALUES = {"loss": 1.5, "images_per_s": 10.0, "seconds_left": 3.0}
+
+
+def rows(folder: Path) -> list[tuple[int, str | None]]:
+    """Step and split of each row."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [(record["step"], record.get("split")) for record in records]
+
+
+def train(folder: Path, steps: range, first_step: int) -> None:
+    """Record ``steps``, with an evaluation at every even one."""
+    with Monitor(folder, first_step, 9, enabled=True) as monitor:
+        for step in steps:
+            monitor.record(step, VALUES)
+            if step % 2 == 0:
+                monitor.evaluated(step, "val", {"top1": 50.0, "per_class": [1.0]})
+
+
+@pytest.mark.parametrize("checkpoint", [0, 2, 3, 4])
+def test_after_a_kill_each_step_and_split_stands_once(tmp_path, checkpoint):
+    train(tmp_path, range(1, 5), 0)
+    train(tmp_path, range(checkpoint + 1, 7), checkpoint)
+    assert rows(tmp_path).count((4, "val")) == 1
+    assert len(rows(tmp_path)) == len(set(rows(tmp_path))) == 9
+
+
+def test_a_kill_while_the_end_is_evaluated_doubles_nothing(tmp_path):
+    """The last step is saved before it is evaluated: a restart evaluates it again."""
+    train(tmp_path, range(1, 5), 0)
+    with Monitor(tmp_path, 4, 4, enabled=True) as monitor:
+        for split in ("val", "test", "val"):  # selected weights are evaluated twice
+            monitor.evaluated(4, split, {"top1": 50.0})
+    assert rows(tmp_path)[-2:] == [(4, "val"), (4, "test")] and len(rows(tmp_path)) == 7
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"[]",
+        b"5",
+        b"null",
+        b"\xff\xfe",
+        b"",
+        b'{"loss": 1.0}',
+        b'{"step": "3"}',
+        b'{"step": true}',
+        b'{"step": 2, "loss": "low"}',
+        b'{"step": 2, "split": ["val"]}',
+        b'{"step": 1' + b"0" * 40 + b"}",
+        b"[" * 10**5,
+    ],
+    ids=lambda odd: odd[:24].decode("latin-1"),
+)
+def test_odd_lines_are_dropped_with_one_warning(tmp_path, caplog, odd):
+    train(tmp_path, range(1, 4), 0)
+    good = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(odd + b"\n" + good + odd + b"\n" + b'{"step": 3, "l')
+    train(tmp_path, range(0), 3)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/metrics.jsonl: 3 unreadable line(s) are dropped"
+    ]

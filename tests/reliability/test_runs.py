@@ -1,0 +1,188 @@
+"""What lies in a run's folder is damaged: each time that is told in one line, passed over, or
+nothing of it counts.
+
+``TRIALS=1000 SEED=7 python -m pytest tests/reliability/test_runs.py`` tries others.
+"""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.pipeline import StageJob
+from launch.status import read_progress
+from lt_train.commands.open_run import read_result
+from lt_train.config.load import load_config, to_yaml
+from lt_train.config.schema import Config, RunConfig
+from lt_train.distributed import World
+from lt_train.errors import UserError
+from lt_train.report.runs import read_runs
+from lt_train.training.checkpoint import Checkpoint, CheckpointStore
+from lt_train.training.monitor import Monitor, parse_record
+from lt_train.training.run_folder import RunFolder
+from tests.helpers.finished_runs import report, write_run
+
+TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))  # a file
+STEPS = (4, 8)
+DATA = {"data.root": "0" * 64}
+NEWEST = f"checkpoints/step-{STEPS[-1]:08d}"
+FILES = {  # what is damaged -> whether its run has finished
+    f"{NEWEST}/meta.json": False,
+    f"{NEWEST}/state.pt": False,
+    "config.yaml": False,
+    "metrics.jsonl": False,
+    "result.json": True,
+}
+ODD = [
+    b"",
+    b"5",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"text"',
+    b"\xff\xfe",
+    b"\x00" * 100,
+    b"[" * 10**5,
+    b'{"a":' * 10**5,
+    b"1" * 10**4,
+    b"a: &a [*a]",
+    "{}".encode("utf-16"),
+]
+VALUES = [None, True, -1, 10**30, 10**400, float("inf"), float("nan"), "x", "", [], [[1], []], {}]
+
+
+def config_of(folder: Path) -> Config:
+    return Config(run=RunConfig(dir=str(folder)), seed=3)
+
+
+def write_state(folder: Path) -> None:
+    torch.save({"weights": torch.arange(8.0)}, folder / "state.pt")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run as the trainer leaves it, without what takes time."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    folder = RunFolder(config_of(path), World())
+    write_run(path, steps=STEPS[-1], **folder.about(DATA))
+    store = CheckpointStore(folder.checkpoints, 2, World())
+    for step in STEPS:
+        store.save(step, {"seconds": 1.0, "ranks": 1, **folder.about(DATA)}, write_state)
+    (path / "config.yaml").write_text(to_yaml(folder.config))
+    record = {"step": 8, "last_step": 8, "images_per_s": 5.0, "seconds_left": 0.0, "loss": 1.0}
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+    return path
+
+
+def flip(content: bytes, draw: random.Random) -> bytes:
+    damaged = bytearray(content)
+    for _ in range(draw.choice((1, 1, 3))):
+        bit = draw.randrange(8 * len(damaged))
+        damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def cut(content: bytes, draw: random.Random) -> bytes:
+    return content[: draw.randrange(len(content))]
+
+
+def odd(content: bytes, draw: random.Random) -> bytes:
+    return draw.choice(ODD)
+
+
+def odd_line(content: bytes, draw: random.Random) -> bytes:
+    lines = content.split(b"\n")
+    lines[draw.randrange(len(lines))] = draw.choice(ODD)
+    return b"\n".join(lines)
+
+
+def odd_value(content: bytes, draw: random.Random) -> bytes:
+    """One value somewhere in a JSON object, or in a line of them, is another."""
+    lines = [content] if content.startswith(b"{\n") else content.splitlines()
+    place = draw.randrange(len(lines))
+    try:
+        tree = json.loads(lines[place])
+    except ValueError:
+        return flip(content, draw)
+    inside = tree
+    while True:
+        key = draw.choice(list(inside) if isinstance(inside, dict) else range(len(inside)))
+        deeper = inside[key]
+        if not isinstance(deeper, (dict, list)) or not deeper or draw.random() < 0.4:
+            break
+        inside = deeper
+    inside[key] = draw.choice(VALUES)
+    lines[place] = json.dumps(tree).encode()
+    return b"\n".join(lines) + b"\n"
+
+
+DAMAGES = [flip, cut, odd, odd_line, odd_value]
+
+
+def told(act: Callable, *arguments) -> object:
+    """What ``act`` returns; a :class:`UserError` is as good."""
+    try:
+        return act(*arguments)
+    except UserError as error:
+        assert str(error)
+        return error
+
+
+def go_on(path: Path) -> Checkpoint | dict | None:
+    """As the trainer begins; what it goes on from."""
+    folder = RunFolder(config_of(path), World())
+    found = folder.finished(STEPS[-1])
+    if found is None:
+        found = CheckpointStore(folder.checkpoints, 2, World()).newest()
+    folder.claim(found.meta if isinstance(found, Checkpoint) else found, DATA)
+    first = found.step if isinstance(found, Checkpoint) else STEPS[-1]
+    with Monitor(path, first, STEPS[-1], enabled=True) as monitor:
+        monitor.evaluated(first, "val", {"top1": 1.0})
+    for line in (path / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+        parse_record(line)
+    return found
+
+
+def look_at(path: Path) -> None:
+    """As the other commands do, which train nothing."""
+    told(read_result, path)
+    told(load_config, str(path / "config.yaml"))
+    told(read_runs, [path])
+    told(read_progress, str(path))
+    StageJob("x", "train", str(path), config="classifier_demo").is_finished()
+    store = CheckpointStore(path / "checkpoints", 2, World())
+    for step in STEPS:
+        told(store.find, step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_damage_is_told_or_passed_over(file, finished, tmp_path):
+    draw = random.Random(f"{SEED} {file}")
+    whole = CheckpointStore(finished / "checkpoints", 2, World())
+    metas = {step: whole.find(step).meta for step in STEPS}
+    for trial in range(TRIALS):
+        path = Path(shutil.copytree(finished, tmp_path / str(trial)))
+        damage = draw.choice(DAMAGES)
+        (path / file).write_bytes(damage((path / file).read_bytes(), draw))
+        what = f"SEED={SEED}, trial {trial}, {damage.__name__}: {path / file}"
+        try:
+            if trial % 20 == 0:  # it draws, which takes a second
+                told(report, path)
+            if not FILES[file]:
+                (path / "result.json").unlink()
+            look_at(path)
+            found = told(go_on, path)
+        except Exception as error:
+            raise AssertionError(what) from error
+        if isinstance(found, Checkpoint):
+            assert found.meta == metas[found.step], what
+        else:
+            assert isinstance(found, (dict, UserError)), what
+        shutil.rmtree(path)
