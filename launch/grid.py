@@ -96,9 +96,10 @@ def list_members(folder: Path) -> list[Member]:
 def find_member(folder: Path, name: str) -> Member | None:
     """The pipeline of this name; None if there is none."""
     path = folder / f"{name}.yaml"
-    members = read_members(path) if path.is_file() else list_members(folder)
+    is_file = os.path.isfile(path)  # false for a name that is too long, where pathlib raises
+    members = read_members(path) if is_file else list_members(folder)
     found = next((member for member in members if member.name == name), None)
-    if found is None and path.is_file():
+    if found is None and is_file:
         raise UserError(
             f"'{name}' stands for {len(members)} pipelines: name one, such as {members[0].name};"
             " python launch/local.py --list shows all"

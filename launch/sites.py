@@ -23,6 +23,7 @@ NETWORK_DEFAULTS = {  # of jobs on several nodes; the site file's `environment` 
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
 TIME = r"(?:(\d+)-(\d+)(?::(\d+)(?::(\d+))?)?|(?:(\d+):)?(\d+):(\d+)|(\d+))"
+ONE_LINE = ("partition", "account", "qos", "constraint", "python")
 LEAST = {
     "nodes": 1,
     "cpus_per_gpu": 1,
@@ -72,8 +73,8 @@ def load_site(file: Path | None, options: dict[str, Any]) -> Site:
     """The site file (``file``, or ~/.config/lt-train/site.yaml if there is one) with ``options``
     over it, checked.
     """
-    path = file if file is not None else SITE_FILE.expanduser()
-    content = read_yaml(path) if file is not None or path.is_file() else {}
+    path = Path(os.path.expanduser(file if file is not None else SITE_FILE))
+    content = read_yaml(path, Site) if file is not None or path.is_file() else {}
     return apply(Site(), content, f"{path}: ", options)
 
 
@@ -90,7 +91,7 @@ def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, A
     given = {key: value for key, value in options.items() if value is not None}
     try:
         for layer in (content, given):
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.merge(merged, _literal(layer))
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
@@ -101,6 +102,17 @@ def apply(site: Site, content: dict[str, Any], origin: str, options: dict[str, A
     names |= {key: f"--{key.replace('_', '-')}" for key in given}
     _check(made, names)
     return made
+
+
+def _literal(value: Any) -> Any:
+    """``value`` for OmegaConf, which is to leave ``${NAME}`` to the shell."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(inner) for inner in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value)
+    return value
 
 
 def _check(site: Site, names: dict[str, str]) -> None:
@@ -117,6 +129,18 @@ def _check(site: Site, names: dict[str, str]) -> None:
             f"{names['mem_per_gpu']} must be a number with K, M, G or T, not '{site.mem_per_gpu}'"
         )
     parse_time(site.time, names["time"])
+    texts = {names[key]: getattr(site, key) for key in ONE_LINE}
+    for option, value in site.sbatch.items():
+        texts |= {f"{names['sbatch']}.{option}": value, f"{names['sbatch']}: {option!a}": option}
+    for name, text in texts.items():
+        if isinstance(text, str) and not text.isprintable():
+            raise UserError(f"{name} must be one line of text, not {text!a}")
+    for name in site.environment:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+            raise UserError(
+                f"{names['environment']}: '{name}' is not the name of a variable: "
+                "letters, digits and _, the first no digit"
+            )
 
 
 def parse_time(text: str, name: str = "time") -> int:

@@ -48,7 +48,9 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
 
 def report_error(program: str, message: str) -> None:
     """Write the one line that every command gives for a user's mistake."""
-    sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+    line = " ".join(message.split())
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    sys.stderr.write(f"{program}: error: {shown}\n")
     sys.stderr.flush()
 
 
@@ -75,6 +77,7 @@ def _let_rank_zero_speak_first() -> None:
 
     Rank 0 reports it and its launcher ends the others while they wait here.
     """
-    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) > 0:
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    if rank.isdecimal() and int(rank) > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)

@@ -1,7 +1,10 @@
 """What the types of a config cannot say: values and combinations that make no sense."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
+from lt_train.config.ranges import check_ranges
+from lt_train.config.reading import flatten, to_dict
 from lt_train.config.schema import (
     BACKBONES,
     LOSSES,
@@ -40,72 +43,16 @@ def _check_name(key: str, name: str, table: Mapping) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    positive = {
-        "epochs": config.epochs,
-        "global_batch_size": config.global_batch_size,
-        "run.log_every": config.run.log_every,
-        "run.checkpoint_every": config.run.checkpoint_every,
-        "run.keep_checkpoints": config.run.keep_checkpoints,
-        "run.evaluate_every": config.run.evaluate_every,
-        "data.eval_batch_size": config.data.eval_batch_size,
-        "sampler.samples_per_class": config.sampler.samples_per_class,
-        "eval_view.size": config.eval_view.size,
-        "moco.queue_size": config.moco.queue_size,
-        "moco.temperature": config.moco.temperature,
-        "proco.temperature": config.proco.temperature,
-        "classifier.scale": config.classifier.scale,
-        "knn.k": config.knn.k,
-        "knn.temperature": config.knn.temperature,
-        "compress": config.compress,
-    }
-    for key, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{key} must be more than 0, not {value}")
-    weights = {
-        "classifier.mixup_alpha": config.classifier.mixup_alpha,
-        "classifier.cutmix_alpha": config.classifier.cutmix_alpha,
-        "loss.gamma": config.loss.gamma,
-        "loss.weights_from_epoch": config.loss.weights_from_epoch,
-        "semi.weight": config.semi.weight,
-        "fixmatch.weight": config.fixmatch.weight,
-        "proco.weight": config.proco.weight,
-    }
-    for key, value in weights.items():
-        if value < 0:
-            raise UserError(f"{key} must be 0 or more, not {value:g}")
-    if not 0 <= config.fixmatch.threshold <= 1:
-        raise UserError(
-            "fixmatch.threshold is of a probability, so from 0 to 1, "
-            f"not {config.fixmatch.threshold}"
-        )
-    fractions = {
-        "loss.beta": config.loss.beta,
-        "sampler.beta": config.sampler.beta,
-        "moco.ema_momentum": config.moco.ema_momentum,
-    }
-    for key, value in fractions.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{key} must be from 0 to below 1, not {value}")
-    if config.max_steps is not None and config.max_steps <= 0:
-        raise UserError(f"max_steps must be more than 0 or null, not {config.max_steps}")
-    if not 0 <= config.moco.bn_splits <= config.global_batch_size:
+    check_ranges(flatten(to_dict(config)))
+    if config.moco.bn_splits > config.global_batch_size:
         raise UserError(
             f"moco.bn_splits must be from 0 to global_batch_size, not {config.moco.bn_splits}"
-        )
-    if config.proco.dim < 16:
-        raise UserError(
-            f"proco.dim must be at least 16, not {config.proco.dim}: "
-            "the density's normaliser is inexact below"
         )
     if not config.experts.taus:
         raise UserError("experts.taus must hold a number for each expert")
 
 
 def _check_view(key: str, view: ViewConfig, loader: str) -> None:
-    least = {"size": view.size, "scale": view.scale[0], "ratio": view.ratio[0]}
-    for name, value in least.items():
-        if value <= 0:
-            raise UserError(f"{key}.{name} must be more than 0, not {value}")
     ranges = {"scale": view.scale, "ratio": view.ratio, "blur_sigma": view.blur_sigma}
     for name, (low, high) in ranges.items():
         if low > high:
@@ -113,9 +60,10 @@ def _check_view(key: str, view: ViewConfig, loader: str) -> None:
                 f"{key}.{name} must go from the smaller to the larger value, "
                 f"not from {low} to {high}"
             )
-    if view.randaugment_ops < 0 or not 0 <= view.randaugment_magnitude <= 30:
+    if view.jitter[3] > 0.5:
         raise UserError(
-            f"{key}.randaugment_ops must be 0 or more and {key}.randaugment_magnitude from 0 to 30"
+            f"{key}.jitter: its last number, of the hue, is at most 0.5, half a circle; "
+            f"not {view.jitter[3]}"
         )
     if view.crop == "pad" and loader == "dali":
         raise UserError(
@@ -142,16 +90,14 @@ def _check_optimizer(config: Config) -> None:
         raise UserError(
             "optim.step_epochs and optim.step_factors must have one entry each for every step"
         )
-    if optim.lr < 0 or optim.lr_batch_size <= 0:
-        raise UserError("optim.lr must be 0 or more and optim.lr_batch_size more than 0")
+    if any(later <= earlier for earlier, later in pairwise(optim.step_epochs)):
+        raise UserError("optim.step_epochs must go from earlier to later epochs")
     if optim.nesterov and optim.momentum <= 0:
         raise UserError("optim.nesterov needs optim.momentum above 0")
 
 
 def _check_engine(config: Config) -> None:
     engine = config.engine
-    if not 0 <= engine.zero_stage <= 3:
-        raise UserError(f"engine.zero_stage must be 0, 1 or 2, not {engine.zero_stage}")
     if engine.name == "deepspeed" and engine.zero_stage == 3:
         raise UserError(
             "engine.zero_stage=3 is not supported: it scatters the parameters that MoCo's key "
@@ -163,14 +109,6 @@ def _check_engine(config: Config) -> None:
 def _check_second_set(config: Config) -> None:
     unlabeled, method = config.unlabeled, config.method
     wants = METHODS[method].second_set
-    if unlabeled.share is not None and not 0 < unlabeled.share < 1:
-        raise UserError(
-            f"unlabeled.share must be more than 0 and less than 1, or null, not {unlabeled.share}"
-        )
-    if unlabeled.max_samples is not None and unlabeled.max_samples < 1:
-        raise UserError(
-            f"unlabeled.max_samples must be at least 1 or null, not {unlabeled.max_samples}"
-        )
     if unlabeled.root and wants == "none":
         others = [name for name, traits in METHODS.items() if traits.second_set != "none"]
         raise UserError(
@@ -215,13 +153,6 @@ def _check_loss(config: Config) -> None:
             "loss.label_smoothing and loss.label_aware_smoothing exclude each other: "
             "set one of them"
         )
-    shares = {
-        "label_smoothing": (loss.label_smoothing,),
-        "label_aware_smoothing": loss.label_aware_smoothing or (),
-    }
-    for key, values in shares.items():
-        if not all(0 <= value < 1 for value in values):
-            raise UserError(f"loss.{key} must be from 0 to below 1")
     if loss.class_weights != "none" and loss.weights_from_epoch >= config.epochs:
         raise UserError(
             f"loss.weights_from_epoch={loss.weights_from_epoch:g} is not before the end of "

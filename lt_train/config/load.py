@@ -7,13 +7,15 @@ The resolved config is one immutable :class:`Config`, saved with every run. Erro
 
 import copy
 import dataclasses
+import difflib
 import functools
 import importlib
-import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -21,6 +23,17 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_train.config.checks import check
+from lt_train.config.ranges import check_ranges
+from lt_train.config.reading import (
+    bare,
+    first_line,
+    flatten,
+    is_optional,
+    kind_of,
+    parse_override,
+    read_yaml,
+    to_dict,
+)
 from lt_train.config.schema import Config, ViewConfig
 from lt_train.errors import UserError, nearest
 
@@ -30,13 +43,40 @@ CONFIG_DIR = next(
     folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()
 )
 VARIANT_DIR = CONFIG_DIR / "variants"  # sets of keys that go over any config: +NAME
+SUFFIXES = (".yaml", ".yml")
 RENAMED = {  # keys of earlier versions -> what to write now
     "stage": "method",
     "decoupled.method": "method=crt or method=lws",
     "data.stage_to": "data.cache_dir",
 }
 
-KEPT_TAGS = ("bool", "null", "merge")  # of YAML 1.1; numbers are our own, see _Loader
+SYNONYMS = {  # names by which others know keys -> ours; the last part of what was written counts
+    **dict.fromkeys(("learning_rate", "base_lr", "initial_lr"), "optim.lr"),
+    **dict.fromkeys(("batch_size", "batchsize", "bs", "batch"), "global_batch_size"),
+    **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "total_epochs"), "epochs"),
+    **dict.fromkeys(("steps", "num_steps", "max_iters", "iterations"), "max_steps"),
+    **dict.fromkeys(("arch", "architecture", "network", "encoder"), "model.backbone"),
+    **dict.fromkeys(("pretrained", "weights", "init"), "model.init_from"),
+    **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
+    **dict.fromkeys(("scheduler", "lr_schedule", "lr_scheduler"), "optim.schedule"),
+    **dict.fromkeys(("warmup", "lr_warmup"), "optim.warmup_epochs"),
+    **dict.fromkeys(("milestones", "lr_steps"), "optim.step_epochs"),
+    **dict.fromkeys(("grad_clip", "clip_grad", "max_grad_norm"), "optim.clip_grad_norm"),
+    **dict.fromkeys(("dataset", "data_dir", "data_path", "data_root"), "data.root"),
+    **dict.fromkeys(("workers", "num_workers", "threads"), "data.decode_threads"),
+    **dict.fromkeys(("img_size", "image_size", "input_size", "crop_size"), "view.size"),
+    **dict.fromkeys(("out", "output", "output_dir", "save_dir", "log_dir", "out_dir"), "run.dir"),
+    **dict.fromkeys(("eval_every", "val_every", "eval_interval"), "run.evaluate_every"),
+    **dict.fromkeys(("save_every", "checkpoint_interval"), "run.checkpoint_every"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "dtype", "mixed_precision"), "engine.precision"),
+    **dict.fromkeys(("random_seed", "rng_seed"), "seed"),
+    **dict.fromkeys(("criterion", "loss_fn", "loss_name"), "loss.name"),
+}
+PATHS = ("run.dir", "data.root", "data.cache_dir", "unlabeled.root", "model.init_from")
+
+# what texts of a config may refer to: another key, and one variable of the environment, which
+# config.yaml then holds the value of
+REFERENCE = re.compile(r"\$\{([A-Za-z_.][\w.]*|oc\.env:LT_TRAIN_DATA(,[^${}]*)?)\}", re.ASCII)
 
 Layer = tuple[str, dict[str, Any]]  # what to put before an error, and keys with values
 
@@ -47,6 +87,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     ``name`` is a path to a YAML file or the bare name of one in ``configs/``. An override is
     ``key=value``, or ``+NAME``: the keys that configs/variants/NAME.yaml sets.
     """
+    for word in (name, *overrides):
+        _check_text("the command line", word)
     path = find_config(name)
     layers = _read_layers(path)
     for override in overrides:
@@ -56,9 +98,13 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         variants = "".join(override for override in overrides if override.startswith("+"))
         run = dataclasses.replace(resolved.run, dir=f"runs/{path.stem}{variants}")
         resolved = dataclasses.replace(resolved, run=run)
+    resolved = _with_homes(resolved)
+    _check_texts(resolved)
     import_modules(resolved.imports, "imports")
     check(resolved)
-    return _compressed(resolved)
+    compressed = _compressed(resolved)
+    check_ranges(flatten(to_dict(compressed)))  # a quotient can be out of range, too
+    return compressed
 
 
 def import_modules(names: Iterable[str], key: str) -> None:
@@ -66,6 +112,8 @@ def import_modules(names: Iterable[str], key: str) -> None:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     for name in names:
+        if not all(name.split(".")):
+            raise UserError(f"{key}: '{name}' is not the name of a module, such as my_parts")
         try:
             importlib.import_module(name)
         except (ImportError, SyntaxError) as error:
@@ -78,6 +126,7 @@ def import_modules(names: Iterable[str], key: str) -> None:
 def _merge(layers: list[Layer], path: Path) -> Config:
     config = copy.deepcopy(_structured())
     for origin, layer in layers:
+        _check_layer(layer, origin)
         try:
             if layer.get("second_view") and config.second_view is None:
                 # it starts as the first view, with what this layer says of that
@@ -91,7 +140,89 @@ def _merge(layers: list[Layer], path: Path) -> Config:
     try:
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_first_line(error)}") from error
+        raise UserError(f"{path}: {_explain(error)}") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: keys refer to each other in a circle") from error
+
+
+def _check_layer(content: dict[str, Any], origin: str, kind: Any = Config, above: str = "") -> None:
+    """A :class:`UserError` for keys that are not there, and what their types do not tell."""
+    for name, value in content.items():
+        key, found = f"{above}{name}", kind_of(kind, name)
+        if found is None:
+            while isinstance(value, dict) and value:  # an unknown group: the key that it is for
+                name, value = next(iter(value.items()))
+                key = f"{key}.{name}"
+            raise UserError(f"{origin}{_unknown(key)}")
+        inner = bare(found)
+        if dataclasses.is_dataclass(inner):
+            if isinstance(value, dict):
+                _check_layer(value, origin, inner, f"{key}.")
+            elif value is not None or not is_optional(found):
+                raise UserError(
+                    f"{origin}'{key}' is a group of keys, not a value; use {key}.NAME=VALUE"
+                )
+            continue
+        _check_value(value, inner, origin, key)
+
+
+def _check_value(value: Any, kind: Any, origin: str, key: str) -> None:
+    if isinstance(value, dict):
+        raise UserError(f"{origin}'{key}' is a key, not a group of keys: give it a value")
+    if kind is bool and isinstance(value, int) and value not in (0, 1):
+        raise UserError(f"{origin}{key} must be true or false, not {value}")
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, list | dict):
+            raise UserError(f"{origin}{key}: one of its values is a list or a mapping itself")
+        if not isinstance(part, str):
+            continue
+        _check_text(f"{origin}{key}", part)
+        if "${" in REFERENCE.sub("", part):
+            raise UserError(
+                f"{origin}{key}: '{part}' cannot be looked up: ${{...}} may hold another key, "
+                "such as ${run.dir}, or oc.env:LT_TRAIN_DATA,DEFAULT, and no other variable"
+            )
+
+
+def _unknown(key: str) -> str:
+    """One line for a key that is not there, with the one that may have been meant."""
+    valid = flatten(to_dict(Config(second_view=ViewConfig())))
+    group, _, name = key.rpartition(".")
+    if key in valid:  # in a file
+        return f"'{key}' is written as '{group}: {{{name}: VALUE}}' in a file"
+    if key in RENAMED:
+        return f"unknown key '{key}', which is {RENAMED[key]} now"
+    if name in SYNONYMS:
+        return f"unknown key '{key}', did you mean '{SYNONYMS[name]}'?"
+    sections = {known.partition(".")[0] for known in valid}
+    return f"unknown key '{key}'{nearest(key, [*valid, *sections])}"
+
+
+def _with_homes(config: Config) -> Config:
+    """``config`` with the ``~`` that paths begin with expanded."""
+    for key in PATHS:
+        group, _, name = key.partition(".")
+        section = getattr(config, group)
+        path = getattr(section, name)
+        if path:
+            section = dataclasses.replace(section, **{name: os.path.expanduser(path)})
+            config = dataclasses.replace(config, **{group: section})
+    return config
+
+
+def _check_texts(config: Config) -> None:
+    for key, value in flatten(to_dict(config)).items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                _check_text(key, text)
+                if "${" in text:  # which config.yaml could not tell from a reference
+                    raise UserError(f"{key} must not hold a literal '${{': '{text}'")
+
+
+def _check_text(where: str, text: str) -> None:
+    """A :class:`UserError` for what neither a file's name nor a YAML file can hold."""
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{where}: {text!a} holds bytes that are not text in UTF-8")
 
 
 def _compressed(config: Config) -> Config:
@@ -111,27 +242,34 @@ def _compressed(config: Config) -> Config:
 
 def find_variant(word: str) -> Path:
     """The YAML file that ``+NAME`` means, or a :class:`UserError` that names the nearest."""
-    path = VARIANT_DIR / f"{word.removeprefix('+')}.yaml"
-    if not path.is_file():
-        known = [name for name, _ in list_variants()]
-        near = nearest(word.removeprefix("+"), known)
-        raise UserError(f"no variant '{word}'{near}; known: +{', +'.join(known)}")
+    name = word.removeprefix("+")
+    path = VARIANT_DIR / f"{name}.yaml"
+    known = [path.stem for path in sorted(VARIANT_DIR.glob("*.yaml"))]
+    if name not in known:
+        raise UserError(f"no variant '{word}'{nearest(name, known)}; known: +{', +'.join(known)}")
     return path
 
 
-def find_config(name: str, pipelines: list[str] = ()) -> Path:
+def find_config(name: str, pipelines: list[str] = (), commands: Iterable[str] = ()) -> Path:
     """The YAML file that ``name`` means.
 
-    A :class:`UserError` names the nearest config, or one of ``pipelines``.
+    A :class:`UserError` names the nearest config, or one of ``pipelines`` or ``commands``.
     """
-    for candidate in (Path(name), CONFIG_DIR / f"{name}.yaml"):
-        if candidate.suffix in (".yaml", ".yml") and candidate.is_file():
+    path = Path(os.path.expanduser(name))
+    for candidate in (path, CONFIG_DIR / f"{name}.yaml"):
+        if candidate.suffix in SUFFIXES and os.path.isfile(candidate):
             return candidate
-    known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml"))]
-    what = "config or pipeline" if pipelines else "config"
+    if os.path.isfile(path / "config.yaml"):
+        raise UserError(f"'{name}' is a run's folder: name its config, {path / 'config.yaml'}")
+    if os.path.isdir(path):
+        raise UserError(f"'{name}' is a folder, not a config: name a YAML file")
+    if os.path.isfile(path):
+        raise UserError(f"'{name}' is not taken for a config, whose name ends in .yaml")
+    known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")), *commands]
+    also = " or pipeline" if pipelines else " or command" if commands else ""
     lists = "python launch/local.py --list" if pipelines else "python -m lt_train --help"
     raise UserError(
-        f"no {what} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; "
+        f"no config{also} '{name}' in {CONFIG_DIR.name}/{nearest(name, known)}; "
         f"{lists} shows all {len(known)}"
     )
 
@@ -139,7 +277,7 @@ def find_config(name: str, pipelines: list[str] = ()) -> Path:
 def list_configs() -> list[tuple[str, str]]:
     """(name, one-line description) of every config."""
     return [
-        (path.stem, str(read_yaml(path).get("description", "")))
+        (path.stem, str(read_yaml(path, Config).get("description", "")))
         for path in sorted(CONFIG_DIR.glob("*.yaml"))
     ]
 
@@ -152,71 +290,9 @@ def list_variants() -> list[tuple[str, str]]:
     ]
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping, without interpolations resolved."""
-    try:
-        text = path.read_text("utf-8")
-        OmegaConf.create(text)  # refuses keys that stand twice, and aliases without end
-        content = yaml.load(text, _Loader)
-        if isinstance(content, dict):
-            content = OmegaConf.to_container(OmegaConf.create(content))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {_first_line(error)}") from error
-    if not isinstance(content, dict | None):
-        raise UserError(f"{path} does not hold 'key: value' lines")
-    return content or {}
-
-
-def _without_numbers(resolvers: dict[str, list]) -> dict[str, list]:
-    """PyYAML's table of what unquoted text means, without YAML 1.1's numbers and dates."""
-    kept = {}
-    for first, found in resolvers.items():
-        kept[first] = [(tag, text) for tag, text in found if tag.rpartition(":")[2] in KEPT_TAGS]
-    return kept
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML with the numbers that people mean: 1e-3 is one, and 12:30:00 and dates are text."""
-
-    yaml_implicit_resolvers = _without_numbers(yaml.SafeLoader.yaml_implicit_resolvers)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^([-+]?([0-9][0-9_]*)?\.[0-9][0-9_]*([eE][-+]?[0-9]+)?"  # .5, 1.5e3
-        r"|[-+]?[0-9][0-9_]*(\.|\.?[eE][-+]?[0-9]+)"  # 1., 1e-3
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML text, in the order of the dataclasses."""
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dicts and lists, as read back by :func:`read_yaml`."""
-    # tuples become lists, as YAML has them
-    return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"optim": {"lr": 1}}`` -> ``{"optim.lr": 1}``."""
-    flat = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 @functools.cache
@@ -235,51 +311,70 @@ def _structured() -> Any:
 
 def _read_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[Layer]:
     """The file's chain of bases, lowest first, and itself."""
-    if path in seen:
+    if path.resolve() in seen:
         raise UserError(f"{path}: the chain of 'base' files comes back to itself")
-    layer = read_yaml(path)
+    layer = read_yaml(path, Config)
     base = layer.pop("base", None)
     layers = []
     if base is not None:
-        base_path = path.parent / f"{base}.yaml"
-        if not base_path.is_file():
-            raise UserError(f"{path}: its base '{base}' is not at {base_path}")
-        layers = _read_layers(base_path, (*seen, path))
+        layers = _read_layers(_find_base(str(base), path), (*seen, path.resolve()))
     return [*layers, (f"{path}: ", layer)]
+
+
+def _find_base(base: str, path: Path) -> Path:
+    """The file beside ``path``, or the config of that name; a file may be named as its base is."""
+    beside, shipped = path.parent / f"{base}.yaml", CONFIG_DIR / f"{base}.yaml"
+    for candidate in (beside, shipped):
+        if os.path.isfile(candidate) and not os.path.samefile(candidate, path):
+            return candidate
+    if os.path.isfile(beside):
+        return beside
+    raise UserError(f"{path}: its base '{base}' is neither {beside} nor in {CONFIG_DIR.name}/")
 
 
 def _read_override(override: str) -> list[Layer]:
     if override.startswith("+"):
         return _read_layers(find_variant(override))
-    key, equals, _ = override.partition("=")
+    key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{override}' is not of the form key=value")
+        variants = [path.stem for path in VARIANT_DIR.glob("*.yaml")]
+        close = difflib.get_close_matches(override, variants, n=1, cutoff=0.8)
+        hint = f"; did you mean the variant +{close[0]}?" if close else ""
+        raise UserError(f"'{override}' is not of the form key=value{hint}")
+    names, kind = key.split("."), Config
+    for name in names:
+        kind = kind_of(kind, name)
+    if kind is None:
+        raise UserError(f"'{override}': {_unknown(key)}")
     try:
-        content = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        reason = _first_line(error)
+        content = parse_override(text, kind)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = first_line(error)
         raise UserError(f"cannot read the override '{override}': {reason}") from error
-    return [(f"'{override}': ", content)]
+    return [(f"'{override}': ", _nested(key, content))]
 
 
-def _explain(error: OmegaConfBaseException, layer: dict[str, Any]) -> str:
-    """One line for a merge error; for an unknown key, the nearest valid one."""
-    valid = flatten(to_dict(Config(second_view=ViewConfig())))
-    sections = {key.partition(".")[0] for key in valid}
-    for key, value in flatten(layer).items():
-        if key not in valid and not (value is None and key in sections):
-            if key in sections:
-                return f"'{key}' is a group of keys, not a value; use {key}.NAME=VALUE"
-            if key in RENAMED:
-                return f"unknown key '{key}', which is {RENAMED[key]} now"
-            return f"unknown key '{key}'{nearest(key, [*valid, *sections])}"
-    key, line = getattr(error, "full_key", None), _first_line(error)
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """``{"optim": {"lr": value}}`` of ``optim.lr``."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def _explain(error: OmegaConfBaseException, layer: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """One line for what OmegaConf refuses, with the key of ``layer`` that it is about."""
+    line = first_line(error)
     if "$VALUE" in line:  # OmegaConf fills its template for single values only
         line = "one of its values has the wrong type"
+    key = getattr(error, "full_key", None) or _refused_key(layer)
     return f"{key}: {line}" if key else line
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}: {error.problem}"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _refused_key(layer: Mapping[str, Any]) -> str | None:
+    """The first key whose value OmegaConf refuses by itself; of a list it does not say which."""
+    for key, value in flatten(layer).items():
+        try:
+            OmegaConf.merge(_structured(), _nested(key, value))
+        except OmegaConfBaseException:
+            return key
+    return None

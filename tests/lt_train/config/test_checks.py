@@ -28,8 +28,10 @@ from lt_train.errors import UserError
         (["second_view.crop=pad"], "second_view.crop=pad.*resident"),
         (
             ["second_view.randaugment_magnitude=31"],
-            "second_view.randaugment_magnitude from 0 to 30",
+            "second_view.randaugment_magnitude must be from 0 to 30",
         ),
+        (["view.jitter=[0.4,0.4,0.4,0.6]"], "view.jitter: its last number.*0.5.*not 0.6"),
+        (["optim.step_epochs=[9,9]", "optim.step_factors=[1,1]"], "step_epochs must go from"),
         (["optim.lr=-1"], "optim.lr must be 0 or more"),
         (["optim.nesterov=true", "optim.momentum=0"], "optim.nesterov needs optim.momentum"),
         (["moco.bn_splits=257"], "moco.bn_splits.*257"),
@@ -77,7 +79,7 @@ from lt_train.errors import UserError
         (["classifier.mixup_alpha=-1"], "classifier.mixup_alpha must be 0 or more, not -1"),
         (["loss.gamma=-1"], "loss.gamma must be 0 or more, not -1"),
         (["fixmatch.weight=-1"], "fixmatch.weight must be 0 or more, not -1"),
-        (["fixmatch.threshold=1.5"], "fixmatch.threshold .* from 0 to 1, not 1.5"),
+        (["fixmatch.threshold=1.5"], "fixmatch.threshold must be from 0 to 1, not 1.5"),
         (
             ["method=rotation", "+mixup"],
             "mixup and CutMix are for the methods classifier, crt, lws, semi, not for rotation",
@@ -115,7 +117,7 @@ def test_values_that_do_not_go_together_are_refused(empty, overrides, words):
         ("resident", {"blur_probability": 0.5}, "blur_probability needs data.loader=dali"),
         ("dali", {"size": 0}, "size must be more than 0"),
         ("dali", {"blur_sigma": (2.0, 0.1)}, "blur_sigma must go from the smaller"),
-        ("dali", {"randaugment_magnitude": 31}, "randaugment_magnitude from 0 to 30"),
+        ("dali", {"randaugment_magnitude": 31}, "randaugment_magnitude must be from 0 to 30"),
         ("dali", {"randaugment_ops": -1}, "randaugment_ops must be 0 or more"),
     ],
 )
