@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.options import add_common_arguments, made_by
+from data_prep.options import add_common_arguments, expect_paths, made_by
 from data_prep.reading.source import Recipe
 from data_prep.recipes import find_recipes
 from lt_train.console import setup_logging
@@ -66,13 +66,16 @@ def _make_parser(
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, recipe in recipes.items():
         command = commands.add_parser(name, help=recipe.help, description=recipe.help)
+        expect_paths(command)
         recipe.add_arguments(command)
         add_common_arguments(command, recipe)
     text = "read every byte and compare checksums"
     verify = commands.add_parser("verify", help=text, description=f"{text.capitalize()}.")
+    expect_paths(verify)
     verify.add_argument("dir", type=Path, metavar="DIR")
     text = "counts, head and tail, shard sizes, shot groups, histogram"
     info = commands.add_parser("info", help=text, description=text)
+    expect_paths(info)
     info.add_argument("dir", type=Path, metavar="DIR")
     text = "also draw the class counts as PNG (default: DIR/class_counts.png)"
     info.add_argument("--plot", nargs="?", type=Path, const=Path(), metavar="FILE", help=text)

@@ -66,6 +66,24 @@ def add_common_arguments(parser: argparse.ArgumentParser, recipe: Recipe) -> Non
     add("--benchmark", action="store_true", help=text)
 
 
+def expect_paths(parser: argparse.ArgumentParser) -> None:
+    """Every argument of ``parser`` of type Path: an empty one is refused, which would else be the
+    current folder, and ``~`` is the home folder. Call it before arguments are added.
+    """
+    parser.register("type", Path, _path)
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the path is empty; '.' is the current folder")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(
+            f"'{text}': {error}; a folder of that name is './{text}'"
+        ) from error
+
+
 def _task(text: str) -> Task:
     return Task(*parse_task(text))
 

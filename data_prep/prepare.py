@@ -7,7 +7,7 @@ from rich.console import Console
 from data_prep.options import check_limits
 from data_prep.progress import Bar
 from data_prep.reading.check import Checker
-from data_prep.reading.source import Recipe
+from data_prep.reading.source import Recipe, Source
 from data_prep.writing import shards
 from data_prep.writing.plan import Plan, Task, is_complete, make_plan, tidy
 from lt_train.console import say
@@ -27,6 +27,7 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
     plan = make_plan(source, arguments.out, arguments.seed, arguments.samples_per_shard, checker)
     for note in source.notes:
         say(f"note: {note}")
+    say(source.passed.after(_understood(source)))
     if arguments.benchmark:
         from data_prep.benchmark import run
 
@@ -45,6 +46,19 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
 
         say(f"{write_dali_index(plan.out)} index files for DALI written")
     return 0
+
+
+def _understood(source: Source) -> str:
+    """What the data set will hold, in one line."""
+    sizes = {name: len(split.keys) for name, split in source.splits.items()}
+    line = f"{source.name}: {sum(sizes.values()):,} images"
+    if source.classes:
+        line += f" of {len(source.classes):,} class{'es' if len(source.classes) > 1 else ''}"
+    parts = []
+    for name, split in source.splits.items():
+        unlabeled = " unlabeled" if split.labels is None else ""
+        parts.append(f"{name} {sizes[name]:,}{unlabeled}")
+    return f"{line}: {', '.join(parts)}"
 
 
 def _told(plan: Plan, summary: shards.Summary, task: Task) -> str:

@@ -1,54 +1,65 @@
-"""Folders of images: those whose subfolders are the classes, and sources of files below one."""
+"""Folders whose subfolders are the classes, below folders of the splits, and sources of files below
+one.
+"""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from data_prep.reading.images import ImageFiles
 from data_prep.reading.lists import Rows, make_keys
-from data_prep.reading.source import LabeledSplit, Source, SourceSplit
+from data_prep.reading.source import SPLIT_NAMES, LabeledSplit, Source, SourceSplit
+from data_prep.reading.walk import PassedOver, images_below, listing, shown
 from lt_train.errors import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
-
-def class_folders(root: Path) -> dict[str, list[str]]:
+def class_folders(root: Path, passed: PassedOver) -> dict[str, list[str]]:
     """Class name -> its image files relative to ``root``, both sorted; a :class:`UserError` if
     there are none.
+
+    A folder without images is no class, which ``passed`` tells.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'")
+    folders, beside = listing(root, passed)
     found = {}
-    for name in sorted(entry.name for entry in os.scandir(root) if entry.is_dir()):
-        paths = (path for path in image_paths(root / name) if os.path.isfile(path))
-        images = [os.path.relpath(path, root) for path in sorted(paths)]
+    for name in folders:
+        inside = PassedOver()
+        images = images_below(root / name, inside)
         if images:
-            found[name] = images
+            found[name] = [os.path.join(name, image) for image in images]
+            passed.add(inside)
+        else:
+            why = ", ".join(f"{number:,} {kind}" for kind, number in inside.counts.most_common())
+            passed.name_folder(name, f"without images ({why or 'empty'})")
+    if beside:
+        passed.counts["images beside the class folders"] += len(beside)
     if not found:
         raise UserError(
-            f"'{root}' has no class folders with images ({', '.join(sorted(IMAGE_SUFFIXES))}) in it"
+            passed.after(f"'{root}' has no class folders with images ({shown()}) in it")
         )
     return found
 
 
-def is_image(name: str) -> bool:
-    """Whether a file's name ends as that of an image does."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def split_folders(root: Path, folders: Iterable[str] | None = None) -> dict[str, str]:
+    """Split -> its folder in ``root``, by any of SPLIT_NAMES; ``folders``: those in ``root``, if
+    they are known.
 
-
-def image_paths(folder: Path) -> Iterator[str]:
-    """Everything in ``folder`` and below that is named like an image, in no order; a
-    :class:`UserError` for a folder that cannot be listed.
+    A :class:`UserError`: a split has two.
     """
-    for path, _, names in os.walk(folder, onerror=_refuse_unreadable):
-        yield from (os.path.join(path, name) for name in names if is_image(name))
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    """For os.walk, which would else leave out a folder that it cannot list."""
-    raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
+    found: dict[str, str] = {}
+    for name in listing(root, PassedOver())[0] if folders is None else folders:
+        split = SPLIT_NAMES.get(name.lower())
+        if split in found:
+            raise UserError(
+                f"'{root}' has two folders for the split '{split}': {found[split]}/ and {name}/;"
+                " merge them, or move one away"
+            )
+        if split is not None:
+            found[split] = name
+    return found
 
 
 def labeled_files(found: dict[str, list[str]], classes: list[str], prefix: str) -> Rows:
@@ -68,16 +79,25 @@ def labeled_files(found: dict[str, list[str]], classes: list[str], prefix: str) 
 
 
 def labeled_split(
-    root: Path, split: str, found: dict[str, list[str]], classes: list[str]
-) -> LabeledSplit:
-    """The class folders ``found`` in ``root/split``, by :func:`class_folders`, as a whole split."""
-    names, labels = labeled_files(found, classes, split)
+    root: Path, folder: str, classes: list[str] | None, passed: PassedOver
+) -> tuple[list[str], LabeledSplit]:
+    """The class folders in ``root/folder`` as a whole split, and the classes: those given, or as
+    the folders are called.
+    """
+    found = class_folders(root / folder, passed)
+    classes = list(found) if classes is None else classes
+    names, labels = labeled_files(found, classes, folder)
     images = ImageFiles(str(root), names)
-    return LabeledSplit(images, labels, images.paths)
+    return classes, LabeledSplit(images, labels, images.paths, passed)
 
 
 def file_source(
-    name: str, classes: list[str], root: Path, found: dict[str, Rows], notes: list[str]
+    name: str,
+    classes: list[str],
+    root: Path,
+    found: dict[str, Rows],
+    notes: list[str],
+    passed: PassedOver,
 ) -> Source:
     """A source of files below ``root``."""
     splits, files = {}, []
@@ -85,4 +105,4 @@ def file_source(
         images = ImageFiles(str(root), names)
         splits[split] = SourceSplit(labels, make_keys(names), images)
         files += images.paths
-    return Source(name, classes, splits, files, notes)
+    return Source(name, classes, splits, files, notes, passed)

@@ -4,8 +4,9 @@ import hashlib
 import os
 import re
 import unicodedata
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -30,14 +31,15 @@ STAT_AT_ONCE = 256
 NAMED = 10  # missing images named in an error
 # a label; far larger ones are refused as out of range, or as no number
 NUMBER = re.compile(r"[0-9]{1,20}")
+ROW = re.compile(r"(.+)[ \t]([0-9]{1,20})")
 META = re.compile(r"^__(?=[^/]*__(/|$))")  # what webdataset takes for a member about the tar
 
 Rows = tuple[list[str], np.ndarray]  # paths relative to the source folder, and their labels
 
 
 def read_list(file: Path) -> Rows:
-    """The paths and labels of a list; a :class:`UserError` names the line that is none or that
-    leaves the source folder.
+    """The paths and labels of a list, with spaces or tabs between them; a :class:`UserError` names
+    the line that is none or that leaves the source folder.
     """
     try:
         # not splitlines, which also splits at what a name may hold
@@ -49,12 +51,13 @@ def read_list(file: Path) -> Rows:
         line = line.strip()
         if not line:
             continue
-        name, _, label = line.rpartition(" ")
-        if not name or not NUMBER.fullmatch(label):
+        row = ROW.fullmatch(line)
+        if not row:
             raise UserError(
                 f"{file}, line {number}: '{line[:80]}' is not 'path label' with a label of 0 or"
                 " more"
             )
+        name, label = row.groups()
         check_inside(name, f"{file}, line {number}")
         names.append(name.rstrip())
         labels.append(as_label(label))
@@ -67,7 +70,7 @@ def read_lists(root: Path, files: dict[str, Path]) -> tuple[list[str], dict[str,
     """Classes, rows by split, and notes on which of the lists are published ones."""
     found = {split: relative(read_list(file), root) for split, file in files.items()}
     number = check_labels(found, f"'{files['train']}'")
-    notes = [check_published(file) for file in files.values()]
+    notes = check_published(files.values())
     return class_names(*found["train"], number), found, notes
 
 
@@ -101,19 +104,21 @@ def relative(rows: Rows, root: Path) -> Rows:
     return [name.removeprefix(prefix) for name in names], rows[1]
 
 
-def check_published(file: Path) -> str:
-    """A note for the user: whether ``file`` is the published list of its name."""
-    content = file.read_bytes()
-    sha = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    for name, published in PUBLISHED.items():
-        if sha.startswith(published):
-            return f"{file.name} is the published {name.removesuffix('.txt')} list"
-    if file.name in PUBLISHED:
-        return (
-            f"{file.name} is NOT the published list of that name (git blob {sha[:8]}, not"
-            f" {PUBLISHED[file.name][:8]}): numbers will not compare"
-        )
-    return f"{file.name} is not one of the published lists"
+def check_published(files: Iterable[Path]) -> list[str]:
+    """Notes for the user: which are published lists, and which only have the name of one."""
+    notes = []
+    for file in files:
+        content = file.read_bytes()
+        sha = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        is_it = [name for name, published in PUBLISHED.items() if sha.startswith(published)]
+        if is_it:
+            notes.append(f"{file.name} is the published {is_it[0].removesuffix('.txt')} list")
+        elif file.name in PUBLISHED:
+            notes.append(
+                f"{file.name} is NOT the published list of that name (git blob {sha[:8]}, not"
+                f" {PUBLISHED[file.name][:8]}): numbers will not compare"
+            )
+    return notes
 
 
 def check_labels(found: dict[str, Rows], where: str) -> int:
@@ -176,33 +181,72 @@ def make_keys(names: Sequence[str]) -> list[str]:
     differ in nothing else.
 
     A webdataset key ends at its first dot, so dots become underscores; a first folder like
-    ``__x__``, which webdataset would pass over, loses two. A :class:`UserError` names files that
-    would share a key.
+    ``__x__``, which webdataset would pass over, loses two. Where that makes two keys the same, the
+    changed one ends in a checksum of its name. A :class:`UserError` names files that would share a
+    key all the same.
     """
     refuse_strange(names)
     stems = [os.path.splitext(name)[0] for name in names]
     distinct = len(set(stems))
     parts = [stem.strip("/").split("/") for stem in stems]
-    for depth in range(2, max(map(len, parts), default=0) + 2):
-        plain = [META.sub("_", "/".join(part[-depth:]).replace(".", "_")) for part in parts]
-        if len(set(plain)) == distinct:
-            break
-    repeated = {key for key, count in Counter(plain).items() if count > 1}
-    keys = [
-        f"{key}_{os.path.splitext(name)[1][1:]}" if key in repeated else key
-        for key, name in zip(plain, names)
-    ]
+    plain = list(map(plain_key, _tails(parts, plain_key, distinct)))
+    keys = _with_suffix(plain, plain, names)
+    if len(set(keys)) < len(keys):  # dots are all that tells some files apart
+        tails = _tails(parts, str, distinct)
+        keys = tell_apart(tails, list(map(plain_key, tails)), names)
     refuse_repeated(keys, names)
     return keys
 
 
-def refuse_strange(names: Iterable[str]) -> None:
+def _tails(
+    parts: Sequence[Sequence[str]], made: Callable[[str], str], distinct: int
+) -> Sequence[str]:
+    """The ends of paths, two parts or as many more as make ``distinct`` different keys of them;
+    whole paths if none do.
+    """
+    tails: Sequence[str] = []
+    for depth in range(2, max(map(len, parts), default=0) + 2):
+        tails = ["/".join(part[-depth:]) for part in parts]
+        if len(set(map(made, tails))) == distinct:
+            break
+    return tails
+
+
+def plain_key(path: str) -> str:
+    """A path without suffix as a key that webdataset reads whole."""
+    return META.sub("_", path.replace(".", "_"))
+
+
+def tell_apart(tails: Sequence[str], keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Keys made of ``tails``, paths without suffix, of the files ``names``: the suffix goes behind
+    those with the same tail; of those that became the same, what was changed gets a checksum.
+    """
+    keys = _with_suffix(tails, keys, names)
+    repeated = {key for key, count in Counter(keys).items() if count > 1}
+    return [
+        f"{key}_{zlib.crc32(name.encode()):08x}"
+        if key in repeated and not key.startswith(tail)
+        else key
+        for tail, key, name in zip(tails, keys, names)
+    ]
+
+
+def _with_suffix(same: Sequence[str], keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Keys, with the suffix of the file's name behind each whose entry in ``same`` is repeated."""
+    counts = Counter(same)
+    return [
+        f"{key}_{os.path.splitext(name)[1][1:]}" if counts[entry] > 1 else key
+        for entry, key, name in zip(same, keys, names)
+    ]
+
+
+def refuse_strange(names: Iterable[str], what: str = "the file name") -> None:
     """A :class:`UserError` if a name is not UTF-8 or holds control characters."""
     for name in names:
         if name.isprintable():
             continue
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
-            raise UserError(f"the file name {ascii(name)} is not valid text; rename it")
+            raise UserError(f"{what} {ascii(name)} is not valid text; rename it")
 
 
 def refuse_repeated(keys: Sequence[str], names: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 the published pickles hold.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from data_prep.reading.images import Picked, PngArray
 from data_prep.reading.pickles import load_pickle, text_keys
 from data_prep.reading.source import Images
+from data_prep.reading.walk import PassedOver
 from lt_train.errors import UserError
 
 WITHDRAWN = (
@@ -34,8 +35,10 @@ class Pool:
     notes: list[str]
     column: str = "sourced_label"
     remedy: str = "lower --size-factor or enlarge the pool"  # where a class has too few images
-    # in the published file, whose order published pseudo-labels follow
+    # in the published file, whose order published pseudo-labels follow, and how many it holds
     places: np.ndarray | None = None
+    total: int = 0
+    passed: PassedOver = field(default_factory=PassedOver)
 
 
 def numbered(prefix: str, number: int) -> list[str]:
@@ -74,6 +77,7 @@ def pool_of_pickle(path: Path, classes: list[str]) -> Pool:
         [str(path)],
         [WITHDRAWN],
         places=kept,
+        total=len(labels),
     )
 
 
@@ -89,10 +93,8 @@ def read_pseudo_labels(path: Path, pool: Pool) -> np.ndarray:
     content = load_pickle(path)
     try:
         labels = np.asarray(text_keys(content)["extrapolated_targets"]).astype(np.int32).ravel()
-        if len(labels) <= pool.places.max(initial=-1):
-            raise ValueError(
-                f"it has {len(labels)} labels, and the pool at least {pool.places.max() + 1} images"
-            )
+        if len(labels) != pool.total:
+            raise ValueError(f"it has {len(labels)} labels, and the pool {pool.total} images")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(pool.classes):
             raise ValueError(f"its labels go from {labels.min()} to {labels.max()}")
     except (KeyError, ValueError, TypeError, OverflowError) as error:

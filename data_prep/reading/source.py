@@ -10,7 +10,14 @@ from typing import Protocol
 
 import numpy as np
 
+from data_prep.reading.walk import PassedOver
+
 SPLITS = ("train", "val", "test")  # those that a set may have, in this order
+SPLIT_NAMES = {  # what folders and CSV files call them, in lower case
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["val", "valid", "validation"], "val"),
+    **dict.fromkeys(["test", "testing"], "test"),
+}
 
 
 class Images(Protocol):
@@ -27,11 +34,14 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class LabeledSplit:
-    """A whole split: images, labels (N,) in the official order, and the files they came from."""
+    """A whole split: images, labels (N,) in the official order, the files they came from, and
+    what lay beside them.
+    """
 
     images: Images
     labels: np.ndarray
     files: list[str]
+    passed: PassedOver = field(default_factory=PassedOver)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Source:
     """A data set that is not prepared yet.
 
     ``files``: what must not change while it is being prepared. ``notes``: lines that the user
-    should see.
+    should see. ``passed``: what was found and is not in it.
     """
 
     name: str
@@ -64,6 +74,7 @@ class Source:
     splits: dict[str, SourceSplit]
     files: Sequence[str | Path] = ()
     notes: list[str] = field(default_factory=list)
+    passed: PassedOver = field(default_factory=PassedOver)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 from data_prep.reading.images import Picked
 from data_prep.reading.lists import Rows
 from data_prep.reading.source import SPLITS, LabeledSplit, Source, SourceSplit
+from data_prep.reading.walk import PassedOver
 from lt_train.errors import UserError
 
 PARETO_ALPHA = 6  # of ImageNet-LT (Liu et al. 2019, section 4)
@@ -146,7 +147,7 @@ def long_tailed(
     """A source of the published draw of ``splits["train"]`` (of class ``order[i]``, ``counts[i]``),
     and the other splits whole.
     """
-    made, files = {}, []
+    made, files, passed = {}, [], PassedOver()
     for split, part in splits.items():
         chosen = np.arange(len(part.labels))
         if split == "train":
@@ -154,7 +155,8 @@ def long_tailed(
         keys = keys_of(part.labels, chosen, classes)
         made[split] = SourceSplit(part.labels[chosen], keys, Picked(part.images, chosen))
         files += part.files
-    return Source(name, classes, made, files, notes)
+        passed.add(part.passed)
+    return Source(name, classes, made, files, notes, passed)
 
 
 def draw_labeled(

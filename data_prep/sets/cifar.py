@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.folders import class_folders, labeled_split
+from data_prep.reading.folders import labeled_split, split_folders
 from data_prep.reading.images import PngArray
 from data_prep.reading.pickles import load_pickle, text_keys
 from data_prep.reading.source import LabeledSplit, Recipe, Source
@@ -21,6 +21,7 @@ from data_prep.reading.subsets import (
     long_tailed,
     unpublished,
 )
+from data_prep.reading.walk import PassedOver
 from lt_train.errors import UserError
 
 CIFAR10_CLASSES = [
@@ -94,8 +95,10 @@ def make_source(which: Cifar, arguments: argparse.Namespace) -> Source:
 
 def is_source(which: Cifar, root: Path) -> bool:
     """Whether ``root`` looks like the folder that :func:`read_splits` takes."""
-    names = (which.folder, which.batches["train"][0], "train")
-    return any((root / name).exists() for name in names)
+    names = (which.folder, which.batches["train"][0])
+    if any((root / name).exists() for name in names):
+        return True
+    return root.is_dir() and "train" in split_folders(root)
 
 
 def read_splits(
@@ -112,11 +115,10 @@ def read_splits(
         classes = which.classes or _read_class_names(root / "meta")
         splits = {split: _read_batches(which, root, split) for split in wanted}
     else:
-        found = {split: class_folders(root / split) for split in wanted}
-        classes = which.classes or list(found["train"])
-        splits = {
-            split: labeled_split(root, split, folders, classes) for split, folders in found.items()
-        }
+        folders, classes, splits = split_folders(root), which.classes, {}
+        for split in wanted:  # training first, whose folders name the classes
+            folder = folders.get(split, split)
+            classes, splits[split] = labeled_split(root, folder, classes, PassedOver())
     if len(classes) != which.number:
         raise UserError(
             f"'{root}' has {len(classes)} classes, not the {which.number} of"

@@ -5,13 +5,14 @@ label`` lines, or a CSV.
 import argparse
 import csv
 import os
+import re
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.folders import class_folders, file_source, labeled_files
+from data_prep.reading.folders import class_folders, file_source, labeled_files, split_folders
 from data_prep.reading.lists import (
     NUMBER,
     Rows,
@@ -21,9 +22,10 @@ from data_prep.reading.lists import (
     check_labels,
     class_names,
     read_lists,
+    refuse_strange,
     relative,
 )
-from data_prep.reading.source import SPLITS, Recipe, Source
+from data_prep.reading.source import SPLIT_NAMES, SPLITS, Recipe, Source
 from data_prep.reading.subsets import (
     Draw,
     add_fraction_arguments,
@@ -32,6 +34,7 @@ from data_prep.reading.subsets import (
     imbalanced_counts,
     pick,
 )
+from data_prep.reading.walk import PassedOver, listing
 from lt_train.errors import UserError
 
 CSV_COLUMNS = {  # what a column is for -> the names it may have
@@ -39,7 +42,9 @@ CSV_COLUMNS = {  # what a column is for -> the names it may have
     "label": ("label", "class", "class_name", "category", "target"),
     "split": ("split", "set", "subset"),
 }
-CSV_SPLITS = {"": "train", "training": "train", "validation": "val", "valid": "val"}
+CSV_SPLITS = {"": "train"} | SPLIT_NAMES
+DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+NO_CLASS = {"nan", "<na>", "n/a", "null"}  # what tables hold where a label is missing, lower case
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help=(
-            "class folders, or train/ val/ test/ with class folders in them; "
-            "with --list or --csv, what paths are relative to (default: the file's own folder)"
+            "class folders, or train/ val/ test/ (or Training/, valid/, ...) with class folders in"
+            " them; with --list or --csv: what paths are relative to (default: the file's folder)"
         ),
     )
     parser.add_argument(
@@ -75,16 +80,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_source(arguments: argparse.Namespace) -> Source:
-    root, classes, found, notes = _read(arguments)
+    passed = PassedOver()
+    root, classes, found, notes = _read(arguments, passed)
     found = hold_out(found, arguments)
     if arguments.imbalance_ratio is not None:
         found["train"], note = make_tail(found["train"], arguments)
         notes.append(note)
     name = arguments.name or os.path.basename(os.path.realpath(arguments.out))
-    return file_source(name, classes, root, found, notes)
+    return file_source(name, classes, root, found, notes, passed)
 
 
-def _read(arguments: argparse.Namespace) -> tuple[Path, list[str], dict[str, Rows], list[str]]:
+def _read(
+    arguments: argparse.Namespace, passed: PassedOver
+) -> tuple[Path, list[str], dict[str, Rows], list[str]]:
     """What paths are relative to, the classes, rows by split, and notes."""
     if arguments.list is not None and arguments.csv is not None:
         raise UserError("give --list or --csv, not both")
@@ -98,7 +106,7 @@ def _read(arguments: argparse.Namespace) -> tuple[Path, list[str], dict[str, Row
             raise UserError(
                 "give --source DIR (class folders), --list FILE ('path label' lines) or --csv FILE"
             )
-        return arguments.source, *_from_folders(arguments.source), []
+        return arguments.source, *_from_folders(arguments.source, passed), []
     root, notes = arguments.source or file.parent, []
     if arguments.list is not None:
         lists = {"train": file, "val": arguments.val_list, "test": arguments.test_list}
@@ -122,13 +130,14 @@ def _from_csv(file: Path, root: Path) -> tuple[list[str], dict[str, Rows]]:
                 f" {', '.join(SPLITS)}"
             )
         check_inside(row["path"], f"{file}, line {line}")
+        _check_label(row["label"], f"{file}, line {line}")
         names, labels = by_split.setdefault(split, ([], []))
         names.append(row["path"])
         labels.append(row["label"])
     if "train" not in by_split:
         raise UserError(f"the CSV '{file}' has no training images")
     every = list(chain.from_iterable(labels for _, labels in by_split.values()))
-    classes = sorted(set(by_split["train"][1]))
+    classes = _in_order(set(by_split["train"][1]))
     numbers = all(NUMBER.fullmatch(label) for label in every)
     index = {label: as_label(label) for label in every} if numbers else _indices(classes)
     unknown = next((label for label in every if label not in index), None)
@@ -141,6 +150,22 @@ def _from_csv(file: Path, root: Path) -> tuple[list[str], dict[str, Rows]]:
         found[split] = relative((names, labels), root)
     number = check_labels(found, f"'{file}'")
     return class_names(*found["train"], number) if numbers else classes, found
+
+
+def _check_label(label: str, where: str) -> None:
+    refuse_strange([label], f"{where}: the label")
+    if label.lower() in NO_CLASS or (DECIMAL.fullmatch(label) and float(label) < 0):
+        raise UserError(
+            f"{where}: the label '{label}' is no class; remove the line, or give the image its"
+            " class (images without labels are a set of their own: data_prep tinyimages)"
+        )
+
+
+def _in_order(classes: set[str]) -> list[str]:
+    """Sorted by number if all are numbers (0.0, 2.0, 10.0), else as text."""
+    if all(map(DECIMAL.fullmatch, classes)):
+        return sorted(classes, key=lambda name: (float(name), name))
+    return sorted(classes)
 
 
 def _indices(classes: list[str]) -> dict[str, int]:
@@ -178,15 +203,39 @@ def _find_columns(file: Path, fields: Iterable[str]) -> dict[str, str]:
     return columns
 
 
-def _from_folders(root: Path) -> tuple[list[str], dict[str, Rows]]:
-    if not (root / "train").is_dir():
-        found = class_folders(root)
+def _from_folders(root: Path, passed: PassedOver) -> tuple[list[str], dict[str, Rows]]:
+    if not root.is_dir():
+        raise UserError(f"there is no folder '{root}'")
+    folders, beside = listing(root, PassedOver())
+    splits = split_folders(root, folders)
+    if "train" not in splits:
+        _refuse_splits_alone(root, folders, splits)
+        found = class_folders(root, passed)
         return list(found), {"train": labeled_files(found, list(found), "")}
-    folders = {split: class_folders(root / split) for split in SPLITS if (root / split).is_dir()}
-    classes = list(folders["train"])
-    return classes, {
-        split: labeled_files(found, classes, split) for split, found in folders.items()
-    }
+    listing(root, passed)
+    if beside:
+        passed.counts["images beside the splits"] += len(beside)
+    for name in folders:
+        if name not in splits.values():
+            passed.name_folder(name, f"beside {splits['train']}/")
+    order = [split for split in SPLITS if split in splits]
+    found = {split: class_folders(root / splits[split], passed) for split in order}
+    classes = list(found["train"])
+    rows = {split: labeled_files(found[split], classes, splits[split]) for split in order}
+    return classes, rows
+
+
+def _refuse_splits_alone(root: Path, folders: list[str], splits: dict[str, str]) -> None:
+    """A folder of another split's name is a class only where it lies beside classes and holds
+    images itself, as they do.
+    """
+    for name in splits.values():
+        alone = len(folders) == len(splits)
+        if alone or not listing(root / name, PassedOver())[1]:
+            raise UserError(
+                f"'{root}' has {name}/ and no train/: put the training images' class folders into"
+                f" train/, or give {name}/ another name if it is a class"
+            )
 
 
 def make_tail(rows: Rows, arguments: argparse.Namespace) -> tuple[Rows, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.folders import is_image
+from data_prep.reading.folders import split_folders
 from data_prep.reading.images import ImageFiles, TarImages, tar_members
 from data_prep.reading.lists import (
     Rows,
@@ -24,7 +24,8 @@ from data_prep.reading.lists import (
 )
 from data_prep.reading.source import Images, Recipe, Source, SourceSplit
 from data_prep.reading.subsets import pareto_counts
-from lt_train.data.manifest import UNLABELED
+from data_prep.reading.walk import PassedOver, is_taken, listing
+from lt_train.data.tables import UNLABELED
 from lt_train.errors import UserError
 
 LISTS = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
@@ -39,13 +40,14 @@ class Half:
     """ILSVRC2012's training or validation images, wherever they lie.
 
     ``places``: ``class/file`` (training) or ``file`` (validation) -> what ``images`` makes images
-    of.
+    of. ``passed``: what else lies there.
     """
 
     places: dict[str, object]
     images: Callable[[Sequence[object]], Images]
     files: Callable[[Sequence[object]], list[str]]
     where: str
+    passed: PassedOver
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +98,10 @@ def make_source(arguments: argparse.Namespace) -> Source:
         places = _locate(half, names, arguments.lists / LISTS[split] if arguments.lists else split)
         splits[split] = SourceSplit(labels, make_keys(names), half.images(places))
         files |= dict.fromkeys(half.files(places))
-    return Source("imagenet_lt", classes, splits, list(files), notes)
+    passed = PassedOver()
+    for half in halves.values():
+        passed.add(half.passed)
+    return Source("imagenet_lt", classes, splits, list(files), notes, passed)
 
 
 def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
@@ -127,7 +132,8 @@ def make_unlabeled_source(arguments: argparse.Namespace) -> Source:
         f"{len(chosen):,} of the {len(rest):,} training images that imagenet_lt with the same"
         f" options leaves; it holds {len(used):,}"
     ]
-    return Source("unlabeled_imagenet_lt", classes, {"train": split}, half.files(places), notes)
+    splits, files = {"train": split}, half.files(places)
+    return Source("unlabeled_imagenet_lt", classes, splits, files, notes, half.passed)
 
 
 def _draw(rest: list[str], labeled: int, arguments: argparse.Namespace) -> list[str]:
@@ -173,7 +179,7 @@ def _from_lists(folder: Path) -> tuple[list[str], dict[str, Rows], list[str]]:
                 " published list's do"
             )
     number = check_labels(found, f"'{files['train']}'")
-    notes = [check_published(file) for file in files.values()]
+    notes = check_published(files.values())
     return class_names(*found["train"], number), found, notes
 
 
@@ -284,47 +290,52 @@ def _find_half(root: Path, half: str) -> Half:
     if not root.is_dir():
         raise UserError(f"there is no folder '{root}'")
     for base in (root, root / KAGGLE, root / "ILSVRC" / KAGGLE):
-        if (base / half).is_dir():
-            return _folder_half(base, half)
+        folders = split_folders(base) if base.is_dir() else {}
+        if half in folders:
+            return _folder_half(base, folders[half], half)
     tar = root / TARS[half]
     if tar.is_file():
         return _tar_half(tar)
     raise UserError(f"'{root}' has neither {half}/ nor {TARS[half]}")
 
 
-def _folder_half(base: Path, half: str) -> Half:
-    places: dict[str, object] = {}
-    for folder in sorted(os.scandir(base / half), key=lambda entry: entry.name):
-        if folder.is_dir():
-            for entry in os.scandir(folder):
-                key = entry.name if half == "val" else f"{folder.name}/{entry.name}"
-                places[key] = f"{half}/{folder.name}/{entry.name}"
-        else:
-            places[folder.name] = f"{half}/{folder.name}"
+def _folder_half(base: Path, folder: str, half: str) -> Half:
+    passed = PassedOver()
+    classes, flat = listing(base / folder, passed)
+    places: dict[str, object] = {name: f"{folder}/{name}" for name in flat}
+    for label in classes:
+        deeper, images = listing(base / folder / label, passed)
+        for name in images:
+            places[name if half == "val" else f"{label}/{name}"] = f"{folder}/{label}/{name}"
+        for name in deeper:
+            passed.name_folder(f"{folder}/{label}/{name}", "in a class folder")
     root = str(base)
     return Half(
-        {key: place for key, place in places.items() if is_image(key)},
+        places,
         lambda names: ImageFiles(root, names),
         lambda names: ImageFiles(root, names).paths,
-        f"'{base / half}'",
+        f"'{base / folder}'",
+        passed,
     )
 
 
 def _tar_half(tar: Path) -> Half:
     places: dict[str, object] = {}
+    passed = PassedOver()
     for name, offset, size in tar_members(tar):
         if name.endswith(".tar"):  # a class's own tar
             folder = os.path.basename(name).removesuffix(".tar")
             for inner, *place in tar_members(tar, offset, size):
-                places[f"{folder}/{os.path.basename(inner)}"] = place
-        else:
+                if is_taken(inner, passed):
+                    places[f"{folder}/{os.path.basename(inner)}"] = place
+        elif is_taken(name, passed):
             places[os.path.basename(name)] = [offset, size]
     tars = [str(tar)]
 
     def images(found: Sequence[object]) -> Images:
         return TarImages(tars, np.array([(0, *place) for place in found], np.int64).reshape(-1, 3))
 
-    return Half(places, images, lambda _: tars, f"'{tar}'")
+    return Half(places, images, lambda _: tars, f"'{tar}'", passed)
 
 
 RECIPES = {

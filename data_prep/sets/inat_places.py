@@ -19,6 +19,7 @@ from data_prep.reading.lists import (
 )
 from data_prep.reading.source import Recipe, Source
 from data_prep.reading.subsets import add_fraction_arguments, hold_out
+from data_prep.reading.walk import PassedOver
 from lt_train.errors import UserError
 
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
@@ -95,7 +96,7 @@ def _source(
 ) -> Source:
     for split, (names, _) in found.items():
         check_files(root, names, f"'{files[split]}'")
-    return file_source(name, classes, root, hold_out(found, arguments), notes)
+    return file_source(name, classes, root, hold_out(found, arguments), notes, PassedOver())
 
 
 def _lists(folder: Path, names: dict[str, str], instead: str = "") -> dict[str, Path]:
@@ -114,14 +115,22 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
     for split, file in files.items():
         try:
             content = json.loads(file.read_bytes())
+            images = content["images"]
             label_of = {row["image_id"]: int(row["category_id"]) for row in content["annotations"]}
-            names = [str(image["file_name"]) for image in content["images"]]
-            labels = np.array([label_of[image["id"]] for image in content["images"]], np.int64)
+            bare = [image for image in images if image["id"] not in label_of]
+            if bare:
+                raise UserError(
+                    f"'{file}': {len(bare)} of its {len(images)} images have no annotation, first"
+                    f" {bare[0]['file_name']} (id {bare[0]['id']}); is it whole, and of {split}"
+                    " images?"
+                )
+            names = [str(image["file_name"]) for image in images]
+            labels = np.array([label_of[image["id"]] for image in images], np.int64)
             for category in content.get("categories", []):
                 classes[int(category["id"])] = str(category["name"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
-                f"'{file}' is not iNaturalist's annotation file: {type(error).__name__} {error}"
+                f"'{file}' is not iNaturalist's annotation file: {_problem(error)}"
             ) from error
         if not names:
             raise UserError(f"'{file}' names no images")
@@ -130,6 +139,10 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
         found[split] = relative((names, labels), file.parent)
     number = check_labels(found, f"'{files['train']}'")
     return [classes.get(label, str(label)) for label in range(number)], found
+
+
+def _problem(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else f"{error}"
 
 
 RECIPES = {

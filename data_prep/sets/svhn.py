@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.folders import class_folders, labeled_split
+from data_prep.reading.folders import labeled_split, split_folders
 from data_prep.reading.images import PngArray
 from data_prep.reading.source import LabeledSplit, Recipe, Source
 from data_prep.reading.subsets import (
@@ -16,6 +16,7 @@ from data_prep.reading.subsets import (
     long_tailed,
     unpublished,
 )
+from data_prep.reading.walk import PassedOver
 from lt_train.errors import UserError
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -50,12 +51,14 @@ def read_split(root: Path, split: str) -> LabeledSplit:
     file = root / f"{split}_32x32.mat"
     if file.is_file():
         return _read_mat(file)
-    if not (root / split).is_dir():
+    folders = split_folders(root) if root.is_dir() else {}
+    folder = folders.get(split, split)
+    if not (root / folder).is_dir():
         raise UserError(
             f"'{root}' holds neither {file.name} nor a folder {split}/ with the class folders 0"
             " ... 9"
         )
-    return labeled_split(root, split, class_folders(root / split), CLASSES)
+    return labeled_split(root, folder, CLASSES, PassedOver())[1]
 
 
 def _read_mat(file: Path) -> LabeledSplit:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.folders import IMAGE_SUFFIXES, image_paths, is_image
 from data_prep.reading.images import ImageFiles, TarImages, ppm, tar_members
-from data_prep.reading.lists import make_keys, refuse_repeated, refuse_strange
+from data_prep.reading.lists import make_keys, refuse_repeated, refuse_strange, tell_apart
 from data_prep.reading.pools import WITHDRAWN
 from data_prep.reading.source import Recipe, Source, SourceSplit
+from data_prep.reading.walk import PassedOver, images_below, is_taken, listing, shown
 from lt_train.errors import UserError
 
 SIDE = 32
@@ -74,15 +74,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_source(arguments: argparse.Namespace) -> Source:
     path: Path = arguments.source
+    passed = PassedOver()
     if path.is_dir():
-        split, files = _from_tars(path) if any(path.glob("*.tar")) else _from_folder(path)
+        tars = sorted(map(str, filter(_is_tar, path.glob("*.tar"))))
+        split, files = _from_tars(path, tars, passed) if tars else _from_folder(path, passed)
     elif path.suffix == ".npy":
         split, files = _from_npy(path)
     elif path.is_file():
         split, files = _from_bin(path)
     else:
         raise UserError(f"there is no '{path}'")
-    return Source(arguments.name, [], {"train": split}, files, [WITHDRAWN])
+    return Source(arguments.name, [], {"train": split}, files, [WITHDRAWN], passed)
+
+
+def _is_tar(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 def _from_bin(path: Path) -> tuple[SourceSplit, list[str]]:
@@ -111,32 +117,51 @@ def _from_npy(path: Path) -> tuple[SourceSplit, list[str]]:
     return SourceSplit(None, Numbered(range(len(array))), images), [str(path)]
 
 
-def _from_folder(path: Path) -> tuple[SourceSplit, list[str]]:
-    names = sorted(os.path.relpath(found, path) for found in image_paths(path))
+def _from_folder(path: Path, passed: PassedOver) -> tuple[SourceSplit, list[str]]:
+    names = images_below(path, passed)
     if not names:
-        raise UserError(
-            f"'{path}' has neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor tars in it"
-        )
+        raise UserError(passed.after(f"'{path}' has neither images ({shown()}) nor tars in it"))
     images = ImageFiles(str(path), names)
     return SourceSplit(None, make_keys(names), images), images.paths
 
 
-def _from_tars(path: Path) -> tuple[SourceSplit, list[str]]:
-    tars = sorted(str(tar) for tar in path.glob("*.tar"))
+def _from_tars(path: Path, tars: list[str], passed: PassedOver) -> tuple[SourceSplit, list[str]]:
     names, places = [], []
     for number, tar in enumerate(tars):
         for name, offset, size in tar_members(tar):
-            if is_image(name):
+            if is_taken(name, passed):
                 names.append(name)
                 places.append((number, offset, size))
+    _count_beside(path, len(tars), passed)
     if not names:
-        raise UserError(
-            f"the tars in '{path}' hold no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+        raise UserError(passed.after(f"the tars in '{path}' hold no images ({shown()})"))
     refuse_strange(names)
-    keys = [os.path.splitext(name)[0].removeprefix("./").replace(".", "_") for name in names]
-    refuse_repeated(keys, names)
+    stems = [os.path.splitext(name)[0].removeprefix("./") for name in names]
+    keys = [stem.replace(".", "_") for stem in stems]
+    if len(set(keys)) < len(keys):
+        holders = [os.path.basename(tars[number]) for number, _, _ in places]
+        names = [f"{holder}/{name}" for holder, name in zip(holders, names)]
+        if _tars_share(keys, holders):
+            stems = [f"{holder[:-4]}/{stem}" for holder, stem in zip(holders, stems)]
+        keys = tell_apart(stems, [stem.replace(".", "_") for stem in stems], names)
+        refuse_repeated(keys, names)
     return SourceSplit(None, keys, TarImages(tars, np.array(places, np.int64))), tars
+
+
+def _tars_share(keys: Sequence[str], holders: Sequence[str]) -> bool:
+    """Whether a key is that of images in two tars."""
+    return len(set(zip(keys, holders))) > len(set(keys))
+
+
+def _count_beside(path: Path, tars: int, passed: PassedOver) -> None:
+    """Count what lies beside the tars."""
+    folders, images = listing(path, passed)
+    passed.counts[".tar"] -= tars
+    if images:
+        passed.counts["images beside the tars"] += len(images)
+    for name in folders:
+        passed.name_folder(name, "beside the tars")
+    passed.counts = +passed.counts
 
 
 RECIPES = {

@@ -133,7 +133,8 @@ def make_source(which: Labeled, arguments: argparse.Namespace) -> Source:
     keys = [pool.keys[index] for index in chosen.tolist()]
     images = Picked(pool.images, chosen)
     split = SourceSplit(None, keys, images, columns, deal_by=columns[pool.column])
-    return Source(f"unlabeled_{which.name}", pool.classes, {"train": split}, pool.files, notes)
+    name, splits = f"unlabeled_{which.name}", {"train": split}
+    return Source(name, pool.classes, splits, pool.files, notes, pool.passed)
 
 
 def _draw(which: Labeled, pool: Pool, arguments: argparse.Namespace) -> np.ndarray:
@@ -210,6 +211,8 @@ def _extra(path: Path) -> Pool:
         extra.files,
         notes,
         places=places,
+        total=len(places),
+        passed=extra.passed,
     )
 
 
@@ -243,6 +246,7 @@ def _rest(which: Labeled, source: cifar.Cifar, arguments: argparse.Namespace) ->
         notes,
         "hidden_label",
         remedy,
+        passed=train.passed,
     )
 
 

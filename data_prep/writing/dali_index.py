@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from data_prep.reading.images import tar_members
-from lt_train.data.manifest import read_dataset
+from lt_train.data.dataset import read_dataset
 from lt_train.errors import UserError
 from lt_train.files import write_atomically
 

@@ -23,15 +23,8 @@ from data_prep.writing.plan import ALONE, Plan, ShardPlan, Task, claim, finishin
 from data_prep.writing.tar_writer import TarWriter
 from data_prep.writing.workers import in_workers
 from lt_train import __version__
-from lt_train.data.manifest import (
-    MANIFEST_SCHEMA,
-    UNLABELED,
-    Dataset,
-    Shard,
-    Split,
-    write_dataset,
-    write_manifest,
-)
+from lt_train.data.dataset import Dataset, Shard, Split, write_dataset
+from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, file_sha256, write_atomically
 

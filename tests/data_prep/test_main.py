@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.data.manifest import Manifest, read_dataset
+from data_prep.__main__ import main
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from tests.helpers.data_prep_runs import assert_one_line, call, noise_png, succeed
 from tests.helpers.sources import fill, pixels_of
 
@@ -36,7 +38,8 @@ PREPARE = ("folder", "--source", "images", "--out", "out")
     ],
 )
 def test_a_users_mistake_is_told_in_one_line(class_folders, arguments, word):
-    assert_one_line(call("folder", *arguments, cwd=class_folders), word)
+    reports = int(word == "file/out")  # what was understood, before anything is written
+    assert_one_line(call("folder", *arguments, cwd=class_folders), word, reports=reports)
     assert not (class_folders / "out").exists()
 
 
@@ -47,6 +50,46 @@ def test_numbers_that_make_no_sense_are_refused_without_a_traceback(tmp_path, op
     done = call("demo", "--out", "out", "--largest", "5", option, cwd=tmp_path)
     assert done.returncode != 0
     assert "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--source", "--list", "--val-list", "--csv", "--out"])
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_path_is_not_the_current_folder(class_folders, option, value, capsys, monkeypatch):
+    monkeypatch.chdir(class_folders / "images")
+    with pytest.raises(SystemExit) as end:
+        main([*PREPARE[:1], "--source", ".", "--out", "../out", f"{option}={value}"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 2 and f"argument {option}: the path is empty" in last
+    assert not (class_folders / "out").exists()
+
+
+def test_the_home_folder_is_known_in_every_path(class_folders, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(class_folders))
+    words = ["--out=~/out", "--workers", "1"]
+    assert main(["folder", "--source=~/images", *words]) == 0
+    command = read_dataset(class_folders / "out").made_by["command"]
+    assert f"--source {class_folders}/images" in command
+    assert main(["verify", "~/out"]) == main(["info", "~/out"]) == 0
+    with pytest.raises(SystemExit):
+        main(["folder", "--source=~nobody_of_this_name/x", *words])
+    assert "a folder of that name is './~nobody_of" in capsys.readouterr().err
+
+
+def test_what_was_understood_and_passed_over_is_said_before_the_work(class_folders):
+    images = class_folders / "images"
+    (images / "a" / "0.png").rename(images / "a" / "0.heic")
+    others = ["a/.ipynb_checkpoints/0.png", "a/._1.png", "__MACOSX/a/._1.png", "b/Thumbs.db"]
+    fill(images, dict.fromkeys([*others, "c/1.gif", "c/2.gif"], b"x"))
+    lines = succeed(*PREPARE, "--val-fraction", "0.4", cwd=class_folders).stderr.splitlines()
+    assert lines[0] == (
+        "out: 5 images of 2 classes: train 3, val 2; passed over: 2 hidden, 1 .heic, 1 Thumbs.db,"
+        " 1 __MACOSX, folder 'c' without images (2 .gif)"
+    )
+    assert lines[-1].startswith("out: 5 images in ")
+    pool = succeed("tinyimages", "--source", "images/b", "--out", "pool", cwd=class_folders)
+    note, line = pool.stderr.splitlines()[:2]
+    assert note.startswith("note: ") and "withdrawn" in note
+    assert line == "tinyimages: 3 images: train 3 unlabeled; passed over: 1 Thumbs.db"
 
 
 def test_a_file_name_that_is_not_utf8_gives_no_traceback(class_folders):

@@ -89,7 +89,7 @@ def test_a_source_that_changed_in_between_is_refused(little, tmp_path, change, a
     change(little.source)
     before = identity(finished(out))
     done = call(*little.command, "--out", out, *arguments)
-    assert_one_line(done, "start of another data set", "changed since", str(out))
+    assert_one_line(done, "start of another data set", "changed since", str(out), reports=1)
     assert len(before) == 3 and identity(list(before)) == before == identity(finished(out))
 
 
@@ -99,7 +99,7 @@ def test_a_source_that_changed_since_it_was_prepared_is_refused(little, tmp_path
     before = tree(out)
     change_size(little.source)
     done = call(*little.command, "--out", out)
-    assert_one_line(done, "holds another data set", "changed since", str(out))
+    assert_one_line(done, "holds another data set", "changed since", str(out), reports=1)
     assert tree(out) == before
 
 

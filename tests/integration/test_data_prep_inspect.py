@@ -13,10 +13,14 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from data_prep.inspect import problems
+from data_prep.inspect import problems, show
+from data_prep.reading.source import Source, SourceSplit
+from lt_train.errors import UserError
+from tests.helpers.commands import Encoded
 from tests.helpers.data_prep_runs import assert_one_line, call, noise, noise_png, succeed, tree
-from tests.helpers.sources import fill
+from tests.helpers.sources import fill, prepared
 
 
 def flip(path: Path, place: int) -> None:
@@ -69,6 +73,13 @@ DAMAGES = {  # what is done to a data set, with another one at hand -> what is s
     "a missing shard": (
         lambda root, other: (root / "train-000001.tar").unlink(),
         ["train-000001.tar is missing"],
+    ),
+    "a folder in a shard's place": (
+        lambda root, other: (
+            (root / "train-000001.tar").unlink(),
+            (root / "train-000001.tar").mkdir(),
+        ),
+        ["train-000001.tar cannot be read: Is a directory"],
     ),
     "a missing manifest": (
         lambda root, other: (root / "train.arrow").unlink(),
@@ -197,6 +208,17 @@ def test_info_of_an_unlabeled_set_counts_by_sourced_label(tmp_path):
     succeed("verify", tmp_path / "set")
 
 
+@pytest.mark.parametrize("column", [np.array([0, 1, 3, 0]), np.array([0.0, 0.5, 1.0, 0.0])])
+def test_info_of_labels_that_are_none_is_one_line(column, tmp_path):
+    """A set that others made may hold anything in a column beside the format's."""
+    contents = [noise_png(number, 20) for number in range(4)]
+    keys = [f"{number}" for number in range(4)]
+    part = SourceSplit(None, keys, Encoded(contents), {"hidden_label": column})
+    root = prepared(Source("set", ["a", "b", "c"], {"train": part}), tmp_path / "set")
+    with pytest.raises(UserError, match="column hidden_label of .* labels of 3 classes"):
+        show(root, Console())
+
+
 def test_a_plot_that_cannot_be_written_is_one_line(two_sets, tmp_path):
     assert_one_line(call("info", two_sets[0], "--plot", tmp_path), str(tmp_path), "Is a directory")
 
@@ -213,4 +235,4 @@ def test_benchmark_prints_both_ratios_and_leaves_nothing(little, tmp_path):
 
 def test_a_benchmark_that_cannot_write_is_one_line(little):
     done = call(*little.command, "--out", "/proc/nowhere/set", "--benchmark")
-    assert_one_line(done, "cannot write to '/proc'")
+    assert_one_line(done, "cannot write to '/proc'", reports=1)

@@ -14,7 +14,8 @@ import webdataset
 from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
-from lt_train.data.manifest import MANIFEST_SCHEMA, Manifest
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import MANIFEST_SCHEMA
 from tests.helpers.data_prep_runs import Made, Original, noise_png, succeed, tree
 from tests.helpers.sources import fill
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from data_prep.reading.near_duplicates import NearDuplicates
-from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.scores import ScoreStore
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lt_train.data.manifest import read_dataset
+from lt_train.data.dataset import read_dataset
 from lt_train.data.scores import ScoreStore
 from tests.slurm.bench import LIMIT, ROOT
 

@@ -4,6 +4,7 @@ with the line or image.
 
 import os
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,25 @@ def test_keys_hold_as_much_of_the_path_as_tells_files_apart(tmp_path):
     assert keys_below(tmp_path) == ["a/x/1", "b/x/1"]
 
 
-def test_files_that_would_share_a_key_are_named(tmp_path):
-    touch(tmp_path, "a/x.1.jpg", "a/x_1.jpg")
-    with pytest.raises(UserError, match="same key '.*a/x.1.jpg.*a/x_1.jpg"):
-        source_of("folder", "--source", tmp_path)
+def test_of_keys_that_only_dots_told_apart_the_changed_ones_get_a_checksum(tmp_path):
+    """The same whatever else is there; all other keys are as they would be without."""
+    touch(tmp_path, "a/x.1.jpg", "a/x_1.jpg", "a/x_2.jpg", "b/y.jpg", "b/y.png", "b/z.jpg")
+    expected = [
+        f"a/x_1_{zlib.crc32(b'a/x.1.jpg'):08x}",
+        "a/x_1",
+        "a/x_2",
+        "b/y_jpg",
+        "b/y_png",
+        "b/z",
+    ]
+    assert keys_below(tmp_path) == expected
+    touch(tmp_path, "a/x_1.png")
+    expected[1:2] = ["a/x_1_jpg", "a/x_1_png"]
+    assert keys_below(tmp_path) == ["a/x_1", *expected[1:]], "a suffix is enough"
+    touch(tmp_path, "a/1.x.y.jpg", "a/1.x_y.jpg", "a/1_x.y.jpg")
+    keys = keys_below(tmp_path)
+    assert len(set(keys)) == len(keys) == 10 and not any("." in key for key in keys)
+    assert sorted(key[:8] for key in keys if key.startswith("a/1")) == ["a/1_x_y_"] * 3
 
 
 def test_lists_make_splits(tmp_path):
@@ -59,6 +75,14 @@ def test_lists_make_splits(tmp_path):
     assert samples(elsewhere) == {"train": {"1": "0"}, "val": {"2": "0"}}
 
 
+@pytest.mark.parametrize("between", [" ", "\t", " \t ", "\t\t"])
+def test_spaces_or_tabs_stand_before_a_label(tmp_path, between):
+    touch(tmp_path, "a b.jpg", "c.jpg")
+    (tmp_path / "train.txt").write_text(f"a b.jpg{between}1\nc.jpg{between}0\n")
+    source = source_of("folder", "--list", tmp_path / "train.txt")
+    assert samples(source) == {"train": {"a b": "1", "c": "0"}} and source.notes == []
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -70,7 +94,8 @@ def test_lists_make_splits(tmp_path):
         ("1.jpg 0\n2.jpg \N{SUPERSCRIPT TWO}\n", "line 2"),
         ("1.jpg 0\n2.jpg 100000000000000000\n", "label"),
         (f"1.jpg 0\n2.jpg {'9' * 5000}\n", "line 2"),
-        ("1.jpg 0\n2.jpg\t1\n", "line 2"),
+        ("1.jpg 0\n2.jpg,1\n", "line 2"),
+        ("1.jpg 0\n2\t.jpg 1\n", "1 of the 2 images|not valid text"),
         ("1.jpg 0\n./1.jpg 0\n", "same key"),
         ("1.jpg 0\n1.jpg 0\n", "same key"),
         ("\n", "is empty"),

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from data_prep.sets.cifar import CIFAR10_CLASSES
-from lt_train.data.manifest import UNLABELED, Manifest, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.data.scores import ScoreStore
+from lt_train.data.tables import UNLABELED
 from lt_train.errors import UserError
 from tests.helpers.distances import LIMIT, moved, squared_distances
 from tests.helpers.published import CIFAR10, labeled_counts, published_counts, published_draw

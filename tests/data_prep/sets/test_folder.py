@@ -27,6 +27,52 @@ def test_train_val_and_test_folders_make_splits(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "valid", "Test"),
+        ("TRAINING", "validation", "testing"),
+        ("training", "Val", "TESTING"),
+    ],
+)
+def test_split_folders_may_have_the_usual_names_in_any_case(tmp_path, train, val, test):
+    touch(tmp_path, f"{train}/a/1.jpg", f"{train}/b/1.jpg", f"{val}/b/9.jpg", f"{test}/a/5.jpg")
+    source = source_of("folder", "--source", tmp_path)
+    assert samples(source) == {
+        "train": {"a/1": "a", "b/1": "b"},
+        "val": {"b/9": "b"},
+        "test": {"a/5": "a"},
+    }
+    assert list(source.splits) == ["train", "val", "test"] and not source.passed.told()
+    assert all(Path(file).is_file() for file in source.files)
+
+
+def test_two_folders_for_a_split_are_refused(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "validation/a/3.jpg")
+    with pytest.raises(UserError, match="two folders for the split 'val': val/ and validation/"):
+        source_of("folder", "--source", tmp_path)
+
+
+def test_what_lies_beside_the_splits_is_told(tmp_path):
+    touch(tmp_path, "train/a/1.jpg", "extra/a/1.jpg", "loose.jpg", "labels.csv", ".git/x")
+    assert source_of("folder", "--source", tmp_path).passed.told() == (
+        "passed over: 1 .csv, 1 hidden, 1 images beside the splits, folder 'extra' beside train/"
+    )
+
+
+def test_other_splits_without_training_images_are_no_classes(tmp_path):
+    """Unless they hold images themselves, beside other classes: the class may be called so."""
+    touch(tmp_path, "Test/a/1.jpg", "cat/1.jpg")
+    with pytest.raises(UserError, match="has Test/ and no train/"):
+        source_of("folder", "--source", tmp_path)
+    touch(tmp_path, "Test/2.jpg")
+    assert source_of("folder", "--source", tmp_path).classes == ["Test", "cat"]
+    (tmp_path / "cat/1.jpg").rename(tmp_path / "Test/3.jpg")
+    (tmp_path / "cat").rmdir()
+    with pytest.raises(UserError, match="has Test/ and no train/"):
+        source_of("folder", "--source", tmp_path)
+
+
 def test_a_class_that_training_lacks_is_named(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "val/zebra/1.jpg")
     with pytest.raises(UserError, match="zebra"):
@@ -112,6 +158,21 @@ def test_a_csv_of_numbers_keeps_them_as_labels_and_names_classes_by_folder(tmp_p
     assert source.classes == ["c", "a", "b"] and source.splits["train"].labels.tolist() == [2, 0, 1]
 
 
+def test_classes_that_are_numbers_are_sorted_by_number(tmp_path):
+    touch(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    file = tmp_path / "all.csv"
+    for labels, classes in (
+        (["10.0", "0.0", "2.0", "2.0"], ["0.0", "2.0", "10.0"]),
+        (["1e1", "+.5", "9.", "9"], ["+.5", "9", "9.", "1e1"]),
+        (["10.0", "2.0", "x", "-"], ["-", "10.0", "2.0", "x"]),
+    ):
+        rows = [f"{number}.jpg,{label}\n" for number, label in enumerate(labels, 1)]
+        file.write_text("path,label\n" + "".join(rows))
+        source = source_of("folder", "--csv", file)
+        assert source.classes == classes
+        assert samples(source) == {"train": dict(zip("1234", labels))}
+
+
 def test_a_csvs_paths_are_relative_to_the_source(tmp_path):
     touch(tmp_path, "images/a/1.jpg", "images/b/2.jpg")
     (tmp_path / "all.csv").write_text(f"path,label\na/1.jpg,x\n{tmp_path}/images/b/2.jpg,y\n")
@@ -131,7 +192,11 @@ def test_a_csvs_paths_are_relative_to_the_source(tmp_path):
         (b"path,label,split\n1.jpg,x,val\n", "has no training images"),
         (b"path,label\n1.jpg,x\n2.jpg\n", "line 3: needs a path, a label"),
         (b"path,label\n1.jpg,x\n,y\n", "line 3"),
-        (b'path,label\n1.jpg,"x\ny"\n2.jpg,\n', "line 4"),
+        (b'path,label,by\n1.jpg,x,"x\ny"\n2.jpg,,\n', "line 4"),
+        (b'path,label\n1.jpg,"x\ny"\n', r"line 3: the label 'x\\ny' is not valid text"),
+        (b"path,label\n1.jpg,0\n2.jpg,-1\n", "line 3: the label '-1' is no class"),
+        (b"path,label\n1.jpg,cat\n2.jpg,NaN\n", "line 3: the label 'NaN' is no class"),
+        (b"path,label\n1.jpg,cat\n2.jpg,-0.5e1\n", "line 3: the label '-0.5e1' is no class"),
         (b"path,label,split\n1.jpg,x,train\n2.jpg,x,dev\n", "line 3: .*split of train, val, test"),
         (
             b"path,label,split\n1.jpg,x,train\n2.jpg,y,test\n",

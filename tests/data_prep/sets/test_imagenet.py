@@ -111,6 +111,30 @@ def test_imagenet_lt_has_the_listed_keys_labels_and_bytes_from_every_layout(ilsv
     assert len(source.files) == (2 if layout == "tars" else sum(map(len, LISTS.values())))
 
 
+def test_clutter_in_folders_and_tars_is_passed_over_and_told(ilsvrc, tmp_path):
+    first, second, *_ = SYNSETS
+    clutter = {f"train/{first}/._{first}_0.JPEG": b"x", "train/.ipynb_checkpoints/1.JPEG": b"x"}
+    clutter |= {"val/Thumbs.db": b"x", f"train/{second}/deep/1.JPEG": b"x"}
+    fill(make_ilsvrc(tmp_path / "mac", "folders"), clutter)
+    (tmp_path / "mac/train").rename(tmp_path / "mac/Training")
+    (tmp_path / "mac/val").rename(tmp_path / "mac/valid")
+    images = {f"{name}.tar": tar_of(found | {"._1.JPEG": b"x"}) for name, found in TRAIN.items()}
+    others = VAL | {"README.txt": b"x"}
+    fill(tmp_path / "tars", {TRAIN_TAR: tar_of(images), VAL_TAR: tar_of(others)})
+    told = {
+        "mac": f"2 hidden, 1 Thumbs.db, folder 'Training/{second}/deep' in a class folder",
+        "tars": "4 hidden, 1 .txt",
+    }
+    for layout, words in told.items():
+        source = listed(tmp_path / layout, ilsvrc["lists"])
+        assert contents(source) == contents(listed(ilsvrc["folders"], ilsvrc["lists"]))
+        assert source.passed.told() == f"passed over: {words}"
+    options = ["--make-subset", "pareto", "--largest", 10]
+    drawn = source_of("imagenet_lt", "--source", ilsvrc["folders"], *options)
+    same = source_of("imagenet_lt", "--source", tmp_path / "mac", *options)
+    assert contents(same) == contents(drawn)
+
+
 def test_a_list_may_name_the_class_folder_of_a_validation_image(ilsvrc, tmp_path):
     rows = [(f"val/{val_class(name)}/{name}", int(name[-13:-5]) % 4) for name in VAL]
     write_lists(tmp_path, LISTS | {"test": rows})
@@ -138,13 +162,12 @@ def test_published_lists_are_known_by_their_git_blob_hash_and_not_by_their_name(
     hashes = {f"{name}.txt": digest for name, digest in hashes.items()}
     monkeypatch.setattr(lists, "PUBLISHED", hashes)
     fill(tmp_path, {"renamed.txt": b"hello world\n", "Hello.txt": b"hello world"})
-    renamed, other = (
-        lists.check_published(tmp_path / f"{name}.txt") for name in ("renamed", "Hello")
-    )
+    fill(tmp_path, {"mine.txt": b"a.jpg 0"})
+    files = [tmp_path / f"{name}.txt" for name in ("renamed", "mine", "Hello")]
+    renamed, other = lists.check_published(files)
     assert renamed == "renamed.txt is the published Hello list"
     assert "Hello.txt is NOT the published" in other
-    train, val, test = listed(ilsvrc["tars"], ilsvrc["lists"]).notes
-    assert train == "ImageNet_LT_train.txt is not one of the published lists"
+    val, test = listed(ilsvrc["tars"], ilsvrc["lists"]).notes
     assert val == "ImageNet_LT_val.txt is the published ImageNet_LT_val list"
     assert "is NOT the published" in test and own[::-1][:8] in test
 

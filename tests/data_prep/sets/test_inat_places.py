@@ -152,6 +152,10 @@ def test_a_bad_annotation_file_is_refused(tmp_path, mistake):
     messages = {
         "a path that leaves": "train2018.json: the path '../x.jpg' leaves",
         "a path elsewhere": "/etc/passwd.*lies outside",
+        "an image without annotation": (
+            r"train2018.json': 1 of its 11 images have no annotation, first .*\.jpg \(id \d+\)"
+        ),
+        "no annotations": "train2018.json' is not iNaturalist's .*: it lacks 'annotations'",
     }
     with pytest.raises(UserError, match=messages.get(mistake, "train2018.json")):
         source_of("inat18", "--source", tmp_path / "inat")

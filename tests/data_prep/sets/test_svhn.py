@@ -51,6 +51,17 @@ def test_svhn_lt_is_the_published_subset_in_both_layouts_with_0_as_its_tail(svhn
     assert (counts[1], counts[0]) == (1000, 2) and (np.diff(counts[SVHN_ORDER]) < 0).all()
 
 
+def test_class_folders_of_svhn_may_lie_under_the_usual_names_beside_clutter(svhn, tmp_path):
+    (tmp_path / "Training").symlink_to(svhn.folders / "train")
+    (tmp_path / "TEST").symlink_to(svhn.folders / "test")
+    touch(svhn.folders, "test/Thumbs.db", "test/3/.DS_Store")
+    source = source_of("svhn_lt", "--source", tmp_path, "--imbalance-ratio", RATIO)
+    assert_published_subset(
+        source, svhn, DIGITS, published_subset(svhn.labels, SVHN_ORDER, 1000, 1 / RATIO)
+    )
+    assert source.passed.told() == "passed over: 1 Thumbs.db, 1 hidden"
+
+
 def test_svhn_lt_steps_down_after_the_digit_5(svhn, tmp_path):
     sizes = [10, *5 * [1000], *4 * [10]]
     labels = np.repeat(np.arange(10), sizes)

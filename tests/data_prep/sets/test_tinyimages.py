@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from data_prep.reading.source import Source
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import UNLABELED
 from lt_train.errors import UserError
 from tests.helpers.sources import (
     Attack,
@@ -176,17 +177,45 @@ def test_a_truncated_tar_is_named(tmp_path, cut):
         source_of("tinyimages", "--source", tmp_path)
 
 
+def test_the_tar_s_name_stands_before_keys_only_where_tars_share_some(tiny, tmp_path):
+    images = [*map(png, tiny[:4])]
+    first = tar_of({"0.png": images[0], "1.png": images[1]})
+    for name, key in (("0", ["p_0/0", "p_0/1", "q/0", "q/2"]), ("3", ["0", "1", "3", "2"])):
+        second = tar_of({f"{name}.png": images[2], "2.png": images[3]})
+        pool = fill(tmp_path / f"pool{name}", {"p.0.tar": first, "q.tar": second})
+        source = source_of("tinyimages", "--source", pool)
+        assert_pool(source, tmp_path / f"out{name}", key, tiny[:4])
+
+
+def test_what_lies_in_and_beside_tars_and_is_no_image_is_told(tmp_path):
+    """Else half of a pool, compressed or a folder deeper, would be missed by nobody."""
+    members = {"0.png": b"x", "0.cls": b"7", "inner.tar": b"x", "__MACOSX/._0.png": b"x"}
+    others = ["b.tar.gz", "c.TAR", "._a.tar", "1.png", "more/2.png"]
+    pool = fill(tmp_path, {"a.tar": tar_of(members), **dict.fromkeys(others, b"x")})
+    source = source_of("tinyimages", "--source", pool)
+    assert source.splits["train"].keys == ["0"]
+    assert source.passed.told() == (
+        "passed over: 2 .tar, 1 .cls, 1 .tar.gz, 1 __MACOSX, 1 hidden, 1 images beside the tars,"
+        " folder 'more' beside the tars"
+    )
+    (tmp_path / "a.tar").unlink()
+    (tmp_path / "1.png").unlink()
+    (tmp_path / "more/2.png").unlink()
+    with pytest.raises(UserError, match="neither images .* nor tars in it; .*1 .tar.gz"):
+        source_of("tinyimages", "--source", pool)
+
+
 def test_keys_that_would_repeat_or_are_no_text_are_refused(tmp_path):
-    one = tar_of({"0.png": b"x"}, PAX_FORMAT)
+    one = tar_of({"0.png": b"x"})
     tars = {
-        "two/a.tar": one,
+        "two/a.tar": one[:1024] + one,
         "two/b.tar": one,
         "latin/a.tar": tar_of({"caf\udce9.png": b"x"}, GNU_FORMAT),
         "lines/a.tar": tar_of({"a\nb.png": b"x"}, PAX_FORMAT),
     }
     fill(tmp_path, tars)
     messages = {
-        "two": "2 images would have the same key '0'",
+        "two": "2 images would have the same key 'a/0_png': a.tar/0.png, a.tar/0.png;",
         "latin": "not valid text",
         "lines": "not valid text",
     }

@@ -9,7 +9,8 @@ import pytest
 from scipy.io import savemat
 
 from data_prep.sets.cifar import CIFAR10_CLASSES
-from lt_train.data.manifest import UNLABELED, Manifest
+from lt_train.data.manifest import Manifest
+from lt_train.data.tables import UNLABELED
 from lt_train.errors import UserError
 from tests.helpers.published import CIFAR10, SVHN, labeled_counts, published_counts, published_draw
 from tests.helpers.sources import (
@@ -98,9 +99,11 @@ def test_published_pseudo_labels_follow_their_images(pool, targets, tmp_path):
     np.testing.assert_array_equal(split.columns["pseudo_label"], pseudo[numbers])
     assert split.keys == source_of(*options).splits["train"].keys, "the draw is the same"
 
-    file.write_bytes(pickle.dumps({"extrapolated_targets": pseudo[:50]}))
-    with pytest.raises(UserError, match="it has 50 labels, and the pool at least"):
-        source_of(*options, "--pseudo-labels", file)
+    for other in (pseudo[:50], pseudo[:-1], np.append(pseudo, 0)):
+        file.write_bytes(pickle.dumps({"extrapolated_targets": other}))
+        message = f"it has {len(other)} labels, and the pool {len(targets)} images"
+        with pytest.raises(UserError, match=message):
+            source_of(*options, "--pseudo-labels", file)
 
 
 @pytest.mark.parametrize("which", ["cifar10", "svhn"])

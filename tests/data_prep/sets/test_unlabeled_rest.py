@@ -37,6 +37,19 @@ def test_the_labeled_set_and_all_the_rest_are_the_training_images(cifar, layout,
     assert len(rest) == 400 - sum(imbalanced_counts(options[3], 10, options[1], kind))
 
 
+def test_the_rest_is_the_same_from_folders_under_the_usual_names(cifar, tmp_path):
+    folders = cifar["cifar10"]["folders"]
+    (tmp_path / "Training").symlink_to(folders / "train")
+    (tmp_path / "testing").symlink_to(folders / "test")
+    for name, option in (("unlabeled_cifar10", "--pool"), ("cifar10_lt", "--source")):
+        more = [] if option == "--source" else ["--all"]
+        found = triples(source_of(name, option, tmp_path, *more, *LABELED))
+        assert found == triples(source_of(name, option, folders, *more, *LABELED))
+    touch(tmp_path, "train/airplane/1.png")
+    with pytest.raises(UserError, match="two folders for the split 'train'"):
+        source_of("cifar10_lt", "--source", tmp_path, *LABELED)
+
+
 @pytest.mark.parametrize("unlabeled_ratio", [1, 5])
 def test_d_u_of_the_rest_has_its_counts_and_nothing_of_the_labeled_set(
     cifar, tmp_path, unlabeled_ratio

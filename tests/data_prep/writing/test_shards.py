@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_prep.reading.source import Source, SourceSplit
 from data_prep.writing.plan import Plan, is_complete, make_plan
-from lt_train.data.manifest import Manifest, read_dataset
+from lt_train.data.dataset import read_dataset
+from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
 from tests.helpers.data_prep_runs import identity, tree
 from tests.helpers.noise_sets import COUNTS, interrupt, plan_noise, run
