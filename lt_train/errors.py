@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 
 EXIT_MISTAKE = 2  # a UserError
+EXIT_MACHINE = 74  # EX_IOERR: a disk or a network failed; the same command may succeed elsewhere
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to leave, not an error; run the same command again
 EXIT_LOST_PEER = 76  # another rank is gone, whose own message says why
 EXIT_INTERRUPTED = 130  # Ctrl-C
@@ -18,6 +20,30 @@ class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do, in one line."""
 
     status = EXIT_MISTAKE
+
+
+class MachineFault(UserError):
+    """Nothing that the user did: another attempt may succeed, and Slurm jobs make one."""
+
+    status = EXIT_MACHINE
+
+
+# of an OSError: what is not there, not permitted or not possible stays so until somebody mends it
+LASTING = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    None,
+}
+
+
+def unreadable(error: OSError, message: str) -> UserError:
+    """What to raise, with this message, for a file that cannot be read."""
+    return UserError(message) if error.errno in LASTING else MachineFault(message)
 
 
 class LostPeer(UserError):

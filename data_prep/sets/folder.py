@@ -44,7 +44,7 @@ CSV_COLUMNS = {  # what a column is for -> the names it may have
 }
 CSV_SPLITS = {"": "train"} | SPLIT_NAMES
 DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
-NO_CLASS = {"nan", "<na>", "n/a", "null"}  # what tables hold where a label is missing, lower case
+NO_CLASS = {"nan", "<na>"}  # what tables write where a label is missing, lower case
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

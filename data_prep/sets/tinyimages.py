@@ -126,6 +126,7 @@ def _from_folder(path: Path, passed: PassedOver) -> tuple[SourceSplit, list[str]
 
 
 def _from_tars(path: Path, tars: list[str], passed: PassedOver) -> tuple[SourceSplit, list[str]]:
+    refuse_strange(map(os.path.basename, tars), "the tar's name")
     names, places = [], []
     for number, tar in enumerate(tars):
         for name, offset, size in tar_members(tar):

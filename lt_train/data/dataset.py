@@ -1,6 +1,7 @@
 """dataset.json: what a prepared data set is made of, checked before anything is built upon it."""
 
 import json
+import os
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -63,9 +64,9 @@ def read_dataset(root: str | Path) -> Dataset:
     dataset.json.
     """
     path = Path(root) / "dataset.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # false also for a name that is too long, where pathlib raises
         what = "there is no such folder"
-        if Path(root).is_dir():
+        if os.path.isdir(root):
             what = "it has no dataset.json (was data_prep interrupted?)"
         raise UserError(
             f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_train.errors import UserError
+from lt_train.errors import unreadable
 
 try:
     import resource
@@ -60,9 +60,10 @@ class ShardFiles:
                     return None
                 rest = rest[got:]
         except OSError as error:
-            raise UserError(
+            raise unreadable(
+                error,
                 f"cannot read shard {path}: {error.strerror or error}; "
-                f"python -m data_prep verify {path.parent}"
+                f"python -m data_prep verify {path.parent}",
             ) from error
         return content
 
@@ -94,8 +95,6 @@ class _File:
     def __init__(self, path: Path):
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY)
-        if hasattr(os, "posix_fadvise"):  # nothing is read ahead: the next image lies elsewhere
-            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self):
         if self.descriptor >= 0:
@@ -109,8 +108,11 @@ def most_open() -> int:
         return FEWEST_OPEN
     allowed, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        allowed = hard
+        enough = SETS_AT_ONCE * MOST_OPEN + FOR_OTHERS
+        wanted = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+        if allowed != resource.RLIM_INFINITY and allowed < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            allowed = wanted
     except (OSError, ValueError):  # a system that has no limit, but does not let one say so
         pass
     if allowed == resource.RLIM_INFINITY:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lt_train.data.dataset import Dataset, Split, read_dataset, write_dataset
 from lt_train.data.spool import Spool
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256
 
 WRITE_AT_ONCE = 1 << 26  # bytes
@@ -155,9 +155,10 @@ def _open(root: Path, name: str, schema: pa.Schema) -> pa.Table:
         table.validate(full=True)  # text and lists end where their column does
         names = table.column_names
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; python -m data_prep verify {root} tells more"
-        ) from error
+        message = f"cannot read {path}: {error}; python -m data_prep verify {root} tells more"
+        if isinstance(error, OSError):
+            raise unreadable(error, message) from error
+        raise UserError(message) from error
     if len(set(names)) < len(names):
         raise table_error(root, f"{name} has two columns of one name")
     for column, kind in zip(schema.names, schema.types):
@@ -184,8 +185,11 @@ def digest_problems(root: Path, split: Split) -> Iterator[str]:
         try:
             if file_sha256(root / name) not in (sha256, split.replacing.get(name)):
                 yield f"{name} is not as it was written (sha256 differs)"
+        except FileNotFoundError:
+            yield f"{name} is missing"
         except OSError as error:
-            yield f"{name} cannot be read: {error.strerror or error}"
+            reason = error.strerror or error
+            raise unreadable(error, f"cannot read {root / name}: {reason}") from error
 
 
 def is_half_replaced(root: Path, split: Split) -> bool:

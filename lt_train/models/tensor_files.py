@@ -143,6 +143,8 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
         raise UserError(f"{unreadable}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"{unreadable}: it is damaged or cut off ({error}); {remedy}") from error
+    except MemoryError:
+        raise
     except Exception as error:  # what is damaged can fail anywhere in the unpickler
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(

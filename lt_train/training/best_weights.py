@@ -23,6 +23,7 @@ class BestWeights:
 
     def __init__(self, folder: Path, select: str):
         self.path, self.select = folder / "best.pt", select
+        self._metric: float | None = None  # of what lies there, as far as it is known
 
     def exists(self) -> bool:
         return self.select != "last" and self.path.is_file()
@@ -30,11 +31,14 @@ class BestWeights:
     def forget(self) -> None:
         """Called by one rank of a run that starts anew."""
         self.path.unlink(missing_ok=True)
+        self._metric = None
 
     def offer(self, step: int, metric: float, method: Method) -> None:
         """Keep ``method`` if ``metric`` is higher than before. Called by one rank."""
-        before = self._read() if self.exists() else None
-        if before is not None and before["select"] == self.select and before["metric"] >= metric:
+        if self._metric is None and self.exists():  # of an attempt before this one
+            before = self._read()
+            self._metric = before["metric"] if before["select"] == self.select else None
+        if self._metric is not None and self._metric >= metric and self.exists():
             return
         about = {"step": step, "metric": metric, "select": self.select}
         state = dict(method.state_dict())
@@ -42,6 +46,7 @@ class BestWeights:
         try:
             with atomic_file(self.path) as file:
                 torch.save(content, file)
+            self._metric = metric
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
             reason = getattr(error, "strerror", None) or error
             raise UserError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.distributed import World, broadcast_object, is_lost_peer
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import file_sha256, fsync, parse_object, write_atomically
 
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as CheckpointStore.save writes it
@@ -180,9 +180,10 @@ def _intact(path: Path) -> Checkpoint | None:
     except (FileNotFoundError, NotADirectoryError) as error:
         reason = f"{file.relative_to(path)}: {error.strerror}"
     except OSError as error:
-        raise UserError(
+        raise unreadable(
+            error,
             f"cannot read {file}: {error.strerror or error}; that is no damage: mend it, or remove "
-            f"{path} to go on from the checkpoint before"
+            f"{path} to go on from the checkpoint before",
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error)

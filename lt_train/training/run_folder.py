@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.distributed import World
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import parse_object, remove_leftovers, write_atomically
 from lt_train.methods.base import Method
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
@@ -40,12 +40,15 @@ class RunFolder:
         config.yaml says. ``data``: digests of what is trained on.
         """
         if self.world.is_main:
+            before, data = before or {}, data or {}
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
+                moved = self._check_same_data(before, data)
                 saved = self.path / "config.yaml"
                 if saved.exists() and self._has_work():
-                    check_same_config(str(self.path), _read_config(saved), self.config)
-                self._check_same_run(before or {}, data or {})
+                    check_same_config(str(self.path), _read_config(saved), self.config, moved)
+                if "config" in before:
+                    check_same_config(str(self.path), before["config"], self.config, moved)
                 remove_leftovers(self.path)
                 write_atomically(saved, to_yaml(self.config).encode())
             except OSError as error:
@@ -66,8 +69,10 @@ class RunFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise UserError(
-                f"cannot read {path}: {error.strerror}; make it readable, or choose another run.dir"
+            raise unreadable(
+                error,
+                f"cannot read {path}: {error.strerror}; "
+                "make it readable, or choose another run.dir",
             ) from error
         except ValueError as error:
             log.warning("%s is damaged (%s): the run goes on from its last checkpoint", path, error)
@@ -109,17 +114,20 @@ class RunFolder:
         """Whether another config could spoil anything; a start that failed leaves nothing."""
         return (self.path / "result.json").exists() or bool(saved_checkpoints(self.checkpoints))
 
-    def _check_same_run(self, before: dict[str, Any], data: dict[str, str]) -> None:
-        """Refuse to go on with another run; an earlier version did not say all of :meth:`about`."""
+    def _check_same_data(self, before: dict[str, Any], data: dict[str, str]) -> set[str]:
+        """Refuse to go on with other data; returns the keys of sets that are the very same.
+
+        Wherever these lie now. An earlier version did not say all of :meth:`about`.
+        """
         for key in ("config", "data"):
             if not isinstance(before.get(key, {}), dict):
                 raise UserError(
                     f"result.json or a checkpoint's meta.json in {self.path} is damaged: '{key}' "
                     f"cannot be {json.dumps(before[key])[:40]}; remove that file"
                 )
-        if "config" in before:
-            check_same_config(str(self.path), before["config"], self.config)
-        check_same_data(str(self.path), before.get("data", {}), data, self.config)
+        known = before.get("data", {})
+        check_same_data(str(self.path), known, data, self.config)
+        return {key for key in known if known[key] == data.get(key)}
 
 
 def _read_config(saved: Path) -> dict[str, Any]:

@@ -26,11 +26,16 @@ FREE_KEYS = (
 )
 
 
-def check_same_config(where: str, saved: dict[str, Any], config: Config) -> None:
-    """Refuse to go on with ``where``, which was made with the config ``saved`` (nested)."""
+def check_same_config(
+    where: str, saved: dict[str, Any], config: Config, moved: Iterable[str] = ()
+) -> None:
+    """Refuse to go on with ``where``, which was made with the config ``saved`` (nested).
+
+    ``moved``: keys of sets that may lie elsewhere now, since they are known to be the same.
+    """
     defaults = flatten(to_dict(Config()))  # for keys that are newer than the saved config
     before, now = {**defaults, **flatten(saved)}, flatten(to_dict(config))
-    changed = _changed(before, now, before.keys() | now.keys(), config)
+    changed = _changed(before, now, (before.keys() | now.keys()).difference(moved), config)
     renamed = [key for key in changed if key in RENAMED]
     if renamed:
         raise UserError(

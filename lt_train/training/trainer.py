@@ -72,6 +72,16 @@ class Trainer:
 
         Returns (and writes) the content of result.json.
         """
+        leaving = (signal.SIGTERM, signal.SIGUSR2)
+        handlers = {number: signal.signal(number, self._on_signal) for number in leaving}
+        try:
+            return self._claim_and_run()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _claim_and_run(self) -> dict:
+        started = time.monotonic()
         finished, checkpoint = self.folder.finished(self.last_step), None
         if finished is None and self.config.resume.enabled:
             checkpoint = self.store.newest()
@@ -82,13 +92,7 @@ class Trainer:
                 self.folder.path,
             )
             return finished
-        leaving = (signal.SIGTERM, signal.SIGUSR2)
-        handlers = {number: signal.signal(number, self._on_signal) for number in leaving}
-        try:
-            return self._run(checkpoint, time.monotonic())
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        return self._run(checkpoint, started)
 
     def _run(self, checkpoint: Checkpoint | None, started: float) -> dict:
         self.build()

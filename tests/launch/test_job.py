@@ -109,6 +109,14 @@ def mark(attempts: Path, restart: int, **ranks: str) -> None:
         ),
         ({}, 1, 1, 1, True, "ended with status 1: restart 2"),
         (
+            {"rank_0": "n1 74", "rank_1": "n2 76"},
+            74,
+            0,
+            74,
+            True,
+            "ended with status 74: restart 1",
+        ),
+        (
             {"rank_0": "n1", "rank_1": "n2 76"},
             137,
             3,

@@ -41,6 +41,13 @@ def test_checkpoints_of_another_seed_and_another_config_without_its_file_are_ref
     assert read(half)["steps"] == 20
 
 
+def test_a_set_may_lie_elsewhere_when_a_run_goes_on(half, tinted, tmp_path):
+    """It is known by its content, so that no flag switches the comparison off."""
+    moved = shutil.copytree(tinted, tmp_path / "elsewhere")
+    run(*train_words(CONFIG, moved, half))
+    assert read(half)["steps"] == 20
+
+
 def test_a_result_of_another_config_is_not_this_one_s(copied, tinted, capsys):
     (copied / "config.yaml").unlink()
     line = refused(capsys, *train_words(CONFIG, tinted, copied, "seed=5"))

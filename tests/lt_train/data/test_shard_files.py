@@ -13,7 +13,7 @@ import pytest
 
 from lt_train.data import shard_files
 from lt_train.data.shard_files import ShardFiles
-from lt_train.errors import UserError
+from lt_train.errors import EXIT_MACHINE, UserError
 
 
 def content_of(number: int) -> bytes:
@@ -93,6 +93,7 @@ def test_an_error_under_a_running_job_is_one_line(number, tmp_path, monkeypatch)
         files.read(0, 0, 1)
     line = f"cannot read shard {files.paths[0]}: {os.strerror(number)}; python -m data_prep verify"
     assert str(refused.value) == f"{line} {tmp_path}"
+    assert refused.value.status == EXIT_MACHINE, "no mistake of the user: Slurm tries once more"
 
 
 def test_a_folder_in_the_place_of_a_shard_is_one_line(tmp_path):

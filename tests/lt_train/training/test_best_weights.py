@@ -65,7 +65,8 @@ def test_what_is_damaged_is_refused_with_what_to_do(change, best):
     torch.save(content, best.path)
     if change == "cut off":
         best.path.write_bytes(best.path.read_bytes()[:-100])
-    for use in (lambda: restored(best), lambda: best.offer(10, 99.0, network(10))):
+    restarted = BestWeights(best.path.parent, best.select)  # which knows of it by the file alone
+    for use in (lambda: restored(best), lambda: restarted.offer(10, 99.0, network(10))):
         with pytest.raises(UserError, match="it is damaged.*or train anew in another run.dir"):
             use()
 

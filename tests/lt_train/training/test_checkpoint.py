@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lt_train.distributed import World
-from lt_train.errors import UserError
+from lt_train.errors import EXIT_MACHINE, EXIT_MISTAKE, UserError
 from lt_train.training.checkpoint import CheckpointStore
 
 
@@ -110,8 +110,9 @@ def test_a_checkpoint_that_cannot_be_read_is_not_damaged(store, monkeypatch, rea
 
     monkeypatch.setattr("lt_train.training.checkpoint.file_sha256", fail)
     words = f"cannot read .*step-00000003/parts/rank_0: {os.strerror(reason)}"
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as refused:
         store.newest()
+    assert refused.value.status == (EXIT_MISTAKE if reason == errno.EACCES else EXIT_MACHINE)
     with pytest.raises(UserError, match=words):
         store.find(3)
 
