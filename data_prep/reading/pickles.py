@@ -1,6 +1,8 @@
 """Pickles from elsewhere, read without running what is in them."""
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,17 @@ def text_keys(content: object) -> dict:
         key.decode("latin1") if isinstance(key, bytes) else key: value
         for key, value in content.items()
     }
+
+
+@contextmanager
+def expecting(path: Path, complaint: str) -> Iterator[None]:
+    """Whatever fails while the content of a pickle is taken apart becomes a :class:`UserError`:
+    the ``complaint`` about ``path``, and why.
+    """
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"'{path}' {complaint}: {error}") from error
 
 
 class _Dtype:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.reading.images import Picked, PngArray
-from data_prep.reading.pickles import load_pickle, text_keys
+from data_prep.reading.pickles import expecting, load_pickle, text_keys
 from data_prep.reading.source import Images
 from data_prep.reading.walk import PassedOver
 from lt_train.errors import UserError
@@ -49,7 +49,8 @@ def numbered(prefix: str, number: int) -> list[str]:
 def pool_of_pickle(path: Path, classes: list[str]) -> Pool:
     """A published pickle, without the images that it gives no class (-1)."""
     content = load_pickle(path)
-    try:
+    complaint = "does not hold 'data' (N, 32, 32, 3) uint8 and 'extrapolated_targets' (N,)"
+    with expecting(path, complaint):
         content = text_keys(content)
         pixels = np.asarray(content["data"])
         labels = np.asarray(content["extrapolated_targets"]).astype(np.int64).ravel()
@@ -61,11 +62,6 @@ def pool_of_pickle(path: Path, classes: list[str]) -> Pool:
             )
         if len(labels) and labels.max() >= len(classes):
             raise ValueError(f"extrapolated_targets go up to {labels.max()}")
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"'{path}' does not hold 'data' (N, 32, 32, 3) uint8 and 'extrapolated_targets' (N,):"
-            f" {error}"
-        ) from error
     kept = np.flatnonzero(labels >= 0)
     keys = numbered("ti", len(labels))
     return Pool(
@@ -91,15 +87,11 @@ def read_pseudo_labels(path: Path, pool: Pool) -> np.ndarray:
             " sets with python -m lt_train pseudo_label"
         )
     content = load_pickle(path)
-    try:
+    complaint = "does not hold 'extrapolated_targets', a class for each image of the pool"
+    with expecting(path, complaint):
         labels = np.asarray(text_keys(content)["extrapolated_targets"]).astype(np.int32).ravel()
         if len(labels) != pool.total:
             raise ValueError(f"it has {len(labels)} labels, and the pool {pool.total} images")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(pool.classes):
             raise ValueError(f"its labels go from {labels.min()} to {labels.max()}")
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise UserError(
-            f"'{path}' does not hold 'extrapolated_targets', a class for each image of the pool:"
-            f" {error}"
-        ) from error
     return labels[pool.places]

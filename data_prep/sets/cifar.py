@@ -13,7 +13,7 @@ import numpy as np
 
 from data_prep.reading.folders import labeled_split, split_folders
 from data_prep.reading.images import PngArray
-from data_prep.reading.pickles import load_pickle, text_keys
+from data_prep.reading.pickles import expecting, load_pickle, text_keys
 from data_prep.reading.source import LabeledSplit, Recipe, Source
 from data_prep.reading.subsets import (
     add_imbalance_arguments,
@@ -132,7 +132,7 @@ def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
     files = [root / name for name in which.batches[split]]
     for file in files:
         batch = load_pickle(file)
-        try:
+        with expecting(file, f"is not a batch of {which.folder}"):
             batch = text_keys(batch)
             data = np.asarray(batch["data"])
             if data.dtype != np.uint8:
@@ -142,19 +142,15 @@ def _read_batches(which: Cifar, root: Path, split: str) -> LabeledSplit:
             in_range = (labels[-1] >= 0) & (labels[-1] < which.number)
             if len(labels[-1]) != len(pixels[-1]) or not in_range.all():
                 raise ValueError("its labels do not fit its images")
-        except (KeyError, ValueError, TypeError, OverflowError) as error:
-            raise UserError(f"'{file}' is not a batch of {which.folder}: {error}") from error
     images = PngArray(np.concatenate(pixels).transpose(0, 2, 3, 1).copy())
     return LabeledSplit(images, np.concatenate(labels), [str(file) for file in files])
 
 
 def _read_class_names(file: Path) -> list[str]:
     content = load_pickle(file)
-    try:
+    with expecting(file, "does not name the classes"):
         names = text_keys(content)["fine_label_names"]
         return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"'{file}' does not name the classes: {error}") from error
 
 
 RECIPES = {

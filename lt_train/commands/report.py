@@ -25,14 +25,15 @@ def main(words: list[str] | None = None) -> int:
     rows = make_rows(runs)
     header, body = table(rows)
     notes = remarks(rows, unfinished)
-    from lt_train.report.pages import to_html, to_markdown  # only now: matplotlib is slow to import
+    # only now: matplotlib is slow to import
+    from lt_train.report.pages import Report, to_html, to_markdown
 
     title = _title([folder.resolve().name for folder in arguments.dirs])
-    content = title, rows, header, body, notes
+    report = Report(title, rows, header, body, notes)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "report.md", to_markdown(*content).encode())
-        write_atomically(out / "report.html", to_html(*content).encode())
+        write_atomically(out / "report.md", to_markdown(report).encode())
+        write_atomically(out / "report.html", to_html(report).encode())
     except OSError as error:
         raise UserError(
             f"cannot write the report to '{out}': {error.strerror}; choose another folder with"

@@ -6,6 +6,7 @@ import html
 import itertools
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import mean
 
 from markdown_it import MarkdownIt
@@ -53,39 +54,38 @@ figcaption {{ color: var(--muted); font-size: 0.9rem; }}
 """
 
 
-def to_markdown(
-    title: str,
-    rows: list[Row],
-    header: list[str],
-    body: list[list[str]],
-    notes: list[tuple[str, str]],
-) -> str:
-    """The report's text: ``header`` and ``body`` of the table as plain text, and ``notes`` about
+@dataclass(frozen=True)
+class Report:
+    """What a report says: ``header`` and ``body`` of the table as plain text, and ``notes`` about
     runs.
     """
-    lines = [*_summary(title, header, body, notes), *_comparison(rows), *_runs(rows)]
+
+    title: str
+    rows: list[Row]
+    header: list[str]
+    body: list[list[str]]
+    notes: list[tuple[str, str]]
+
+
+def to_markdown(report: Report) -> str:
+    """The report's text."""
+    lines = [*_summary(report), *_comparison(report.rows), *_runs(report.rows)]
     return "\n".join(lines) + "\n"
 
 
-def to_html(
-    title: str,
-    rows: list[Row],
-    header: list[str],
-    body: list[list[str]],
-    notes: list[tuple[str, str]],
-) -> str:
+def to_html(report: Report) -> str:
     """The same with plots, self-contained: no scripts and no address of anything, light or dark as
     the reader's system is.
     """
-    parts = [_render([*_summary(title, header, body, notes), *_comparison(rows)])]
-    for section, plots in itertools.groupby(make_plots(rows), lambda plot: plot.section):
+    parts = [_render([*_summary(report), *_comparison(report.rows)])]
+    for section, plots in itertools.groupby(make_plots(report.rows), lambda plot: plot.section):
         parts.append(f'<h2>{html.escape(section)}</h2>\n<div class="plots">\n')
         for plot in plots:
             caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>"
             parts.append(f"<figure>\n{plot.svg}{caption}\n</figure>\n")
         parts.append("</div>\n")
-    parts.append(_render(_runs(rows)))
-    return PAGE.format(title=html.escape(title), body="".join(parts))
+    parts.append(_render(_runs(report.rows)))
+    return PAGE.format(title=html.escape(report.title), body="".join(parts))
 
 
 def _render(lines: list[str]) -> str:
@@ -104,25 +104,23 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
-def _summary(
-    title: str, header: list[str], body: list[list[str]], notes: list[tuple[str, str]]
-) -> list[str]:
+def _summary(report: Report) -> list[str]:
     about = (
         "Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more"
         f" than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / fewer than {FEW_SHOT} training images."
         " ECE, the expected calibration error, and the top-1 error are in % as well."
     )
-    if "reference" in header:
+    if "reference" in report.header:
         about += (
             " The reference's error is what its paper reports; diff. is ours minus it, in points."
         )
-    if "seeds" in header:
+    if "seeds" in report.header:
         about += " Of several seeds: mean ± sample standard deviation."
-    lines = [f"# {plain(title)}", "", about, "", _line(header)]
-    lines.append(_line("---" if column in ("run", "split") else "---:" for column in header))
-    lines += [_line(map(plain, cells)) for cells in body]
+    lines = [f"# {plain(report.title)}", "", about, "", _line(report.header)]
+    lines.append(_line("---" if column in ("run", "split") else "---:" for column in report.header))
+    lines += [_line(map(plain, cells)) for cells in report.body]
     lines.append("")
-    lines += [f"- **{plain(name)}**: {plain(remark)}." for name, remark in notes]
+    lines += [f"- **{plain(name)}**: {plain(remark)}." for name, remark in report.notes]
     return [*lines, ""]
 
 

@@ -14,9 +14,9 @@ from data_prep.reading.source import SPLITS, Source
 from data_prep.writing.plan import make_plan
 from lt_train.errors import UserError
 from tests.helpers.sources import source_of, touch
+from tests.helpers.trials import SEED, trials
 
-TRIALS = int(os.environ.get("LT_TRAIN_TRIALS", "500"))
-SEED = int(os.environ.get("LT_TRAIN_SEED", "0"))
+TRIALS = trials(500)
 IMAGES = ["a.jpg", "b/1.jpg", "b/2 x.jpg", "c/x.1.jpg", "c/x_1.jpg", "c/\N{SNOWMAN},.png"]
 PATHS = [b"../a.jpg", b"b/../../a.jpg", b"..", b".", b"/etc/hostname", b"//a.jpg", b"./a.jpg"]
 PATHS += [b"b", b"b/", b"gone.jpg", b"", b" ", b"\xff.jpg", b"a\x00.jpg", b"a\x1b.jpg", b"a\t.jpg"]

@@ -1,11 +1,10 @@
 """What lies in a run's folder is damaged: each time that is told in one line, passed over, or
 nothing of it counts.
 
-``TRIALS=1000 SEED=7 python -m pytest tests/reliability/test_runs.py`` tries others.
+``LT_TRAIN_TRIALS`` asks for more trials, ``LT_TRAIN_SEED`` for others.
 """
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -26,8 +25,9 @@ from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.monitor import Monitor, parse_record
 from lt_train.training.run_folder import RunFolder
 from tests.helpers.finished_runs import report, write_run
+from tests.helpers.trials import SEED, trials
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))  # a file
+TRIALS = trials(60)  # a file
 STEPS = (4, 8)
 DATA = {"data.root": "0" * 64}
 NEWEST = f"checkpoints/step-{STEPS[-1]:08d}"

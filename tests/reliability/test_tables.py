@@ -1,24 +1,23 @@
 """What lies beside the shards is damaged at random, or another's: each time it is refused, or
 nothing that is read changes.
 
-``TRIALS=5000 SEED=7 python -m pytest tests/reliability/test_tables.py`` tries others.
+``LT_TRAIN_TRIALS`` asks for more trials, ``LT_TRAIN_SEED`` for others.
 """
 
-import os
 import random
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.inspect import problems
-from lt_train.data.dataset import read_dataset, write_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
+from tests.helpers.early_version import forget_checksums
+from tests.helpers.trials import SEED, trials
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "200")), int(os.environ.get("SEED", "0"))
+TRIALS = trials(200)
 FILES = ("train.arrow", "train.class_index.arrow", "dataset.json")
 
 
@@ -65,9 +64,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(file, small, damaged_copy):
 def test_without_checksums_a_flipped_bit_never_ends_the_process(file, small, damaged_copy):
     """As in sets of early versions: what is in range may be wrong, but is read or refused."""
     root = damaged_copy(small.root)
-    dataset = read_dataset(root)
-    train = replace(dataset.splits["train"], tables={})
-    write_dataset(root, replace(dataset, splits=dataset.splits | {"train": train}))
+    forget_checksums(root)
     content, rng = (root / file).read_bytes(), random.Random(SEED)
     for _ in range(TRIALS):
         damaged = bytearray(content)
@@ -89,9 +86,7 @@ def test_the_class_index_of_another_split_is_refused(prepare, photos, tmp_path):
     shutil.copy(root / "val.class_index.arrow", root / "train.class_index.arrow")
     with pytest.raises(UserError, match="train.class_index.arrow is not as it was written"):
         Manifest(root, "train")
-    dataset = read_dataset(root)
-    train = replace(dataset.splits["train"], tables={})
-    write_dataset(root, replace(dataset, splits=dataset.splits | {"train": train}))
+    forget_checksums(root)
     with pytest.raises(UserError, match="train.class_index.arrow does not agree with train.arrow"):
         Manifest(root, "train")
 
@@ -107,9 +102,7 @@ def test_a_hundred_changed_labels_are_refused(demo_root, tmp_path):
     replace_file(root / "train.arrow", content.replace(labels.tobytes(), changed.tobytes()))
     with pytest.raises(UserError, match="train.arrow is not as it was written"):
         Manifest(root, "train")
-    dataset = read_dataset(root)
-    train = replace(dataset.splits["train"], tables={})
-    write_dataset(root, replace(dataset, splits=dataset.splits | {"train": train}))
+    forget_checksums(root)
     with pytest.raises(UserError, match="class counts|does not agree"):
         Manifest(root, "train")
     swapped = labels.copy()  # the counts stay

@@ -1,9 +1,8 @@
 """One random bit of a run's weights flips: each time they are refused, or are the same.
 
-``TRIALS=1000 SEED=7 python -m pytest tests/reliability/test_weights.py`` tries others.
+``LT_TRAIN_TRIALS`` asks for more trials, ``LT_TRAIN_SEED`` for others.
 """
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,9 @@ from lt_train.models.weights import (
 )
 from lt_train.training.best_weights import BestWeights
 from tests.helpers.networks import assert_same_state, randomize
+from tests.helpers.trials import SEED, trials
 
-TRIALS, SEED = int(os.environ.get("TRIALS", "60")), int(os.environ.get("SEED", "0"))
+TRIALS = trials(60)
 BEST_FILE = "best.pt"
 
 

@@ -3,7 +3,6 @@
 ``LT_TRAIN_TRIALS`` asks for more trials, ``LT_TRAIN_SEED`` for others.
 """
 
-import os
 import random
 
 import pytest
@@ -19,9 +18,9 @@ from lt_train.config.load import (
 )
 from lt_train.config.schema import Config, ViewConfig
 from lt_train.errors import exit_status
+from tests.helpers.trials import SEED, trials
 
-TRIALS = int(os.environ.get("LT_TRAIN_TRIALS", "1000"))
-SEED = int(os.environ.get("LT_TRAIN_SEED", "0"))
+TRIALS = trials(1000)
 KEYS = list(flatten(to_dict(Config(second_view=ViewConfig()))))
 ODD_KEYS = ["", ".", "a", "a..b", "view.scale[0]", "[", "optim", "view", "second_view", "base"]
 ODD_KEYS += ["lr", "<<", "~", "on", "3", "optim.lr.x", "run.", ".dir", "!!int a", "ä", "x" * 300]
