@@ -6,14 +6,17 @@ One function reads the environment, in this order: torchrun (RANK, WORLD_SIZE, .
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from lt_train.errors import UserError
 
+Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -185,6 +188,13 @@ def all_reduce_(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> 
     return tensor
 
 
+def broadcast_(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+    """Rank ``source``'s values in place on every rank, whose tensors lie alike in memory."""
+    if _many():
+        dist.broadcast(tensor.detach(), source)
+    return tensor
+
+
 def all_reduce_named(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Sums over all ranks of tensors of any shapes on one device, in one collective.
 
@@ -236,6 +246,23 @@ def broadcast_object(value, source: int = 0):
     box = [value]
     dist.broadcast_object_list(box, source, device=torch.device("cpu"))
     return box[0]
+
+
+def on_main(work: Callable[[], Result]) -> Result | None:
+    """What ``work``, called on rank 0 alone, returns there; None on the others. Collective.
+
+    Its :class:`UserError` is raised on every rank.
+    """
+    result, mistake = None, None
+    if rank_and_size()[0] == 0:
+        try:
+            result = work()
+        except UserError as error:
+            mistake = error
+    mistake = broadcast_object(mistake)
+    if mistake is not None:
+        raise mistake
+    return result
 
 
 def gather_objects(value) -> list:

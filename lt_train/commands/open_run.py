@@ -12,15 +12,15 @@ from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
-from lt_train.distributed import World, is_lost_peer
+from lt_train.distributed import World, on_main
 from lt_train.errors import UserError
 from lt_train.files import parse_object, write_atomically
 from lt_train.methods.base import Counts, Method
 from lt_train.models.tensor_files import tensors_digest
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
 from lt_train.training.best_weights import BestWeights
-from lt_train.training.checkpoint import CheckpointStore
-from lt_train.training.engine import Engine
+from lt_train.training.checkpoint import Checkpoint, CheckpointStore
+from lt_train.training.saved_state import broadcast_module, read_state
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +60,12 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
     result = read_result(folder)
     counts = Counts.of(torch.tensor(_class_counts(folder, config, result)))
     method = code_of(METHODS, config.method)(config, counts)
-    best = BestWeights(folder, result.get("selected_on", "last"))
-    try:
-        _load(folder, config, method, world, step, best)
-    except (RuntimeError, OSError, KeyError) as error:
-        if is_lost_peer(error):
-            raise
-        raise UserError(
-            f"the weights in {folder} do not fit {config.data.root}: {error}; "
-            "set data.root to the set it was trained on"
-        ) from error
+    best, checkpoint = BestWeights(folder, result.get("selected_on", "last")), None
+    if step is not None or not best.exists():
+        store = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world)
+        checkpoint = store.find(step)
+    on_main(lambda: _load(config, method, checkpoint, best))
+    broadcast_module(method)
     # the layout in which the engine has computed
     layout = torch.channels_last if config.engine.name == "ddp" else torch.preserve_format
     return method.to(world.device, memory_format=layout).eval()
@@ -158,21 +154,25 @@ def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
     return splits[config.data.train_split].class_counts
 
 
-def _load(
-    folder: Path, config: Config, method: Method, world: World, step: int | None, best: BestWeights
-) -> None:
-    if step is None and best.exists():
-        log.info("weights: %s", best.path)
-        best.restore(method)
-        return
-    store = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world)
-    checkpoint = store.find(step)
-    if checkpoint is not None:
-        log.info("weights: %s", checkpoint.path)
-        file = checkpoint.path / Engine.STATE_FILE
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        method.load_state_dict(state["method"])
-        return
+def _load(config: Config, method: Method, checkpoint: Checkpoint | None, best: BestWeights) -> None:
+    """Fill ``method`` from the checkpoint, else the best weights, else the exported ones."""
+    try:
+        if checkpoint is not None:
+            log.info("weights: %s", checkpoint.path)
+            read_state(checkpoint.path, method)
+        elif best.exists():
+            log.info("weights: %s", best.path)
+            best.restore(method)
+        else:
+            _load_exported(Path(config.run.dir), method)
+    except (RuntimeError, OSError, KeyError) as error:
+        raise UserError(
+            f"the weights in {config.run.dir} do not fit {config.data.root}: {error}; "
+            "set data.root to the set it was trained on"
+        ) from error
+
+
+def _load_exported(folder: Path, method: Method) -> None:
     if not (folder / BACKBONE_FILE).is_file():
         raise UserError(f"'{folder}' has neither a checkpoint nor {BACKBONE_FILE}: train it first")
     load_weights(method.backbone, folder)

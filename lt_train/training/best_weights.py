@@ -54,7 +54,7 @@ class BestWeights:
             ) from error
 
     def restore(self, method: Method) -> int:
-        """Give ``method`` the kept state; returns its step. Called by every rank."""
+        """Give ``method`` the kept state; returns its step. Called by one rank."""
         best = self._read()
         method.load_state_dict(best["method"])
         return best["step"]

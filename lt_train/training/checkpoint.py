@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_train.distributed import World, broadcast_object, is_lost_peer
+from lt_train.distributed import World, broadcast_object, is_lost_peer, on_main
 from lt_train.errors import UserError, unreadable
 from lt_train.files import file_sha256, fsync, parse_object, write_atomically
 
@@ -74,27 +74,16 @@ class CheckpointStore:
 
         A :class:`UserError` if none of them is intact, or one on the way to it cannot be read.
         """
-        return self._on_every_rank(self._newest)
+        return broadcast_object(on_main(self._newest))
 
     def find(self, step: int | None) -> Checkpoint | None:
         """The checkpoint of ``step``, or without it the newest one.
 
         A :class:`UserError` if there is none of that step whose checksums hold.
         """
-        return self.newest() if step is None else self._on_every_rank(lambda: self._of_step(step))
-
-    def _on_every_rank(self, look: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-        """What rank 0 finds, or the :class:`UserError` that it meets."""
-        found = None
-        if self.world.is_main:
-            try:
-                found = look()
-            except UserError as error:
-                found = error
-        found = broadcast_object(found)
-        if isinstance(found, UserError):
-            raise found
-        return found
+        if step is None:
+            return self.newest()
+        return broadcast_object(on_main(lambda: self._of_step(step)))
 
     def _newest(self) -> Checkpoint | None:
         paths = saved_checkpoints(self.folder)

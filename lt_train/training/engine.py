@@ -14,9 +14,15 @@ from torch import nn
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
-from lt_train.errors import UserError
 from lt_train.methods.base import Method, Progress
+from lt_train.training import zero
 from lt_train.training.optim import make_optimizer, trained_parameters
+from lt_train.training.saved_state import (
+    OptimizerState,
+    broadcast_optimizer,
+    load_state,
+    write_state,
+)
 
 
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
@@ -32,13 +38,11 @@ def make_engine(config: Config, method: Method, world: World) -> "Engine":
 class Engine:
     """Forward, backward and step of one method; save and load of all that a resumed run needs."""
 
-    # in a checkpoint of either engine: a dict whose "method" is the method's state
-    STATE_FILE = "state.pt"
-
     def __init__(self, config: Config, method: Method, world: World):
         self.config, self.method, self.world = config, method, world
         bf16 = uses_bf16(config.engine.precision, world.device)
         self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.trained = trained_parameters(method)
         self._statistics: SharedStatistics | None = None
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
@@ -55,12 +59,28 @@ class Engine:
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
-        """Write the state into ``folder``; called on every rank."""
-        raise NotImplementedError
+        """Write the state into ``folder``. Collective: what ranks share out is gathered."""
+        optimizer = self._optimizer_state()
+        if self.world.is_main:
+            write_state(folder, self.method, optimizer)
 
     def load(self, folder: Path) -> None:
-        """Continue from what :meth:`save` wrote; called on every rank."""
-        raise NotImplementedError
+        """Continue from what any engine on any number of ranks has saved. Collective.
+
+        A :class:`UserError` on every rank if it cannot be read or does not fit.
+        """
+        optimizer = load_state(folder, self.method)
+        self._set_optimizer_state(broadcast_optimizer(optimizer, self.trained))
+
+    def _optimizer_state(self) -> OptimizerState:
+        """What the optimizer keeps of each parameter, whole on rank 0 at least. Collective."""
+        kept = self.optimizer.state
+        return {number: kept[p] for number, p in enumerate(self.trained) if p in kept}
+
+    def _set_optimizer_state(self, state: OptimizerState) -> None:
+        # not load_state_dict, which would bring back the settings of the run before as well
+        for number, values in state.items():
+            self.optimizer.state[self.trained[number]] = values
 
     def autocast(self) -> torch.autocast:
         """The precision context for running parts of the method outside :meth:`forward`."""
@@ -92,7 +112,6 @@ class DDPEngine(Engine):
         self.wrapped = self.accelerator.prepare_model(method)
         if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             raise RuntimeError("accelerate did not wrap the method for several ranks")
-        self._trained = trained_parameters(method)
         self._statistics = SharedStatistics(method, world)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -100,28 +119,15 @@ class DDPEngine(Engine):
 
     def step(self, lr: float) -> None:
         if self.config.optim.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._trained, self.config.optim.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self.trained, self.config.optim.clip_grad_norm)
         self._set_lr(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._statistics.finish_sync()
 
-    def save(self, folder: Path) -> None:
-        if self.world.is_main:
-            optimizer = self.optimizer.state_dict()
-            state = {"method": self.method.state_dict(), "optimizer": optimizer}
-            torch.save(state, folder / self.STATE_FILE)
-
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / self.STATE_FILE, map_location="cpu", weights_only=True)
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
 
 class DeepSpeedEngine(Engine):
     """DeepSpeed, called directly: accelerate's own route falls back to DDP in silence on CPUs."""
-
-    TAG = "deepspeed"
 
     def __init__(self, config: Config, method: Method, world: World):
         super().__init__(config, method, world)
@@ -160,22 +166,16 @@ class DeepSpeedEngine(Engine):
         self.wrapped.step()
         self._statistics.finish_sync()
 
-    def save(self, folder: Path) -> None:
-        self.wrapped.save_checkpoint(str(folder), tag=self.TAG, save_latest=False)
-        if self.world.is_main:
-            # once more, in a form that loads without DeepSpeed and without trusting a pickle
-            torch.save({"method": self.method.state_dict()}, folder / self.STATE_FILE)
+    def _optimizer_state(self) -> OptimizerState:
+        if not self.config.engine.zero_stage:
+            return super()._optimizer_state()
+        return zero.gather_state(self.optimizer, self.trained)
 
-    def load(self, folder: Path) -> None:
-        # ZeRO cuts the optimizer's state into a part a rank: the next run must have as many ranks
-        parts = len(list((folder / self.TAG).glob("zero_pp_rank_*")))
-        if parts != (self.world.size if self.config.engine.zero_stage else 0):
-            raise UserError(
-                f"{folder} was saved by {parts or 'any number of'} DeepSpeed ranks with ZeRO "
-                f"{'1 or 2' if parts else 'off'} and can only go on so; start it the same way, "
-                "or train with engine.name=ddp, which resumes on any number of ranks"
-            )
-        self.wrapped.load_checkpoint(str(folder), tag=self.TAG)
+    def _set_optimizer_state(self, state: OptimizerState) -> None:
+        if not self.config.engine.zero_stage:
+            super()._set_optimizer_state(state)
+        else:
+            zero.scatter_state(self.optimizer, self.trained, state)
 
 
 class SharedStatistics:

@@ -23,6 +23,8 @@ FREE_KEYS = (
     "data.decode_threads",
     "data.eval_batch_size",
     "data.cache_dir",
+    "engine.name",
+    "engine.zero_stage",
 )
 
 

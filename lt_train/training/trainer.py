@@ -17,7 +17,7 @@ from lt_train.config.schema import METHODS, Config, code_of
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
-from lt_train.distributed import World, is_lost_peer
+from lt_train.distributed import World, broadcast_object, on_main
 from lt_train.errors import UserError
 from lt_train.methods.base import Counts, Method
 from lt_train.models.weights import BACKBONE_FILE, load_weights
@@ -30,6 +30,7 @@ from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
 from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
+from lt_train.training.saved_state import broadcast_module
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class Trainer:
             self.train(self.data.train(first_step, self.last_step), first_step)
             if self.config.run.select != "last":
                 self._select(self.last_step)
-                self.selected_step = self.best.restore(self.engine.method)
+                self.selected_step = self._restore_best()
             metrics = {
                 split: self._evaluate(split, self.selected_step)
                 for split in self._evaluated_splits()
@@ -200,6 +201,13 @@ class Trainer:
             self.best.offer(step, metrics[method.headline], method)
         self.world.barrier()
 
+    def _restore_best(self) -> int:
+        """The step of the best weights, which every rank has then."""
+        method = self.engine.method
+        step = on_main(lambda: self.best.restore(method))
+        broadcast_module(method)
+        return broadcast_object(step)
+
     def _selection_split(self) -> str:
         data = self.config.data
         return {"val": data.val_split, "test": data.test_split}[self.config.run.select]
@@ -246,15 +254,7 @@ class Trainer:
                 f"{checkpoint.path} is past the {self.last_step} steps asked for; "
                 "raise max_steps or epochs, or choose another run.dir"
             )
-        try:
-            self.engine.load(checkpoint.path)
-        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
-            if is_lost_peer(error):
-                raise
-            raise UserError(
-                f"{checkpoint.path} does not fit this config ({error}); "
-                "undo the change or choose another run.dir"
-            ) from error
+        self.engine.load(checkpoint.path)
         log.info(
             "resumed from step %d of %d (%s)", checkpoint.step, self.last_step, checkpoint.path
         )

@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.helpers.commands import CLASSES, HELD_OUT, TRAIN, checkpoint, images, read, refused, run
+from tests.helpers.commands import (
+    CLASSES,
+    HELD_OUT,
+    TRAIN,
+    checkpoint,
+    images,
+    read,
+    refused,
+    run,
+    torchrun,
+)
 from tests.helpers.commands import words as train_words
 
 CONFIG = "classifier_cifar10_lt"
@@ -39,6 +49,18 @@ def test_checkpoints_of_another_seed_and_another_config_without_its_file_are_ref
         assert "another config (seed: 0 -> 5)" in line and "allow_changes=[seed]" in line
     run(*train_words(CONFIG, tinted, half))
     assert read(half)["steps"] == 20
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_engine_on_other_ranks(half, tinted, trained, tmp_path):
+    """What DDP began on one rank, ZeRO on two takes up, and DDP ends."""
+    zero = ("engine.name=deepspeed", "engine.zero_stage=2", "max_steps=15")
+    assert "resumed from step 10 of 15" in torchrun(*train_words(CONFIG, tinted, half, *zero))
+    assert "resumed from step 15 of 20" in torchrun(*train_words(CONFIG, tinted, half))
+    run(*train_words(CONFIG, tinted, half))
+    assert (
+        read(half)["steps"] == 20 and checkpoint(half, 20).keys() == checkpoint(trained, 20).keys()
+    )
 
 
 def test_a_set_may_lie_elsewhere_when_a_run_goes_on(half, tinted, tmp_path):

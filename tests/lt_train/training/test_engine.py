@@ -3,6 +3,8 @@ on two CPU ranks.
 """
 
 import dataclasses
+import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,17 +169,42 @@ def everything(world: World, folder: Path) -> tuple[dict, dict]:
     return train_everywhere(world, folder), uneven_gradients(world)
 
 
-def load_on_one_rank(world: World, folder: Path) -> dict[str, str]:
-    """By engine, why it will not go on with what two ranks saved."""
-    refusals = {}
+def go_on(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
+    """Losses of every engine from RESUME_AT on, with what every other has saved there."""
+    losses = {}
+    for saver, goer in itertools.product(ENGINES, ENGINES):
+        engine = make_engine(*untrained(goer), world)
+        engine.load(folder / f"classifier {saver}")
+        outputs = [outputs for _, outputs in train(engine, range(RESUME_AT, STEPS))]
+        losses[saver, goer] = [float(output["loss"]) for output in outputs]
+    return losses
+
+
+def save_again(world: World, folder: Path, target: Path) -> None:
+    """What two ranks saved with one engine, saved by another one on this number of ranks."""
+    for saver, goer in itertools.product(ENGINES, ENGINES):
+        engine = make_engine(*untrained(goer), world)
+        engine.load(folder / f"classifier {saver}")
+        again = target / f"{world.size} {saver} {goer}"
+        again.mkdir(exist_ok=True, parents=True)
+        engine.save(again)
+
+
+def untrained(engine: str) -> tuple[Config, Method]:
+    config = make_config("classifier", engine, OPTIM, 8)
+    return config, make_method(config, seed=1)
+
+
+def refusals(world: World, folder: Path) -> dict[str, str]:
+    """By engine, why it does not go on with the files in ``folder``."""
+    found = {}
     for name in ENGINES:
-        config = make_config("classifier", name, OPTIM, 8)
-        engine = make_engine(config, make_method(config), world)
-        try:
-            engine.load(folder / f"classifier {name}")
-        except UserError as error:
-            refusals[name] = str(error)
-    return refusals
+        engine = make_engine(*untrained(name), world)
+        for file in folder.iterdir():
+            with pytest.raises(UserError) as caught:
+                engine.load(file)
+            found[file.name, name] = str(caught.value)
+    return found
 
 
 # here
@@ -249,12 +276,96 @@ def test_uneven_batches_give_the_gradient_of_the_global_batch(on_ranks, engine):
             torch.testing.assert_close(gradient, expected[name].detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_deepspeed_refuses_another_number_of_ranks(on_ranks, folder):
-    """ZeRO 1 and 2 cut the optimizer's state into one part a rank; the others have it whole."""
-    (refusals,) = run_on_ranks(1, load_on_one_rank, folder)
-    assert set(refusals) == {"ZeRO 1", "ZeRO 2"}
-    for message in refusals.values():
-        assert "saved by 2 DeepSpeed ranks" in message and "engine.name=ddp" in message
+def test_any_engine_goes_on_with_what_any_other_saved(on_ranks, folder):
+    for (recorded, _), losses in zip(on_ranks, run_on_ranks(2, go_on, folder)):
+        expected = recorded["classifier", "ddp"].losses[RESUME_AT:]
+        for pair in losses:
+            assert losses[pair] == pytest.approx(expected, rel=1e-5), pair
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_checkpoint_is_the_same_on_any_number_of_ranks(on_ranks, folder, tmp_path, ranks):
+    run_on_ranks(ranks, save_again, folder, tmp_path)
+    for saver, goer in itertools.product(ENGINES, ENGINES):
+        before = flat_state(folder / f"classifier {saver}")
+        after = flat_state(tmp_path / f"{ranks} {saver} {goer}")
+        assert before.keys() == after.keys()
+        assert all(after[name].equal(value) for name, value in before.items()), (saver, goer)
+        assert any("momentum_buffer" in name for name in before)
+
+
+@every_engine
+def test_engines_save_the_same(on_ranks, folder, engine):
+    """ZeRO's parts are put together in the order of DDP's parameters."""
+    expected = flat_state(folder / "classifier ddp")
+    for name, value in flat_state(folder / f"classifier {engine}").items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def flat_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in a checkpoint, by a name of its own."""
+    assert [path.name for path in folder.iterdir()] == ["state.pt"]
+    saved = torch.load(folder / "state.pt", weights_only=True)
+    flat = dict(saved["method"])
+    for number, values in saved["optimizer"]["state"].items():
+        flat |= {f"{number} {name}": value for name, value in values.items()}
+    return flat
+
+
+class Command:
+    """What runs a command when it is unpickled."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_does_not_fit_is_refused_on_every_rank_and_nothing_is_run(tmp_path, ranks):
+    config, method = untrained("ddp")
+    state, trap = method.state_dict(), tmp_path / "trap"
+    momenta = {number: torch.zeros(3) for number, _ in enumerate(method.parameters())}
+    contents = {
+        "stranger": {"method": Command(f"touch {trap}")},
+        "earlier": {"method": state},
+        "longer": {"method": state, "optimizer": {"state": {10**6: {}}}},
+        "other": {"method": state, "optimizer": {"state": {0: {"momentum_buffer": momenta[0]}}}},
+        "list": {"method": state, "optimizer": []},
+        "half": {"method": dict(list(state.items())[1:]), "optimizer": {"state": {}}},
+    }
+    said = {
+        "stranger": "is refused: it holds more than tensors",
+        "earlier": "was saved with DeepSpeed by an earlier version",
+        "longer": "parameters are trained",
+        "other": "momentum_buffer of parameter 0 is of (3,)",
+        "list": "does not fit this config",
+        "half": "does not fit this config",
+    }
+    for name, content in contents.items():
+        (tmp_path / "saved" / name).mkdir(parents=True)
+        torch.save(content, tmp_path / "saved" / name / "state.pt")
+    for found in run_on_ranks(ranks, refusals, tmp_path / "saved"):
+        assert len(found) == len(contents) * len(ENGINES)
+        for (name, engine), message in found.items():
+            assert said[name] in message and "\n" not in message.split("(")[0], (name, engine)
+    assert not trap.exists()
+
+
+def test_settings_are_the_config_s_after_resuming(tmp_path):
+    """As resume.allow_changes promises: a checkpoint brings the momenta, not the momentum."""
+    config = make_config("classifier", "ddp", OPTIM, 8)
+    engine = make_engine(config, make_method(config), World())
+    list(train(engine, range(1)))
+    engine.save(tmp_path)
+    changed = dataclasses.replace(OPTIM, momentum=0.5, weight_decay=0.25)
+    config = make_config("classifier", "ddp", changed, 8)
+    other = make_engine(config, make_method(config), World())
+    other.load(tmp_path)
+    (group,) = other.optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.5, 0.25)
+    assert len(other.optimizer.state) == len(list(other.method.parameters()))
 
 
 def test_zero_stage_3_is_refused():
