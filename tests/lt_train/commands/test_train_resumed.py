@@ -52,15 +52,12 @@ def test_checkpoints_of_another_seed_and_another_config_without_its_file_are_ref
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_engine_on_other_ranks(half, tinted, trained, tmp_path):
+def test_a_run_goes_on_with_another_engine_on_other_ranks(half, tinted):
     """What DDP began on one rank, ZeRO on two takes up, and DDP ends."""
     zero = ("engine.name=deepspeed", "engine.zero_stage=2", "max_steps=15")
     assert "resumed from step 10 of 15" in torchrun(*train_words(CONFIG, tinted, half, *zero))
     assert "resumed from step 15 of 20" in torchrun(*train_words(CONFIG, tinted, half))
-    run(*train_words(CONFIG, tinted, half))
-    assert (
-        read(half)["steps"] == 20 and checkpoint(half, 20).keys() == checkpoint(trained, 20).keys()
-    )
+    assert (read(half)["steps"], read(half)["ranks"]) == (20, 2)
 
 
 def test_a_set_may_lie_elsewhere_when_a_run_goes_on(half, tinted, tmp_path):
