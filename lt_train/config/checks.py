@@ -157,7 +157,7 @@ def _check_loss(config: Config) -> None:
         raise UserError(
             f"loss.weights_from_epoch={loss.weights_from_epoch:g} is not before the end of "
             f"{config.epochs:g} epochs: class weights would never count; set it lower, "
-            "or shorten a run by compress=N, which scales both"
+            "or to a share such as 80%, which goes with any number of epochs"
         )
 
 

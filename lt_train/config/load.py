@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_train.config.checks import check
+from lt_train.config.epochs import compressed, with_shares
 from lt_train.config.ranges import check_ranges
 from lt_train.config.reading import (
     bare,
@@ -102,9 +103,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     _check_texts(resolved)
     import_modules(resolved.imports, "imports")
     check(resolved)
-    compressed = _compressed(resolved)
-    check_ranges(flatten(to_dict(compressed)))  # a quotient can be out of range, too
-    return compressed
+    config = compressed(resolved)
+    check_ranges(flatten(to_dict(config)))  # a quotient can be out of range, too
+    return config
 
 
 def import_modules(names: Iterable[str], key: str) -> None:
@@ -127,6 +128,7 @@ def _merge(layers: list[Layer], path: Path) -> Config:
     config = copy.deepcopy(_structured())
     for origin, layer in layers:
         _check_layer(layer, origin)
+        layer = with_shares(layer)
         try:
             if layer.get("second_view") and config.second_view is None:
                 # it starts as the first view, with what this layer says of that
@@ -223,21 +225,6 @@ def _check_text(where: str, text: str) -> None:
     """A :class:`UserError` for what neither a file's name nor a YAML file can hold."""
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{where}: {text!a} holds bytes that are not text in UTF-8")
-
-
-def _compressed(config: Config) -> Config:
-    """``config`` with every number of epochs divided by ``compress``."""
-    by = config.compress
-    optim = dataclasses.replace(
-        config.optim,
-        warmup_epochs=config.optim.warmup_epochs / by,
-        step_epochs=tuple(epoch / by for epoch in config.optim.step_epochs),
-    )
-    loss = dataclasses.replace(config.loss, weights_from_epoch=config.loss.weights_from_epoch / by)
-    run = dataclasses.replace(config.run, evaluate_every=config.run.evaluate_every / by)
-    return dataclasses.replace(
-        config, compress=1.0, epochs=config.epochs / by, optim=optim, loss=loss, run=run
-    )
 
 
 def find_variant(word: str) -> Path:

@@ -96,8 +96,8 @@ class OptimConfig:
     nesterov: bool = False
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    warmup_epochs: float = 0.0
-    step_epochs: tuple[float, ...] = ()  # step: from these epochs on ...
+    warmup_epochs: float = 0.0  # or a share of the epochs, such as 5%
+    step_epochs: tuple[float, ...] = ()  # step: from these epochs (or shares, 80%) on ...
     step_factors: tuple[float, ...] = ()  # ... the learning rate is lr times this factor
     clip_grad_norm: Optional[float] = None
 
@@ -130,7 +130,7 @@ class LossConfig:
     label_aware_smoothing: Optional[tuple[float, float]] = None
     class_weights: Literal["none", "inverse", "effective_number"] = "none"
     beta: float = 0.9999  # effective_number
-    # class weights only from this epoch on: deferred re-weighting (DRW)
+    # class weights only from this epoch on, or this share, 80%: deferred re-weighting (DRW)
     weights_from_epoch: float = 0.0
 
 
@@ -199,7 +199,10 @@ class ExpertsConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run; units are in the comments."""
+    """Everything that decides a run; units are in the comments.
+
+    What is counted in epochs may be a share of all of them instead, such as 80% (see epochs.py).
+    """
 
     description: str = ""
     method: str = "classifier"  # one of METHODS

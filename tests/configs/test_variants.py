@@ -6,12 +6,9 @@ from dataclasses import replace
 import pytest
 
 from lt_train.config.load import CONFIG_DIR, list_configs, list_variants, load_config
-from lt_train.config.schema import Config
+from lt_train.config.schema import METHODS, Config
 from lt_train.errors import UserError
 
-SELF_SUPERVISED = ("moco", "rotation")
-MIXES = ("mixup", "cutmix")
-COSINE = ("cosine", "ldam", "ldam_drw")
 OTHER_LOSSES = (
     "focal",
     "cb_ce",
@@ -24,38 +21,41 @@ OTHER_LOSSES = (
     "label_smoothing",
     "label_aware_smoothing",
 )
+REFUSED = [  # the only variants that are, with these methods, and why
+    (("mixup", "cutmix"), METHODS.keys() - {"classifier", "crt", "lws", "semi"}, "are for the m"),
+    (("cosine", "ldam", "ldam_drw"), {"lws"}, "scales the logits of a linear classifier"),
+    (OTHER_LOSSES, {"experts"}, "has losses of its own"),
+]
+OF_MOCO = ("view", "optim", "moco")
+OF_CLASSIFIERS = ("view", "sampler", "loss", "classifier")
 
 
 @functools.cache
-def kinds_of_configs() -> dict[tuple[str, str], tuple[str, Config]]:
-    """A config, with its name, for each method and loader: what the checks of keys go by."""
+def kinds_of_configs() -> dict[tuple[str, str, float], tuple[str, Config]]:
+    """A config, with its name, for each method, loader and number of epochs: what checks go by."""
     loaded = {name: load_config(name) for name, _ in list_configs()}
-    return {(config.method, config.data.loader): (name, config) for name, config in loaded.items()}
+    return {
+        (config.method, config.data.loader, config.epochs): (name, config)
+        for name, config in loaded.items()
+    }
 
 
-def fits(variant: str, config: Config) -> bool:
-    """Whether a variant means anything for a method with labels."""
-    if variant in ("drw", "ldam_drw") and config.epochs <= 160:
-        return False  # class weights would never count
-    if variant in MIXES:
-        return config.method in ("classifier", "crt", "lws", "semi")
-    if config.method == "experts":
-        return variant not in OTHER_LOSSES
-    return not (config.method == "lws" and variant in COSINE)
+def reason_to_refuse(variant: str, method: str) -> str | None:
+    for variants, methods, reason in REFUSED:
+        if variant in variants and method in methods:
+            return reason
+    return None
 
 
 @pytest.mark.parametrize("variant", [name for name, _ in list_variants()])
-def test_a_variant_goes_over_every_kind_of_config_that_it_fits_and_changes_its_own_keys_alone(
+def test_a_variant_goes_over_every_kind_of_config_or_is_refused_and_changes_its_own_keys_alone(
     variant,
 ):
-    """MoCo v1 is for self-supervised methods, the others for those with labels; what makes no sense
-    together is refused.
-    """
+    """Whatever the number of epochs."""
     for name, plain in kinds_of_configs().values():
-        if (plain.method in SELF_SUPERVISED) != (variant == "moco_v1"):
-            continue
-        if variant != "moco_v1" and not fits(variant, plain):
-            with pytest.raises(UserError):
+        reason = reason_to_refuse(variant, plain.method)
+        if reason is not None:
+            with pytest.raises(UserError, match=reason):
                 load_config(name, [f"+{variant}"])
             continue
         changed = load_config(name, [f"+{variant}"])
@@ -63,14 +63,28 @@ def test_a_variant_goes_over_every_kind_of_config_that_it_fits_and_changes_its_o
             f"{plain.run.dir}+{variant}",
             plain.description,
         )
-        keys = (
-            ("view", "optim", "moco")
-            if variant == "moco_v1"
-            else ("view", "sampler", "loss", "classifier")
-        )
+        keys = OF_MOCO if variant == "moco_v1" else OF_CLASSIFIERS
         assert (
             replace(changed, run=plain.run, **{key: getattr(plain, key) for key in keys}) == plain
         )
+
+
+@pytest.mark.parametrize("variants", [(), ("+drw",), ("+moco_v1",)], ids=str)
+def test_what_is_counted_in_epochs_goes_with_their_number(variants):
+    """Learning rate steps, warm-up and deferred weights of every config that ships."""
+    for name, plain in kinds_of_configs().values():
+        if variants == ("+drw",) and plain.method == "experts":
+            continue
+        whole, short = (load_config(name, [*variants, *more]) for more in ([], ["epochs=7"]))
+        for config in (whole, short):
+            late = (*config.optim.step_epochs, config.loss.weights_from_epoch)
+            assert max(late) < config.epochs
+            assert config.optim.warmup_epochs < config.epochs
+        assert [epoch / 7 for epoch in short.optim.step_epochs] == pytest.approx(
+            [epoch / whole.epochs for epoch in whole.optim.step_epochs]
+        )
+        share = whole.loss.weights_from_epoch / whole.epochs
+        assert short.loss.weights_from_epoch == pytest.approx(7 * share)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,10 @@ from lt_train.errors import UserError
             "loss.name=focal is not defined for smoothed labels",
         ),
         (["+label_smoothing", "+label_aware_smoothing"], "exclude each other"),
-        (["epochs=90", "+drw"], "loss.weights_from_epoch=160 is not before the end of 90 epochs"),
+        (
+            ["epochs=90", "+drw", "loss.weights_from_epoch=160"],
+            "loss.weights_from_epoch=160 is not before the end of 90 epochs.* such as 80%",
+        ),
         (["loss.label_smoothing=1.0"], "loss.label_smoothing must be from 0 to below 1"),
         (
             ["loss.label_aware_smoothing=[0.3,-0.1]"],
