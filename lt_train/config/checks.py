@@ -169,6 +169,16 @@ def _check_method(config: Config) -> None:
             f"the method {method} trains on a finished backbone: "
             "set model.init_from to a run folder"
         )
+    prefix = config.model.init_prefix
+    if prefix is not None and config.model.init_from is None:
+        raise UserError(
+            f"model.init_prefix={prefix} names a network in the file of model.init_from: set that "
+            "too, or unset it"
+        )
+    if prefix is not None and not all(prefix.split(".")):
+        raise UserError(
+            f"model.init_prefix='{prefix}' is no name, such as student or module.encoder_k"
+        )
     if traits.linear_head and classifier.head != "linear":
         raise UserError(
             f"method={method} scales the logits of a linear classifier: set classifier.head=linear"

@@ -83,8 +83,11 @@ class ViewConfig:
 class ModelConfig:
     backbone: str = "resnet50"  # one of BACKBONES
     # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo,
-    # torchvision, timm
+    # torchvision, timm, Hugging Face
     init_from: Optional[str] = None
+    # which network of a file with several: the name that its tensors' names begin with, or a part
+    # of it, such as student or encoder_k; null: the one that was trained, which the log names
+    init_prefix: Optional[str] = None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import logging
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from lt_train.errors import UserError
+from lt_train.models.namings import NAMINGS
 from lt_train.models.tensor_files import (
     FETCH_AGAIN,
     AbsentFile,
@@ -26,10 +28,12 @@ log = logging.getLogger(__name__)
 BACKBONE_FILE = "backbone.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"  # of methods that have one
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".ckpt")
 STEP_COUNTER = "num_batches_tracked"  # which batch norm with a momentum does not use
 # where several networks of a file fit, the one that its authors go on with: MoCo's query encoder,
-# MoCo v3's base encoder, DINO's teacher, timm's moving average
-PREFERRED = ("encoder_q", "base_encoder", "teacher", "ema")
+# MoCo v3's base encoder, DINO's teacher, timm's moving average, BYOL's online network
+PREFERRED = ("encoder_q", "base_encoder", "teacher", "ema", "online")
+COPIES = ("momentum", "target", "encoder_k")  # what follows the network that is trained
 FINISH_AGAIN = (
     "copy the run again, or remove its result.json and give its training command, which writes the"
     " weights anew from the last checkpoint"
@@ -41,21 +45,49 @@ def export_weights(module: nn.Module, path: Path, about: dict[str, str]) -> None
     write_tensors(module.state_dict(), path, about)
 
 
-def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FILE) -> int:
+def load_weights(
+    module: nn.Module, source: str | Path, file: str = BACKBONE_FILE, chosen: str | None = None
+) -> int:
     """Load ``file`` of a run folder, or the network in another file, into ``module``.
 
     Returns the number of tensors loaded. A run's own file must hold the module's tensors and
-    nothing else. In any other, .safetensors or of torch.save, the module's names are looked for
-    under every prefix (``state_dict``, ``module``, ``encoder_q``, ``backbone``, ...), and heads on
-    top of the network are left out. Anything short of a complete match is a :class:`UserError` that
-    counts the matched, missing and unexpected keys. Only a file from before torch 0.4.1, which has
-    no ``num_batches_tracked`` at all, may be without it.
+    nothing else. In any other, .safetensors or of torch.save, the module's names, as torchvision or
+    one of NAMINGS has them, are looked for under every prefix (``state_dict``, ``module``,
+    ``encoder_q``, ``backbone``, ...), or under ``chosen`` alone (``model.init_prefix``), and heads
+    on top of the network are left out. Anything short of a complete match is a :class:`UserError`
+    that counts the matched, missing and unexpected keys. Only a file from before torch 0.4.1, which
+    has no ``num_batches_tracked`` at all, may be without it.
     """
     own_run = os.path.isdir(source)
+    if own_run and chosen is not None:
+        raise UserError(
+            f"model.init_prefix chooses a network of a file, but {source} is a run's folder, which "
+            "has one only: unset it"
+        )
     path = Path(source) / file if own_run else Path(source)
+    own, tensors = module.state_dict(), _read(path, own_run)
+    if not any(name.endswith(STEP_COUNTER) for name in tensors):
+        own = {name: tensor for name, tensor in own.items() if not name.endswith(STEP_COUNTER)}
+    prefix, network, place = "", tensors, ""
+    if not own_run:
+        tensors, naming, scores = _best_naming(own, tensors, chosen)
+        prefix, others = _choose(scores, 2 * len(own), path, chosen)
+        network = _without_heads(own, _below(tensors, prefix))
+        place = _where(prefix, others, naming)
+    _check_match(own, network, path, tensors)
+    with torch.no_grad():
+        for name, tensor in network.items():
+            own[name].copy_(tensor)
+    others = _left_out(tensors, prefix, network)
+    left_out = f"; left out: {others}" if others else ""
+    log.info("%s: all %d tensors match%s%s", path, len(network), place, left_out)
+    return len(network)
+
+
+def _read(path: Path, own_run: bool) -> Tensors:
     remedy = FINISH_AGAIN if path.name in (BACKBONE_FILE, CLASSIFIER_FILE) else FETCH_AGAIN
     try:
-        own, tensors = module.state_dict(), read_tensors(path, remedy)
+        return read_tensors(path, remedy)
     except AbsentFile as error:
         takes = (
             "model.init_from takes a finished run's folder, a .safetensors file or a checkpoint of"
@@ -63,38 +95,22 @@ def load_weights(module: nn.Module, source: str | Path, file: str = BACKBONE_FIL
         )
         reason = f": {why_absent(path)}" if own_run else ""
         raise UserError(f"{error}{reason}; {takes}") from error
-    if not any(name.endswith(STEP_COUNTER) for name in tensors):
-        own = {name: tensor for name, tensor in own.items() if not name.endswith(STEP_COUNTER)}
-    prefix, network = "", tensors
-    if not own_run:
-        if any(".downsample." in name for name in own):
-            # which the ResNets of Yang and Xu (models/resnet.py) call shortcut
-            tensors = _renamed(tensors, ".shortcut.", ".downsample.")
-        prefix = _find_network(own, tensors, path)
-        network = _without_heads(own, _below(tensors, prefix))
-    _check_match(own, network, path)
-    with torch.no_grad():
-        for name, tensor in network.items():
-            own[name].copy_(tensor)
-    place = f" (under {prefix[:-1]})" if prefix else ""
-    others = _left_out(tensors, prefix, network)
-    left_out = f"; left out: {others}" if others else ""
-    log.info("%s: all %d tensors match%s%s", path, len(network), place, left_out)
-    return len(network)
 
 
 def why_absent(path: Path) -> str:
     """Why there is no ``path`` in a folder that was taken for a finished run's."""
     files = ("config.yaml", "result.json", BACKBONE_FILE)
     if not any((path.parent / file).exists() for file in files):
-        return "the folder holds none of a run's files"
+        return f"the folder holds none of a run's files{_named_instead(path.parent)}"
     if path.name == CLASSIFIER_FILE and (path.parent / BACKBONE_FILE).exists():
         return "the run's method has none"
     return "train the run to its end first"
 
 
-def _renamed(tensors: Tensors, old: str, new: str) -> Tensors:
-    return {name.replace(old, new): tensor for name, tensor in tensors.items()}
+def _named_instead(folder: Path) -> str:
+    """The files of weights in a folder that is no run's, such as a model of Hugging Face."""
+    files = sorted(path.name for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES)
+    return f"; name one of its files, such as {folder / files[0]}" if files else ""
 
 
 def _below(tensors: Tensors, prefix: str) -> Tensors:
@@ -102,8 +118,26 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {name.removeprefix(prefix): tensors[name] for name in names}
 
 
-def _find_network(own: Tensors, tensors: Tensors, path: Path) -> str:
-    """The prefix under which most of the network's names stand; where tensors fit, twice."""
+def _best_naming(
+    own: Tensors, tensors: Tensors, chosen: str | None
+) -> tuple[Tensors, str, Counter]:
+    """``tensors`` under the names by which most of the network's are found, whose names they are,
+    and what every prefix scores.
+
+    With ``chosen`` only prefixes that hold it count, if any does.
+    """
+    found = []
+    for naming, rename in NAMINGS.items():
+        renaming = rename(tensors)
+        if len(set(renaming.values())) < len(tensors):
+            continue  # it would hide one tensor behind another
+        renamed = {renaming[name]: tensor for name, tensor in tensors.items()}
+        found.append((renamed, naming, _scores(own, renamed)))
+    return max(found, key=lambda each: max(_chosen(each[2], chosen).values(), default=0))
+
+
+def _scores(own: Tensors, tensors: Tensors) -> Counter:
+    """How many of the network's names stand under every prefix; where tensors fit, twice."""
     score = Counter({"": 0})
     for name, tensor in tensors.items():
         parts = name.split(".")
@@ -111,18 +145,67 @@ def _find_network(own: Tensors, tensors: Tensors, path: Path) -> str:
             wanted = own.get(".".join(parts[depth:]))
             if wanted is not None:
                 score["".join(f"{part}." for part in parts[:depth])] += 1 + _fits(tensor, wanted)
-    best = max(score.values())
-    equal = [prefix for prefix in score if score[prefix] == best]
-    for word in PREFERRED:
-        for prefix in equal:
-            if re.search(rf"(^|[._]){word}([._]|$)", prefix):
-                return prefix
-    if len(equal) > 1 and best == 2 * len(own):
+    return score
+
+
+def _chosen(scores: Counter, chosen: str | None) -> Counter:
+    """Those of prefixes in which ``chosen`` stands, as one or several whole parts."""
+    if chosen is None:
+        return scores
+    inside = {prefix: score for prefix, score in scores.items() if f".{chosen}." in f".{prefix}"}
+    return Counter(inside)
+
+
+def _choose(
+    scores: Counter, complete: int, path: Path, chosen: str | None
+) -> tuple[str, list[str]]:
+    """The prefix under which the network stands, and those of others that fit as well.
+
+    ``complete``: what a network scores that fits whole.
+    """
+    among = _chosen(scores, chosen)
+    if not among:
+        most = max(scores.values())
+        there = [prefix[:-1] for prefix in scores if prefix and 2 * scores[prefix] > most]
+        raise UserError(
+            f"model.init_prefix={chosen}: {path} has no network of that name; it has "
+            f"{', '.join(there[:8]) or 'one at its top, without a prefix: unset it'}"
+        )
+    best = max(among.values())
+    equal = [prefix for prefix in among if among[prefix] == best]
+    taken = next(_by_name(equal), None)
+    if taken is None and len(equal) > 1 and best == complete:
         names = ", ".join(prefix[:-1] for prefix in equal)
         raise UserError(
-            f"{path} holds {len(equal)} networks that fit ({names}): save the one you want alone"
+            f"{path} holds {len(equal)} networks that fit ({names}): choose one with "
+            "model.init_prefix"
         )
-    return equal[0]
+    taken = equal[0] if taken is None else taken
+    return taken, [other for other in equal if other != taken]
+
+
+def _by_name(prefixes: list[str]) -> Iterator[str]:
+    """Of networks that fit alike, those whose names say that they are to be taken."""
+    for word in PREFERRED:
+        yield from (prefix for prefix in prefixes if _has_word(prefix, (word,)))
+    trained = [prefix for prefix in prefixes if not _has_word(prefix, COPIES)]
+    if len(trained) == 1:
+        yield trained[0]
+
+
+def _has_word(prefix: str, words: Iterable[str]) -> bool:
+    return any(re.search(rf"(^|[._]){word}([._]|$)", prefix) for word in words)
+
+
+def _where(prefix: str, others: list[str], naming: str) -> str:
+    """For the log: where in a file the network was found."""
+    said = [f"under {prefix[:-1]}"] if prefix else []
+    if others:
+        names = ", ".join(other[:-1] or "the top" for other in others)
+        said.append(f"not {names}, which model.init_prefix can choose")
+    if naming != next(iter(NAMINGS)):
+        said.append(f"by the names of {naming}")
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _without_heads(own: Tensors, network: Tensors) -> Tensors:
@@ -138,13 +221,18 @@ def _without_heads(own: Tensors, network: Tensors) -> Tensors:
     return {name: tensor for name, tensor in network.items() if belongs(name)}
 
 
-def _check_match(own: Tensors, network: Tensors, path: Path) -> None:
+def _check_match(own: Tensors, network: Tensors, path: Path, whole: Tensors) -> None:
+    """Refuse a network that is not ``own`` by names and shapes; ``whole``: all that the file has."""
     missing, unexpected = sorted(own.keys() - network.keys()), sorted(network.keys() - own.keys())
     common = own.keys() & network.keys()
     reshaped = sorted(name for name in common if not _fits(network[name], own[name]))
     if missing or unexpected or reshaped:
         kinds = (("missing", missing), ("unexpected", unexpected), ("other shape", reshaped))
         examples = "; ".join(f"{what} {names[0]}" for what, names in kinds if names)
+        if not common:
+            first = list(whole.items())[:3]
+            shown = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in first)
+            examples = f"{len(whole)} tensors such as {shown}"
         raise UserError(
             f"{path} does not fit: {len(common) - len(reshaped)} keys match, "
             f"{len(missing)} are missing, {len(unexpected)} unexpected, "

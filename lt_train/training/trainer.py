@@ -234,9 +234,10 @@ class Trainer:
         self.leave_requested = True
 
     def _load_start(self, method: Method) -> None:
+        model = self.config.model
         for file, module in method.starting_weights().items():
             try:
-                load_weights(module, self.config.model.init_from, file)
+                load_weights(module, model.init_from, file, model.init_prefix)
             except UserError as error:
                 if file == BACKBONE_FILE:
                     raise

@@ -18,6 +18,8 @@ from lt_train.errors import UserError
         (["global_batch_size=-4"], "global_batch_size"),
         (["max_steps=0"], "max_steps"),
         (["optim.step_epochs=[160, 180]", "optim.step_factors=[0.1]"], "step_factors"),
+        (["model.init_prefix=student"], "model.init_prefix=student names .* set that too"),
+        (["model.init_from=x", "model.init_prefix=a..b"], "model.init_prefix='a..b' is no name"),
         (["method=crt"], "the method crt trains on a finished backbone: set model.init_from"),
         (["engine.name=deepspeed", "engine.zero_stage=3"], "zero_stage=3"),
         (["eval_view.crop=pad"], "eval_view.crop"),

@@ -129,6 +129,44 @@ def yang_xu_imagenet(state: State) -> dict:
     }
 
 
+def hugging_face(state: State) -> State:
+    """ResNetForImageClassification of transformers; its own names, from ours."""
+    parts = {"conv1": "embedder.embedder.convolution", "bn1": "embedder.embedder.normalization"}
+    weights = {}
+    for name, tensor in state.items():
+        *module, last = name.split(".")
+        if module[0] == "fc":
+            weights[f"classifier.1.{last}"] = tensor
+            continue
+        place = parts.get(module[0])
+        if place is None:
+            layer, block, part, *which = module
+            place = f"encoder.stages.{int(layer[-1]) - 1}.layers.{block}."
+            if part == "downsample":
+                place += f"shortcut.{'normalization' if which == ['1'] else 'convolution'}"
+            else:
+                kind = "convolution" if part.startswith("conv") else "normalization"
+                place += f"layer.{int(part[-1]) - 1}.{kind}"
+        weights[f"resnet.{place}.{last}"] = tensor
+    return weights
+
+
+def sequential(state: State) -> State:
+    """``nn.Sequential(*list(resnet.children())[:-1])``."""
+    with torch.device("meta"):
+        children = [name for name, _ in torchvision.models.resnet18().named_children()]
+    weights = {}
+    for name, tensor in body(state).items():
+        module, _, rest = name.partition(".")
+        weights[f"{children.index(module)}.{rest}"] = tensor
+    return weights
+
+
+def two(first: str, second: str) -> Callable[[State], State]:
+    """A network, and another one beside it."""
+    return lambda state: under(second, other(body(state))) | under(first, body(state))
+
+
 RESNET18_FILES: dict[str, Callable[[State], object]] = {
     "torchvision": lambda state: state,
     "timm checkpoint": lambda state: {
@@ -148,6 +186,28 @@ RESNET18_FILES: dict[str, Callable[[State], object]] = {
         "teacher": under("backbone.", state),
     },
     "MoCo": moco,
+    "BYOL": two("online_network.encoder.", "target_network.encoder."),
+    "BYOL of others": two("model.online_encoder.net.0.", "model.target_encoder.net.0."),
+    "solo-learn": lambda state: {
+        "state_dict": two("backbone.", "momentum_backbone.")(state),
+        "pytorch-lightning_version": "2.1",
+    },
+    "lightly": two("backbone.", "backbone_momentum."),
+    "Lightning's moving average": two("ema.", "model."),
+    "Hugging Face": hugging_face,
+    "Hugging Face, the model alone": lambda state: {
+        name.removeprefix("resnet."): tensor for name, tensor in hugging_face(body(state)).items()
+    },
+    "Hugging Face, trained by Lightning": lambda state: {
+        "state_dict": under("model.", hugging_face(state))
+    },
+    "nn.Sequential": sequential,
+    "nn.Sequential under a prefix": lambda state: {
+        "state_dict": under("module.encoder.", sequential(state)) | head("module.linear", 512)
+    },
+    "nn.Sequential of both of MoCo's": lambda state: two("encoder_q.", "encoder_k.")(
+        sequential(state)
+    ),
     "Yang and Xu, ImageNet": yang_xu_imagenet,
     "Yang and Xu, cRT": lambda state: {
         "state_dict_best": {
@@ -221,7 +281,8 @@ def test_one_line_says_what_matched_and_what_was_left_out(resnet18, tmp_path, ca
     with caplog.at_level(logging.INFO, "lt_train.models.weights"):
         loaded(source, "resnet18")
     (line,), count = caplog.messages, len(body(resnet18))
-    matched = f"{source}: all {count} tensors match (under state_dict.module.encoder_q)"
+    matched = f"{source}: all {count} tensors match (under state_dict.module.encoder_q, not \
+state_dict.module.encoder_k, which model.init_prefix can choose)"
     left_out = f"encoder_k ({count + 4}), fc (4), optimizer (1), queue (1), queue_ptr (1)"
     assert line == f"{matched}; left out: {left_out}"
 
@@ -284,7 +345,55 @@ def test_a_network_that_is_almost_the_same_is_refused(change, cifar, tmp_path):
 
 def test_two_networks_that_fit_as_well_are_not_guessed_between(cifar, tmp_path):
     both = {"first": cifar, "second": other(cifar)}
-    assert "2 networks that fit (first, second)" in reason(saved(tmp_path / "both.pth", both))
+    message = reason(saved(tmp_path / "both.pth", both))
+    assert "2 networks that fit (first, second): choose one with model.init_prefix" in message
+
+
+@pytest.mark.parametrize("chosen", ["second", "module.second", "state_dict.module.second"])
+def test_a_network_is_chosen_by_its_prefix_or_a_part_of_it(chosen, cifar, tmp_path):
+    both = {"state_dict": under("module.first.", other(cifar)) | under("module.second.", cifar)}
+    backbone = randomize(make_backbone("resnet32_cifar"), 7)
+    load_weights(backbone, saved(tmp_path / "both.pth", both), chosen=chosen)
+    assert_same_state(backbone.state_dict(), cifar)
+
+
+def test_the_momentum_network_can_be_chosen(resnet18, tmp_path):
+    source = saved(tmp_path / "moco.pth.tar", moco(resnet18))
+    backbone = make_backbone("resnet18")
+    load_weights(backbone, source, chosen="encoder_k")
+    assert_same_state(backbone.state_dict(), other(body(resnet18)))
+
+
+@pytest.mark.parametrize("chosen", ["third", "econd", "second.conv1"])
+def test_an_unknown_prefix_names_those_that_there_are(chosen, cifar, tmp_path):
+    source = saved(tmp_path / "both.pth", {"first": cifar, "second": other(cifar)})
+    with pytest.raises(UserError) as refusal:
+        load_weights(make_backbone("resnet32_cifar"), source, chosen=chosen)
+    words = (
+        f"model.init_prefix={chosen}: {source} has no network of that name; it has first, second"
+    )
+    assert words == str(refusal.value)
+
+
+def test_no_prefix_is_to_be_chosen_where_there_is_none(cifar, tmp_path):
+    source = saved(tmp_path / "plain.pth", cifar)
+    with pytest.raises(UserError, match="it has one at its top, without a prefix: unset it"):
+        load_weights(make_backbone("resnet32_cifar"), source, chosen="student")
+    export_weights(make_backbone("resnet32_cifar"), tmp_path / BACKBONE_FILE, {})
+    with pytest.raises(UserError, match="is a run's folder, which has one only"):
+        load_weights(make_backbone("resnet32_cifar"), tmp_path, chosen="student")
+
+
+def test_what_is_not_understood_is_named(tmp_path):
+    foreign = {"stem.w": torch.rand(8, 3, 7, 7), "blocks.0.w": torch.rand(8, 8)}
+    message = reason(saved(tmp_path / "foreign.pth", foreign))
+    assert "0 keys match" in message
+    assert "(2 tensors such as stem.w (8, 3, 7, 7), blocks.0.w (8, 8))" in message
+
+
+def test_a_folder_of_weights_that_is_no_run_names_its_file(cifar, tmp_path):
+    save_file(cifar, tmp_path / "model.safetensors")
+    assert f"name one of its files, such as {tmp_path / 'model.safetensors'}" in reason(tmp_path)
 
 
 def test_a_run_folder_must_hold_exactly_the_network(cifar, tmp_path):
