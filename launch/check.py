@@ -36,9 +36,8 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launch/check.py")
     parser.add_argument("folder", type=Path, help="on the file system that all nodes share")
     folder = parser.parse_args(words).folder
-    world = distributed.start()
-    found = gather_objects(_look(world, folder))
-    distributed.stop()
+    with distributed.joined() as world:
+        found = gather_objects(_look(world, folder))
     if not world.is_main:
         return 0
     problems = _report(found)

@@ -5,8 +5,10 @@ One function reads the environment, in this order: torchrun (RANK, WORLD_SIZE, .
 """
 
 import ctypes
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -79,6 +81,17 @@ def read_environment(environment: dict[str, str] = os.environ) -> dict[str, int]
 def rank_share(total: int, rank: int, size: int) -> range:
     """The part of ``total`` things in a row that ``rank`` takes: parts differ by at most one."""
     return range(total * rank // size, total * (rank + 1) // size)
+
+
+@contextmanager
+def joined(join: bool = True) -> Iterator[World]:
+    """:func:`start`, and :func:`stop` however early the block is left.
+
+    Not after an error: a rank that is gone or still computes would be waited for.
+    """
+    yield start(join)
+    gc.collect()  # engines and their process groups' threads go now, not with the interpreter
+    stop()
 
 
 def start(join: bool = True) -> World:

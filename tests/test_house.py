@@ -221,3 +221,15 @@ def test_tests_mirror_the_rooms():
             subject = test.stem.removeprefix("test_")
             rooms = [path.stem.strip("_") for path in (ROOT / folder).glob("*.py")]
             assert [room for room in rooms if f"{subject}_".startswith(f"{room}_")], test
+
+
+def test_who_joins_the_ranks_leaves_them_too():
+    """By ``with distributed.joined()``, which sees to it on every way out."""
+    for name, path in MODULES.items():
+        calls = {node.func for node in ast.walk(ast.parse(path.read_text())) if _is_call(node)}
+        by_hand = [ast.unparse(function) for function in calls]
+        assert not {"distributed.start", "distributed.stop"} & {*by_hand}, name
+
+
+def _is_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)

@@ -21,7 +21,9 @@ from lt_train import distributed
 from lt_train.benchmark.measure import measure
 from lt_train.benchmark.summary import show, summary
 from lt_train.config.load import load_config
+from lt_train.config.schema import Config
 from lt_train.console import setup_logging
+from lt_train.distributed import World
 from lt_train.errors import UserError, run_cli
 from lt_train.files import write_atomically
 
@@ -32,8 +34,13 @@ def main(words: list[str] | None = None) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.repeats < 1 or arguments.seconds <= 0:
         raise UserError("--repeats must be at least 1 and --seconds more than 0")
-    world = distributed.start()
-    setup_logging(world.is_main)
+    with distributed.joined() as world:
+        setup_logging(world.is_main)
+        _measure(arguments, config, world)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, config: Config, world: World) -> None:
     with tempfile.TemporaryDirectory(prefix="lt-train-benchmark-") as scratch:
         timings = measure(
             config, world, Path(scratch), arguments.repeats, arguments.seconds, arguments.baseline
@@ -43,8 +50,6 @@ def main(words: list[str] | None = None) -> int:
         show(result)
         if arguments.json:
             _write(arguments.json, result)
-    distributed.stop()
-    return 0
 
 
 def _write(path: Path, result: dict) -> None:

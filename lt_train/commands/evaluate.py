@@ -13,6 +13,7 @@ from lt_train.config.schema import Config
 from lt_train.console import console, setup_logging
 from lt_train.data.dataset import read_dataset
 from lt_train.data.run_data import RunData
+from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.engine import autocast
 from lt_train.training.evaluation import evaluate_split
@@ -21,8 +22,13 @@ from lt_train.training.evaluation import evaluate_split
 def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
-    world = distributed.start()
-    setup_logging(world.is_main)
+    with distributed.joined() as world:
+        setup_logging(world.is_main)
+        _evaluate(arguments, world)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     data = RunData(config, world)
     splits = arguments.split or _default_splits(config)
@@ -39,8 +45,6 @@ def main(words: list[str]) -> int:
             "metrics": metrics,
         }
         _report(arguments.out or arguments.run / "evaluation.json", content)
-    distributed.stop()
-    return 0
 
 
 def _default_splits(config: Config) -> list[str]:

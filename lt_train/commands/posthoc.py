@@ -22,7 +22,7 @@ from lt_train.commands.open_run import check_classifier, check_labeled, open_run
 from lt_train.console import console, setup_logging
 from lt_train.data.batch import Loader
 from lt_train.data.run_data import RunData
-from lt_train.distributed import all_reduce_
+from lt_train.distributed import World, all_reduce_
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.methods.metrics import Accuracy, collect_features
@@ -66,8 +66,13 @@ class Features:
 def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
-    world = distributed.start()
-    setup_logging(world.is_main)
+    with distributed.joined() as world:
+        setup_logging(world.is_main)
+        _measure(arguments, world)
+    return 0
+
+
+def _measure(arguments: argparse.Namespace, world: World) -> None:
     config, method = open_run(arguments.run, arguments.overrides, world)
     check_classifier(arguments.run, config)
     data = RunData(config, world)
@@ -86,8 +91,6 @@ def main(words: list[str]) -> int:
             arguments.out or arguments.run / "posthoc.json",
             {"data": config.data.root, "selected_on": selected_on, "classifiers": classifiers},
         )
-    distributed.stop()
-    return 0
 
 
 def _splits(data: RunData, select_on_test: bool) -> dict[str, str]:

@@ -37,8 +37,15 @@ def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
     _check_names(arguments)
-    world = distributed.start()
-    setup_logging(world.is_main)
+    with distributed.joined() as world:
+        setup_logging(world.is_main)
+        _label(arguments, world)
+        world.barrier()
+    return 0
+
+
+def _label(arguments: argparse.Namespace, world: World) -> None:
+    """Write the columns, unless they are there. Collective."""
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     check_classifier(arguments.run, config)
     manifest = Manifest(arguments.data, arguments.split)
@@ -54,7 +61,7 @@ def main(words: list[str]) -> int:
             f"{arguments.data}/{arguments.split} has the column {arguments.column} of these very"
             " weights already"
         )
-        return 0
+        return
     started = time.monotonic()
     labels, confidences = predict_split(config, world, method, manifest)
     if world.is_main:
@@ -68,9 +75,6 @@ def main(words: list[str]) -> int:
             f"{len(labels):,} samples of {arguments.data}/{arguments.split} labeled in"
             f" {seconds:.1f} s; columns {', '.join(columns)}{_share_right(labels, manifest)}"
         )
-    world.barrier()
-    distributed.stop()
-    return 0
 
 
 def _check_names(arguments: argparse.Namespace) -> None:

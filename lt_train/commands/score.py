@@ -40,8 +40,13 @@ def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
     config = load_config(arguments.config, arguments.overrides)
-    world = distributed.start(join=False)
-    setup_logging(True)
+    with distributed.joined(join=False) as world:
+        setup_logging(True)
+        _score(arguments, config, world)
+    return 0
+
+
+def _score(arguments: argparse.Namespace, config: Config, world: World) -> None:
     pool = Path(arguments.pool or config.unlabeled.root)
     method, classes = open_sourcing(config, World(device=world.device))
     folder = arguments.out or Path(config.run.dir) / "scores"
@@ -58,7 +63,6 @@ def main(words: list[str]) -> int:
             f"cannot write scores to '{folder}': {error.strerror or error}; "
             "the same command again goes on from there"
         ) from error
-    return 0
 
 
 def open_sourcing(config: Config, world: World) -> tuple[Method, list[str]]:

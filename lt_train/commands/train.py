@@ -1,7 +1,6 @@
 """``python -m lt_train CONFIG``: train what a config says, or go on with it."""
 
 import argparse
-import gc
 import sys
 
 from lt_train.config.load import (
@@ -26,12 +25,10 @@ def main(words: list[str], commands: dict[str, str]) -> int:
     from lt_train.console import setup_logging
     from lt_train.training.trainer import Preempted, Trainer
 
-    world = distributed.start()
-    setup_logging(world.is_main)
     try:
-        Trainer(config, world).run()
-        gc.collect()  # engines and their process groups' threads go now, not with the interpreter
-        distributed.stop()
+        with distributed.joined() as world:
+            setup_logging(world.is_main)
+            Trainer(config, world).run()
     except Preempted as reason:
         if world.is_main:
             sys.stderr.write(f"lt_train: {reason}\n")

@@ -222,7 +222,7 @@ def _without_heads(own: Tensors, network: Tensors) -> Tensors:
 
 
 def _check_match(own: Tensors, network: Tensors, path: Path, whole: Tensors) -> None:
-    """Refuse a network that is not ``own`` by names and shapes; ``whole``: all that the file has."""
+    """Refuse a network that is not ``own`` by names and shapes; ``whole``: all of the file."""
     missing, unexpected = sorted(own.keys() - network.keys()), sorted(network.keys() - own.keys())
     common = own.keys() & network.keys()
     reshaped = sorted(name for name in common if not _fits(network[name], own[name]))

@@ -70,8 +70,7 @@ def _run_rank(
         DS_ACCELERATOR="cpu",
     )
     faulthandler.enable()
-    world = distributed.start()
-    torch.save(function(world, *arguments), folder / str(rank))
-    world.barrier()
-    distributed.stop()
+    with distributed.joined() as world:
+        torch.save(function(world, *arguments), folder / str(rank))
+        world.barrier()
     os._exit(0)  # torch now and then aborts while it unloads a process that had many engines
