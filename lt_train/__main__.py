@@ -38,6 +38,14 @@ def main(words: list[str] | None = None) -> int:
                 f"rank {rank} lost contact with another rank, whose own message says why"
             ) from error
         raise
+    except ValueError as error:
+        from lt_train.training import shapes
+
+        if shapes.ONE_VALUE in str(error):  # of a part that was not tried before training
+            raise UserError(
+                f"a rank has too few samples for batch norm's variance; {shapes.LARGER}"
+            ) from error
+        raise
 
 
 def console_script() -> None:

@@ -31,6 +31,7 @@ from lt_train.training.optim import Schedule
 from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
 from lt_train.training.saved_state import broadcast_module
+from lt_train.training.shapes import check_shapes
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ class Trainer:
             raise UserError(
                 f"{config.data.root} is unlabeled: only {' and '.join(others)} can train on it; "
                 "set data.root to a labeled set"
+            )
+        if METHODS[config.method].has_classifier and self.train_set.num_classes < 2:
+            raise UserError(
+                f"{config.data.root} has one class ({self.train_set.classes[0]}), and a classifier "
+                "nothing to tell apart; set data.root to a set of two classes or more"
             )
         own = self.data.local_batch_size()  # refuses more ranks than a batch has shares for
         self.batch_share = own * world.size / config.global_batch_size
@@ -125,6 +131,7 @@ class Trainer:
         if self.config.model.init_from:
             self._load_start(method)
         method.prepare()
+        check_shapes(method, self.config, self.world.size)
         self.engine = make_engine(self.config, method, self.world)
 
     def train(self, batches: Iterable[Batch], first_step: int) -> float:

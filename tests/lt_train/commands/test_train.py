@@ -3,19 +3,25 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 
 from lt_train.__main__ import main
 from lt_train.config.load import load_config
+from lt_train.data.batch import Batch
 from lt_train.distributed import World
+from lt_train.methods.base import Progress
+from lt_train.methods.classifier import Classifier
 from lt_train.training.trainer import Trainer
 from tests.helpers.commands import (
     CLASSES,
     checkpoint,
     evaluated,
+    images,
     logged,
     read,
     refused,
@@ -135,3 +141,29 @@ def test_starting_weights_of_lws_are_there_before_the_first_step(trained, tinted
     method = trainer.engine.method.eval()
     expected = F.linear(method.backbone(images), classifier["weight"], classifier["bias"])
     torch.testing.assert_close(method.predict(images), expected)
+
+
+# what cannot be trained on
+
+
+def test_one_class_and_batches_without_a_variance_are_one_line_before_training(
+    prepare, tinted, tmp_path, capsys
+):
+    labels = np.zeros(12, np.int64)
+    single = prepare(dict.fromkeys(("train", "val"), (images(labels, 1), labels)))
+    folder = tmp_path / "run"
+    line = refused(capsys, *words("classifier_cifar10_lt", single, folder))
+    assert f"{single} has one class (class_0), and a classifier nothing to tell apart" in line
+    small = ["model.backbone=resnet10", "global_batch_size=1"]
+    line = refused(capsys, *words("classifier_cifar10_lt", tinted, folder, *small))
+    assert "global_batch_size=1 on 1 rank(s) leaves 1 sample(s) a rank" in line
+    assert not list(folder.glob("checkpoints/*"))
+
+
+def test_a_part_that_was_not_tried_before_is_one_line_too(tinted, tmp_path, capsys, monkeypatch):
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        return {"loss": nn.BatchNorm1d(4)(torch.zeros(1, 4)).sum()}
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    line = refused(capsys, *words("classifier_cifar10_lt", tinted, tmp_path / "run"))
+    assert "too few samples for batch norm's variance; use a larger global_batch_size" in line
