@@ -1,40 +1,115 @@
-"""What commands say to a person: lines on stderr."""
+"""What commands say to a person: lines on stderr, and never nothing for long."""
 
 import logging
+import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 console = Console(stderr=True, soft_wrap=True)
+log = logging.getLogger(__name__)
 
 
 def say(line: str) -> None:
     """Write a line as it is, on whatever rank."""
     console.print(line, highlight=False, markup=False)
+    pulse.said = time.monotonic()
 
 
 class Every:
     """Tells when it is time for the next line where there is no terminal to show progress on."""
 
-    def __init__(self, seconds: float = PLAIN_EVERY, at_once: bool = False):
-        self.seconds = seconds
-        self.last = -seconds if at_once else time.monotonic()
+    def __init__(self, seconds: float = PLAIN_EVERY):
+        self.seconds, self.last = seconds, time.monotonic()
 
-    def due(self) -> bool:
+    def due(self, at_once: bool = False) -> bool:
         """Whether ``seconds`` have passed since it last said so (or since the start)."""
-        if time.monotonic() - self.last <= self.seconds:
+        if time.monotonic() - self.last <= self.seconds and not at_once:
             return False
         self.last = time.monotonic()
         return True
+
+
+@dataclass(eq=False)
+class Work:
+    """Something that is being done: how it is called, and since when."""
+
+    what: Callable[[], str]
+    started: float = field(default_factory=time.monotonic)
+
+    def line(self) -> str:
+        """Empty where there is nothing to say."""
+        what = self.what()
+        return what and f"{what} ({time.monotonic() - self.started:.0f} s)"
+
+
+class Pulse:
+    """Says what is being done, the innermost, when nothing was said for a while.
+
+    By a thread of its own, so that whoever works has nothing to do for it; as a log line, so that
+    rank 0 alone speaks.
+    """
+
+    silence = 8.0  # seconds; with those between two looks never more than ten
+    least = 2.0  # seconds; what is through so soon is not worth a line
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self.said = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, work: Work) -> None:
+        self.works.append(work)
+        if self._thread is None or not self._thread.is_alive():  # as in a forked process
+            self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+            self._thread.start()
+
+    def end(self, work: Work) -> None:
+        self.works.remove(work)
+
+    def look(self) -> None:
+        """Say what is being done, if it is time."""
+        now = time.monotonic()
+        for work in self.works[-1:]:
+            if now - self.said < self.silence or now - work.started < self.least:
+                return
+            self.said = now
+            if line := work.line():
+                log.info("%s", line)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.silence / 8)
+            self.look()
+
+
+pulse = Pulse()
+
+
+@contextmanager
+def working(what: str | Callable[[], str]) -> Iterator[None]:
+    """Around what may take long: says so, and again, for as long as it takes.
+
+    ``what``, or what it returns then: the present state in a few words.
+    """
+    work = Work(what if callable(what) else lambda: what)
+    pulse.begin(work)
+    try:
+        yield
+    finally:
+        pulse.end(work)
 
 
 class ConsoleHandler(logging.Handler):
     """Log lines beside the progress bar, never wrapped."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(f"{time.strftime('%X')} {record.getMessage()}", markup=False, highlight=False)
+        say(f"{time.strftime('%X')} {record.getMessage()}")
 
 
 def setup_logging(is_main: bool) -> None:

@@ -98,12 +98,17 @@ def parse_task(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def launched_rank() -> int:
+    """This process's rank as its launcher says, before anything is known of the others."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return int(rank) if rank.isdecimal() else 0
+
+
 def _let_rank_zero_speak_first() -> None:
     """All ranks tend to see the same mistake.
 
     Rank 0 reports it and its launcher ends the others while they wait here.
     """
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    if rank.isdecimal() and int(rank) > 0:
+    if launched_rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(3)

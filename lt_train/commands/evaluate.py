@@ -17,6 +17,7 @@ from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.engine import autocast
 from lt_train.training.evaluation import evaluate_split
+from lt_train.training.preface import tell_evaluation
 
 
 def main(words: list[str]) -> int:
@@ -34,6 +35,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     splits = arguments.split or _default_splits(config)
     for split in splits:
         check_labeled(data.manifest(split))
+    tell_evaluation(data, splits)
     precision = autocast(config, world)
     metrics = {split: evaluate_split(method, data, split, precision) for split in splits}
     if world.is_main:

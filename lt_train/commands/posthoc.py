@@ -27,6 +27,7 @@ from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.methods.metrics import Accuracy, collect_features
 from lt_train.training.engine import autocast
+from lt_train.training.preface import tell_evaluation
 
 OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=")
 TAUS = [round(0.1 * step, 1) for step in range(21)]
@@ -85,6 +86,7 @@ def _measure(arguments: argparse.Namespace, world: World) -> None:
     selected_on = "val" if "val" in splits else "none"
     if arguments.select_on_test:
         selected_on = "test"
+    tell_evaluation(data, (config.data.train_split, *splits.values()))
     classifiers = evaluate_classifiers(method, data, splits, selected_on)
     if world.is_main:
         _report(

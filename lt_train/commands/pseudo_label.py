@@ -7,6 +7,7 @@ samples; memory holds one part of them at a time.
 """
 
 import argparse
+import logging
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lt_train import distributed
 from lt_train.commands.open_run import check_classifier, open_run, state_digest
 from lt_train.commands.score import Score, predict_labels
 from lt_train.config.schema import Config
-from lt_train.console import say, setup_logging
+from lt_train.console import say, setup_logging, working
 from lt_train.data.batch_plan import EvalPlan
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
@@ -28,7 +29,9 @@ from lt_train.distributed import World, gather_objects, rank_share
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
+from lt_train.training.preface import hardware
 
+log = logging.getLogger(__name__)
 SAMPLES_AT_ONCE = 1 << 16  # of a rank
 KEPT_COLUMNS = (*MANIFEST_SCHEMA.names, "hidden_label")  # never written by this command
 
@@ -63,7 +66,10 @@ def _label(arguments: argparse.Namespace, world: World) -> None:
         )
         return
     started = time.monotonic()
-    labels, confidences = predict_split(config, world, method, manifest)
+    where = f"labeling {arguments.data}/{arguments.split}, {len(manifest):,} samples"
+    log.info("%s, %s", where, hardware(config, world))
+    with working(where):
+        labels, confidences = predict_split(config, world, method, manifest)
     if world.is_main:
         seconds = time.monotonic() - started
         columns = {

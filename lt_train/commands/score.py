@@ -19,7 +19,7 @@ from lt_train import distributed
 from lt_train.commands.open_run import open_method, read_result, state_digest
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config
-from lt_train.console import Every, say, setup_logging
+from lt_train.console import Every, say, setup_logging, working
 from lt_train.data.batch import Loader
 from lt_train.data.batch_plan import EvalPlan
 from lt_train.data.dataset import read_dataset
@@ -31,6 +31,7 @@ from lt_train.distributed import World
 from lt_train.errors import UserError, parse_task
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
+from lt_train.training.preface import hardware
 
 # images (B, 3, H, W) -> labels (B,), scores (B,)
 Score = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -97,8 +98,14 @@ def score_pool(
     waiting = [shard for shard in shards if not store.is_done(shard)]
     started, line = time.monotonic(), Every()
     scored = unreadable = 0
+    shares = f"{len(waiting)} of {len(shards)} shards"
+    say(f"{prefix}scoring {shares} of {pool}, {hardware(config, world)}")
     for place, (shard, size, loader) in enumerate(_ahead(config, world, pool, store, waiting), 1):
-        with torch.inference_mode(), autocast(config, world):
+        with (
+            working(f"{prefix}shard {place}/{len(waiting)}"),
+            torch.inference_mode(),
+            autocast(config, world),
+        ):
             labels, scores = predict_labels(method.score, loader, size)
         store.write(shard, labels, scores)
         scored, unreadable = scored + size, unreadable + int((labels == UNLABELED).sum())

@@ -10,7 +10,8 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
-from lt_train.errors import EXIT_PREEMPTED, UserError
+from lt_train.console import setup_logging, working
+from lt_train.errors import EXIT_PREEMPTED, UserError, launched_rank
 
 
 def main(words: list[str], commands: dict[str, str]) -> int:
@@ -21,9 +22,10 @@ def main(words: list[str], commands: dict[str, str]) -> int:
         sys.stdout.write(to_yaml(config))
         return 0
     # torch and the rest are imported only now: --help and a misspelt key answer at once
-    from lt_train import distributed
-    from lt_train.console import setup_logging
-    from lt_train.training.trainer import Preempted, Trainer
+    setup_logging(launched_rank() == 0)
+    with working("importing torch"):
+        from lt_train import distributed
+        from lt_train.training.trainer import Preempted, Trainer
 
     try:
         with distributed.joined() as world:

@@ -22,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lt_train.data.dataset import read_dataset
+from lt_train.console import working
+from lt_train.data.dataset import Split, read_dataset
 from lt_train.data.shard_files import ShardFiles
 from lt_train.data.tables import (
     UNLABELED,
+    Tables,
     class_index,
     class_problems,
     digest_problems,
@@ -78,19 +80,24 @@ class Manifest:
         self.shards = about.shards
         self.paths = [self.root / shard.name for shard in self.shards]
         self.classes = self.dataset.classes
-        for problem in digest_problems(self.root, about) if check else ():
-            raise table_error(self.root, problem)
-        tables = open_tables(self.root, split)
-        if check:
-            places = place_problems(tables.manifest, split, about)
-            for problem in chain(places, class_problems(tables, split, self.dataset)):
-                raise table_error(self.root, problem)
+        with working(f"checking the tables of {self.root}/{split}, {about.samples:,} samples"):
+            tables = self._open(about, check)
         self._table = tables.manifest
         for attribute, name in self._COLUMNS.items():
             setattr(self, attribute, self.column(name))
         self.pseudo_labeled = np.broadcast_to(False, len(self.labels))  # takes no memory
         self.class_ids, self.class_offsets = tables.class_ids, tables.class_offsets
         self._start_reading()
+
+    def _open(self, about: Split, check: bool) -> Tables:
+        for problem in digest_problems(self.root, about) if check else ():
+            raise table_error(self.root, problem)
+        tables = open_tables(self.root, self.split)
+        if check:
+            places = place_problems(tables.manifest, self.split, about)
+            for problem in chain(places, class_problems(tables, self.split, self.dataset)):
+                raise table_error(self.root, problem)
+        return tables
 
     def _start_reading(self) -> None:
         self.class_counts = np.diff(self.class_offsets)

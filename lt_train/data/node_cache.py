@@ -1,14 +1,18 @@
 """The node cache: a verified copy of a prepared data set on node-local disk."""
 
 import hashlib
+import logging
 import os
+from itertools import chain
 from pathlib import Path
 
+from lt_train.console import working
 from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
+log = logging.getLogger(__name__)
 COPIED_AT_ONCE = 1 << 24  # bytes
 
 
@@ -29,15 +33,20 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
                 f"cannot copy {root} to {local}: {error.strerror or error}; "
                 "free space there or unset data.cache_dir"
             ) from error
-    world.barrier()
+    with working("node cache: waiting for the other nodes' copies"):
+        world.barrier()
     return local
 
 
 def _copy(root: Path, local: Path, dataset: Dataset) -> None:
     local.mkdir(parents=True, exist_ok=True)
-    for split in dataset.splits.values():
-        for shard in split.shards:
+    shards = list(chain.from_iterable(split.shards for split in dataset.splits.values()))
+    total, done = sum(shard.bytes for shard in shards), 0
+    log.info("node cache: %s, %.4g GB in %d shards, to %s", root, total / 1e9, len(shards), local)
+    with working(lambda: f"node cache: {done / 1e9:.4g} of {total / 1e9:.4g} GB are there"):
+        for shard in shards:
             _copy_verified(root / shard.name, local / shard.name, shard.sha256)
+            done += shard.bytes
     # what vouches for the others comes last
     for path in sorted(root.iterdir(), key=lambda path: path.name == "dataset.json"):
         if path.suffix in (".arrow", ".json") and path.is_file():

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from lt_train.console import working
 from lt_train.data.augment import View
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan
@@ -51,8 +52,14 @@ def load_resident(
         if content is not None:
             inner[sample_id] = _decode(content, side)
 
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(decode, range(len(manifest)), chunksize=256))
+    done = 0
+    where = f"{manifest.root}/{manifest.split}"
+    with (
+        working(lambda: f"reading {where}: {done:,} of {len(manifest):,} images"),
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for _ in pool.map(decode, range(len(manifest))):
+            done += 1
     return torch.from_numpy(images).to(device)
 
 

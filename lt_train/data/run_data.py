@@ -15,6 +15,7 @@ from lt_train.config.schema import (
     labeled_batch,
     training_views,
 )
+from lt_train.console import working
 from lt_train.data.batch import Batch, Loader
 from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
 from lt_train.data.manifest import Manifest
@@ -91,7 +92,8 @@ class RunData:
         """This rank's share of ``split``, once, in sample_id order."""
         config = self.config
         view, batch_size = config.eval_view, config.data.eval_batch_size
-        return self._make(EvalPlan(self.manifest(split), view, batch_size, self.world))
+        plan = EvalPlan(self.manifest(split), view, batch_size, self.world)
+        return Told(self._make(plan), split, len(plan.share))
 
     def sample_ids(self, step: int) -> np.ndarray:
         """Those of the global batch of ``step``."""
@@ -132,6 +134,21 @@ class RunData:
         if key not in self._resident:
             self._resident[key] = read_resident(plan.manifest, self.config, self.world)
         return make_loader(plan, self.config, self.world, self._resident[key])
+
+
+class Told:
+    """The batches of a loader; where they take long, how many images are through is said."""
+
+    def __init__(self, loader: Loader, split: str, images: int):
+        self.loader, self.split, self.images = loader, split, images
+
+    def __iter__(self) -> Iterator[Batch]:
+        done = 0
+        of_all = f"{self.images:,} images of this rank"
+        with working(lambda: f"evaluating on {self.split}: {done:,} of {of_all}"):
+            for batch in self.loader:
+                yield batch
+                done += len(batch)
 
 
 class JoinedBatches:

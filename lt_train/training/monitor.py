@@ -30,7 +30,7 @@ class Monitor:
     """
 
     def __init__(self, folder: Path, first_step: int, last_step: int, enabled: bool):
-        self.enabled = enabled
+        self.enabled, self.step = enabled, first_step
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +41,9 @@ class Monitor:
             str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
         )
         self._title = folder.name
-        self._plain = Every(at_once=True)
+        self._first, self._last, self._plain = first_step, last_step, Every()
+        self._recorded = False
+        self._redrawn = Every(0.5)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -68,6 +70,20 @@ class Monitor:
             self._bar.stop()
             self._writer.close()
 
+    def passed(self, step: int) -> None:
+        """``step`` steps are under way or done, for the bar and :meth:`present`."""
+        self.step = step
+        if self.enabled and console.is_terminal and self._redrawn.due():
+            self._bar.update(self._task, completed=step)
+
+    def present(self) -> str:
+        """Where training is, in a few words; nothing where a bar shows it."""
+        if not self.enabled or console.is_terminal:
+            return ""
+        if self.step == self._first:
+            return f"{self._title}: the first step of {self._last - self._first} is under way"
+        return f"{self._title}: at step {self.step}/{self._last}"
+
     def record(self, step: int, values: dict[str, float]) -> None:
         """Log training ``values`` at ``step``, images_per_s, loss and seconds_left among them."""
         if not self.enabled:
@@ -75,7 +91,8 @@ class Monitor:
         self._append({"step": step, **values}, "train")
         rate, loss = f"{values['images_per_s']:,.0f} images/s", f"loss {values['loss']:.3f}"
         self._bar.update(self._task, completed=step, rate=rate, loss=loss)
-        if not console.is_terminal and self._plain.due():
+        if not console.is_terminal and self._plain.due(at_once=not self._recorded):
+            self._recorded = True
             total, left = self._bar.tasks[0].total, values["seconds_left"]
             say(f"{self._title}: step {step}/{total}, {rate}, {loss}, {left:.0f} s left")
 

@@ -14,6 +14,7 @@ import torch
 
 from lt_train import __version__
 from lt_train.config.schema import METHODS, Config, code_of
+from lt_train.console import working
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
@@ -28,6 +29,7 @@ from lt_train.training.evaluation import evaluate_split
 from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
+from lt_train.training.preface import tell_data, tell_folder, tell_method, tell_schedule
 from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
 from lt_train.training.saved_state import broadcast_module
@@ -89,6 +91,8 @@ class Trainer:
 
     def _claim_and_run(self) -> dict:
         started = time.monotonic()
+        tell_data(self.data, self._evaluated_splits())
+        tell_schedule(self.config, self.world, self.schedule, self.last_step)
         finished, checkpoint = self.folder.finished(self.last_step), None
         if finished is None and self.config.resume.enabled:
             checkpoint = self.store.newest()
@@ -102,6 +106,7 @@ class Trainer:
         return self._run(checkpoint, started)
 
     def _run(self, checkpoint: Checkpoint | None, started: float) -> dict:
+        tell_folder(self.folder.path, checkpoint and checkpoint.step, self.last_step)
         self.build()
         first_step, seconds_before = self._resume(checkpoint)
         if self.world.is_main and not first_step:
@@ -109,7 +114,8 @@ class Trainer:
         self._seconds = lambda: seconds_before + time.monotonic() - started
         path = self.folder.path
         with Monitor(path, first_step, self.last_step, self.world.is_main) as self.monitor:
-            self.train(self.data.train(first_step, self.last_step), first_step)
+            with working(self.monitor.present):
+                self.train(self.data.train(first_step, self.last_step), first_step)
             if self.config.run.select != "last":
                 self._select(self.last_step)
                 self.selected_step = self._restore_best()
@@ -123,6 +129,10 @@ class Trainer:
 
     def build(self) -> None:
         """Make the method, with its starting weights, and the engine."""
+        with working(f"making {self.config.model.backbone} and the engine"):
+            self._build()
+
+    def _build(self) -> None:
         torch.manual_seed(self.config.seed)
         pool = self.data.unlabeled_set
         pseudo = None if pool is None else _class_counts(pool)
@@ -131,6 +141,7 @@ class Trainer:
         if self.config.model.init_from:
             self._load_start(method)
         method.prepare()
+        tell_method(self.config, method)
         check_shapes(method, self.config, self.world.size)
         self.engine = make_engine(self.config, method, self.world)
 
@@ -144,6 +155,7 @@ class Trainer:
         window = Window(self.world, config.global_batch_size, self.batch_share)
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
             window.add(outputs)
+            self.monitor.passed(step)
             save = step % config.run.checkpoint_every == 0 or step == self.last_step
             evaluate = self._epoch_mark(step) and step < self.last_step
             if not (save or evaluate or step % config.run.log_every == 0):
@@ -271,7 +283,8 @@ class Trainer:
     def _save(self, step: int) -> None:
         seconds = round(self._seconds(), 1)
         about = {"seconds": seconds, "ranks": self.world.size, **self.folder.about(self.digests)}
-        self.store.save(step, about, self.engine.save)
+        with working(f"writing the checkpoint of step {step}"):
+            self.store.save(step, about, self.engine.save)
 
     def _result(self, metrics: dict[str, dict]) -> dict:
         config, device = self.config, self.world.device
