@@ -27,19 +27,19 @@ def at(monkeypatch):
     return set_time
 
 
-def wait_for(lines: list[str], count: int) -> None:
+def wait_for(caplog: pytest.LogCaptureFixture, count: int) -> None:
     deadline = time.monotonic() + 20
-    while len(lines) < count and time.monotonic() < deadline:
+    while len(caplog.messages) < count and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
 def test_what_takes_long_is_said_again_and_again_with_its_present_state(quick, caplog):
     done = 0
-    with caplog.at_level(logging.INFO, "lt_train.console"):
-        with working(lambda: f"reading {done} of 9"):
-            wait_for(caplog.messages, 1)
-            done = 5
-            wait_for(caplog.messages, 3)
+    level = caplog.at_level(logging.INFO, "lt_train.console")
+    with level, working(lambda: f"reading {done} of 9"):
+        wait_for(caplog, 1)
+        done = 5
+        wait_for(caplog, 3)
     first, *_, last = caplog.messages
     assert first == "reading 0 of 9 (0 s)" and last == "reading 5 of 9 (0 s)"
 
@@ -48,9 +48,9 @@ def test_the_innermost_work_is_said_and_nothing_after_its_end(quick, caplog):
     with caplog.at_level(logging.INFO, "lt_train.console"):
         with working("outside"):
             with working("inside"):
-                wait_for(caplog.messages, 1)
+                wait_for(caplog, 1)
             said = len(caplog.messages)
-            wait_for(caplog.messages, said + 1)
+            wait_for(caplog, said + 1)
         over = len(caplog.messages)
         time.sleep(0.3)
     inside, outside = caplog.messages[:said], caplog.messages[said:]
@@ -60,14 +60,14 @@ def test_the_innermost_work_is_said_and_nothing_after_its_end(quick, caplog):
 
 def test_whoever_has_just_spoken_or_begun_is_not_interrupted(at, caplog):
     at(100.0)
-    told, work = Pulse(), Work(lambda: "reading")
+    told, work = Pulse(), Work(lambda: "reading", started=100.0)
     told.works.append(work)
     with caplog.at_level(logging.INFO, "lt_train.console"):
         for seconds, lines in ((107, 0), (108.5, 1), (112, 1), (117, 2)):
             at(seconds)
             told.look()
             assert len(caplog.messages) == lines
-        told.works.append(Work(lambda: "new"))
+        told.works.append(Work(lambda: "new", started=117.0))
         at(118)
         told.said = 0.0
         told.look()
@@ -77,7 +77,7 @@ def test_whoever_has_just_spoken_or_begun_is_not_interrupted(at, caplog):
 def test_nothing_is_said_where_a_bar_shows_it(at, caplog):
     at(100.0)
     told = Pulse()
-    told.works.append(Work(lambda: ""))
+    told.works.append(Work(lambda: "", started=100.0))
     at(200.0)
     with caplog.at_level(logging.INFO, "lt_train.console"):
         told.look()

@@ -1,5 +1,6 @@
 """Training by command: which weights a run ends with, and classifiers that go on from a run's."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from torch.nn import functional as F
 from lt_train.__main__ import main
 from lt_train.config.load import load_config
 from lt_train.data.batch import Batch
+from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from lt_train.methods.base import Progress
 from lt_train.methods.classifier import Classifier
+from lt_train.training.preface import tell_data
 from lt_train.training.trainer import Trainer
 from tests.helpers.commands import (
     CLASSES,
@@ -29,6 +32,53 @@ from tests.helpers.commands import (
     scalars,
     words,
 )
+
+# what a run says
+
+
+def said(capsys) -> list[str]:
+    """Log lines without their times."""
+    return [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+
+
+def test_what_is_understood_is_said_before_training(tinted, tmp_path, capsys):
+    options = words("classifier_cifar10_lt", tinted, tmp_path / "run")
+    capsys.readouterr()
+    run(*options, "max_steps=2")
+    images = "train 45 images of 4 classes, 24 to 3 a class (imbalance ratio 8)"
+    first = [
+        f"data: {tinted}, {images}; val 24 images; test 24 images",
+        "1 rank on cpu, fp32, ddp: batches of 9, 5 steps an epoch, 20 steps in 4 epochs, "
+        "of which max_steps allows 2",
+        f"run.dir: {tmp_path / 'run'}, a new run",
+        "method: classifier on resnet32_cifar, 0.46 M parameters",
+    ]
+    assert said(capsys)[:4] == first
+    run(*options, "max_steps=3")
+    assert said(capsys)[2] == f"run.dir: {tmp_path / 'run'}, goes on from step 2 of 3"
+
+
+def test_what_of_a_schedule_never_comes_is_a_warning(tinted, tmp_path, capsys):
+    """Not a mistake: a finished run's config may say so."""
+    steps = ["optim.step_epochs=[2,4,160]", "optim.step_factors=[0.1,0.1,0.1]", "max_steps=1"]
+    warm_up = "optim.warmup_epochs=5"
+    run(*words("classifier_cifar10_lt", tinted, tmp_path / "run", *steps, warm_up))
+    lines = said(capsys)
+    late = "optim.step_epochs: what is set for epoch 4 and 160 never comes within 4 epochs"
+    assert f"{late}; a share, such as 80%, would" in lines
+    assert "optim.warmup_epochs=5 does not end within 4 epochs; a share, such as 5%, would" in lines
+    run(*words("classifier_cifar10_lt", tinted, tmp_path / "other", "max_steps=1"))
+    assert not [line for line in said(capsys) if "never comes" in line or "does not end" in line]
+
+
+def test_of_a_second_set_is_said_what_is_taken_and_what_is_not(tinted, unlabeled, caplog):
+    chosen = [f"data.root={tinted}", f"unlabeled.root={unlabeled}", "unlabeled.max_samples=20"]
+    config = load_config("fixmatch_cifar10_lt", [*chosen, "global_batch_size=16"])
+    with caplog.at_level(logging.INFO, "lt_train.training.preface"):
+        tell_data(RunData(config, World()), ["val"])
+    second = "train 20 images without labels, of 30 that there are; 14 of each batch"
+    assert caplog.messages[1:] == [f"second set: {unlabeled}, {second}"]
+
 
 # which weights a run ends with
 

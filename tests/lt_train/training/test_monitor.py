@@ -70,3 +70,23 @@ def test_odd_lines_are_dropped_with_one_warning(tmp_path, caplog, odd):
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}/metrics.jsonl: 3 unreadable line(s) are dropped"
     ]
+
+
+def test_the_first_record_is_said_at_once_and_between_records_where_training_is(tmp_path, capsys):
+    """Records may be far apart: the present step is known all the time."""
+    with Monitor(tmp_path / "run", 3, 9, enabled=True) as monitor:
+        assert monitor.present() == "run: the first step of 6 is under way"
+        monitor.passed(4)
+        assert monitor.present() == "run: at step 4/9"
+        capsys.readouterr()
+        for step in (5, 6):
+            monitor.record(step, VALUES)
+    assert capsys.readouterr().err.splitlines() == [
+        "run: step 5/9, 10 images/s, loss 1.500, 3 s left"
+    ]
+
+
+def test_other_ranks_say_nothing(tmp_path):
+    with Monitor(tmp_path, 0, 9, enabled=False) as monitor:
+        monitor.passed(1)
+        assert monitor.present() == ""
