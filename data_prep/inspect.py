@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lt_train.console import working
 from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.data.manifest import FEW_SHOT, MANY_SHOT, Manifest, shot_groups
 from lt_train.data.tables import (
@@ -34,10 +35,12 @@ def verify(root: Path) -> int:
     """``python -m data_prep verify``: a line for everything that is wrong, which is an error."""
     # what the manifest warns of is among the problems
     logging.getLogger("lt_train").setLevel(logging.ERROR)
+    logging.getLogger("lt_train.console").setLevel(logging.INFO)  # that it is not silent for long
     number = 0
-    for problem in problems(root):
-        sys.stdout.write(f"{problem}\n")
-        number += 1
+    with working(f"verifying {root}"):
+        for problem in problems(root):
+            sys.stdout.write(f"{problem}\n")
+            number += 1
     if number:
         raise UserError(
             f"{root} is damaged: {number} problem(s), listed above; prepare it again into another"

@@ -10,7 +10,7 @@ from data_prep.reading.check import Checker
 from data_prep.reading.source import Recipe, Source
 from data_prep.writing import shards
 from data_prep.writing.plan import Plan, Task, is_complete, make_plan, tidy
-from lt_train.console import say
+from lt_train.console import say, working
 from lt_train.errors import UserError
 
 
@@ -19,12 +19,15 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
     check_limits(arguments)
     checker = Checker(not arguments.no_decode_check, arguments.resize, arguments.quality)
     try:
-        source = recipe.make_source(arguments)
+        with working("looking through the source"):
+            source = recipe.make_source(arguments)
     except OSError as error:
         raise UserError(
             f"cannot read the source: {error.filename}: {error.strerror or error}"
         ) from error
-    plan = make_plan(source, arguments.out, arguments.seed, arguments.samples_per_shard, checker)
+    with working("dealing the images over shards"):
+        per_shard = arguments.samples_per_shard
+        plan = make_plan(source, arguments.out, arguments.seed, per_shard, checker)
     for note in source.notes:
         say(f"note: {note}")
     say(source.passed.after(_understood(source)))
