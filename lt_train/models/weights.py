@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -173,24 +173,23 @@ def _choose(
         )
     best = max(among.values())
     equal = [prefix for prefix in among if among[prefix] == best]
-    taken = next(_by_name(equal), None)
-    if taken is None and len(equal) > 1 and best == complete:
+    left = _narrowed(equal)
+    if len(left) > 1 and best == complete:
         names = ", ".join(prefix[:-1] for prefix in equal)
         raise UserError(
             f"{path} holds {len(equal)} networks that fit ({names}): choose one with "
             "model.init_prefix"
         )
-    taken = equal[0] if taken is None else taken
-    return taken, [other for other in equal if other != taken]
+    return left[0], [other for other in equal if other != left[0]]
 
 
-def _by_name(prefixes: list[str]) -> Iterator[str]:
+def _narrowed(prefixes: list[str]) -> list[str]:
     """Of networks that fit alike, those whose names say that they are to be taken."""
     for word in PREFERRED:
-        yield from (prefix for prefix in prefixes if _has_word(prefix, (word,)))
+        named = [prefix for prefix in prefixes if _has_word(prefix, (word,))]
+        prefixes = named or prefixes
     trained = [prefix for prefix in prefixes if not _has_word(prefix, COPIES)]
-    if len(trained) == 1:
-        yield trained[0]
+    return trained or prefixes
 
 
 def _has_word(prefix: str, words: Iterable[str]) -> bool:
