@@ -265,6 +265,22 @@ def on_main(work: Callable[[], Result]) -> Result | None:
     return result
 
 
+def on_every_rank(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns on this rank, once it has ended well on all of them. Collective.
+
+    Else every rank raises the :class:`UserError` of the first one that met any.
+    """
+    result, mistake = None, None
+    try:
+        result = work()
+    except UserError as error:
+        mistake = error
+    for met in gather_objects(mistake):
+        if met is not None:
+            raise met
+    return result
+
+
 def gather_objects(value) -> list:
     """Every rank's (picklable) value, in rank order, on every rank."""
     if not _many():

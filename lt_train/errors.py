@@ -28,13 +28,23 @@ class MachineFault(UserError):
     status = EXIT_MACHINE
 
 
-# of an OSError: what is not there, not permitted or not possible stays so until somebody mends it
+class DamagedFile(UserError):
+    """A file that is there, can be read, and is not as it was written."""
+
+
+# of an OSError: what is not there, not permitted or not possible stays so until somebody mends the
+# command. A full disk (ENOSPC, EDQUOT) is none of them: the same command goes on once there is room
 LASTING = {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
     errno.EACCES,
     errno.EPERM,
+    errno.EROFS,
+    errno.EINVAL,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ELOOP,
     None,
@@ -42,8 +52,15 @@ LASTING = {
 
 
 def unreadable(error: OSError, message: str) -> UserError:
-    """What to raise, with this message, for a file that cannot be read."""
+    """What to raise, with this message, for a file that cannot be read, or be written."""
     return UserError(message) if error.errno in LASTING else MachineFault(message)
+
+
+def unwritable(error: Exception, message: str) -> UserError:
+    """The same where the writer may be torch or safetensors, whose errors keep no errno: what they
+    were given can be written, so the disk is full or failed.
+    """
+    return unreadable(error, message) if isinstance(error, OSError) else MachineFault(message)
 
 
 class LostPeer(UserError):

@@ -18,8 +18,9 @@ import numpy as np
 
 from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source, SourceSplit
+from lt_train.data.dataset import COPY_AGAIN
 from lt_train.errors import UserError
-from lt_train.files import write_atomically
+from lt_train.files import read_sealed, write_atomically
 
 PARTIAL = ".partial"
 KEYS_AT_ONCE = 65536
@@ -132,12 +133,10 @@ def is_complete(plan: Plan) -> bool:
     """
     path = plan.out / "dataset.json"
     try:
-        fingerprint = json.loads(path.read_bytes())["made_by"]["fingerprint"]
+        fingerprint = read_sealed(path, COPY_AGAIN)["made_by"]["fingerprint"]
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError):  # not written by data_prep, or damaged
+    except (KeyError, TypeError):  # not written by data_prep
         fingerprint = None
     if fingerprint != plan.fingerprint:
         raise UserError(

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from lt_train.commands.open_run import read_result
 from lt_train.console import console
 from lt_train.errors import UserError
 from lt_train.models.tensor_files import (
@@ -22,6 +21,7 @@ from lt_train.models.tensor_files import (
     write_tensors,
 )
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, FINISH_AGAIN, why_absent
+from lt_train.run_files import read_result
 
 MODEL_FILE = "model.safetensors"
 CLASS_NAMES_LIMIT = 65_536  # characters; more do not belong into a file's header

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lt_train import distributed
-from lt_train.commands.open_run import open_method, read_result, state_digest
+from lt_train.commands.open_run import open_method, state_digest
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config
 from lt_train.console import Every, say, setup_logging
@@ -30,6 +30,7 @@ from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
 from lt_train.errors import UserError, parse_task
 from lt_train.methods.base import Method
+from lt_train.run_files import read_result
 from lt_train.training.engine import autocast
 
 # images (B, 3, H, W) -> labels (B,), scores (B,)

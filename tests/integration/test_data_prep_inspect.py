@@ -1,6 +1,5 @@
 """verify, info and --benchmark on prepared sets."""
 
-import json
 import os
 import pickle
 import re
@@ -20,6 +19,7 @@ from data_prep.reading.source import Source, SourceSplit
 from lt_train.errors import UserError
 from tests.helpers.commands import Encoded
 from tests.helpers.data_prep_runs import assert_one_line, call, noise, noise_png, succeed, tree
+from tests.helpers.sealed import rewrite
 from tests.helpers.sources import fill, prepared
 
 
@@ -30,9 +30,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def edit_dataset(root: Path, change: Callable[[dict], None]) -> None:
-    content = json.loads((root / "dataset.json").read_text())
-    change(content["splits"]["train"])
-    (root / "dataset.json").write_text(json.dumps(content))
+    rewrite(root / "dataset.json", lambda content: change(content["splits"]["train"]))
 
 
 def read_table(root: Path) -> pa.Table:

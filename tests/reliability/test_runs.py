@@ -15,14 +15,14 @@ import torch
 
 from launch.pipeline import StageJob
 from launch.status import read_progress
-from lt_train.commands.open_run import read_result
 from lt_train.config.load import load_config, to_yaml
 from lt_train.config.schema import Config, RunConfig
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.report.runs import read_runs
+from lt_train.run_files import parse_record, read_result
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
-from lt_train.training.monitor import Monitor, parse_record
+from lt_train.training.monitor import Monitor
 from lt_train.training.run_folder import RunFolder
 from tests.helpers.finished_runs import report, write_run
 from tests.helpers.trials import SEED, trials

@@ -1,7 +1,6 @@
 """The on-disk format: written and read back, damage found and named, read by other tools too."""
 
 import io
-import json
 import logging
 import os
 import pickle
@@ -19,6 +18,7 @@ from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest, shot_groups
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
 from lt_train.errors import UserError
+from tests.helpers.sealed import rewrite
 
 SHARD = "train-000001.tar"  # the second of three
 
@@ -174,8 +174,7 @@ def test_an_unknown_split_names_those_there_are(small):
 
 
 def test_a_newer_format_is_refused(copy):
-    content = json.loads((copy / "dataset.json").read_text())
-    (copy / "dataset.json").write_text(json.dumps({**content, "format_version": 2}))
+    rewrite(copy / "dataset.json", lambda content: content.update(format_version=2))
     with pytest.raises(UserError, match="newer version"):
         read_dataset(copy)
 
