@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError
 
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -131,7 +131,8 @@ def _join(world: World) -> None:
         )
     except (dist.DistError, ValueError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
+        kind = UserError if isinstance(error, ValueError) else MachineFault
+        raise kind(
             f"rank {world.rank} cannot join the others at {address}: {error}; "
             "is the port in use or a rank missing?"
         ) from error

@@ -51,9 +51,14 @@ LASTING = {
 }
 
 
-def unreadable(error: OSError, message: str) -> UserError:
+def is_fault(error: Exception) -> bool:
+    """Whether the machine has failed, not the user."""
+    return isinstance(error, OSError) and error.errno not in LASTING
+
+
+def unreadable(error: Exception, message: str) -> UserError:
     """What to raise, with this message, for a file that cannot be read, or be written."""
-    return UserError(message) if error.errno in LASTING else MachineFault(message)
+    return MachineFault(message) if is_fault(error) else UserError(message)
 
 
 def unwritable(error: Exception, message: str) -> UserError:
@@ -84,6 +89,12 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
         return error.status
     except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
         return 1
+    except OSError as error:
+        if not is_fault(error):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        report_error(program, f"{place}{error.strerror}; the machine failed, try again")
+        return EXIT_MACHINE
     except KeyboardInterrupt:
         report_error(program, "interrupted")
         return EXIT_INTERRUPTED

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 # git blob SHA-1 (or its start) of the lists of Liu et al. 2019 and Kang et al. 2020, by file name
 PUBLISHED = {
@@ -45,7 +45,7 @@ def read_list(file: Path) -> Rows:
         # not splitlines, which also splits at what a name may hold
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list '{file}': {error}") from error
+        raise unreadable(error, f"cannot read the list '{file}': {error}") from error
     names, labels = [], []
     for number, line in enumerate(lines, 1):
         line = line.strip()

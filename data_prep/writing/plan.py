@@ -19,7 +19,7 @@ import numpy as np
 from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source, SourceSplit
 from lt_train.data.dataset import COPY_AGAIN
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import read_sealed, write_atomically
 
 PARTIAL = ".partial"
@@ -122,7 +122,7 @@ def _stat(files: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
     try:
         found = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
     except OSError as error:
-        raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
+        raise unreadable(error, f"cannot read '{error.filename}': {error.strerror}") from error
     columns = np.array(found, np.int64).reshape(-1, 2)
     return columns[:, 0].copy(), columns[:, 1].copy()
 

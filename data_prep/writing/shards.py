@@ -25,7 +25,7 @@ from data_prep.writing.workers import in_workers
 from lt_train import __version__
 from lt_train.data.dataset import Dataset, Shard, Split, write_dataset
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError, is_fault, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
@@ -85,10 +85,8 @@ def write(
         if not summary.missing:
             tidy(plan)
     except OSError as error:
-        raise UserError(
-            f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes"
-            " on from there"
-        ) from error
+        message = f"cannot write to '{plan.out}': {error.strerror or error}"
+        raise unreadable(error, f"{message}; the same command again goes on from there") from error
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -156,6 +154,9 @@ def _add_sample(writer: TarWriter, split: SourceSplit, checker: Callable, index:
     try:
         image = checker(split.images.read(index))
     except (OSError, ValueError) as error:
+        if is_fault(error):  # says nothing of the image
+            message = f"cannot read {key} of the source: {error.strerror}"
+            raise MachineFault(f"{message}; the same command again goes on from there") from error
         return {"key": key, "label": label, "reason": str(error)}
     offset = writer.add(f"{key}.{image.extension}", image.content)
     if label != UNLABELED:

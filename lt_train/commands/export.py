@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from lt_train.console import console
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unwritable
 from lt_train.models.tensor_files import (
     AbsentFile,
     read_safetensors,
@@ -43,7 +43,7 @@ def main(words: list[str]) -> int:
     try:
         write_tensors(tensors, out, about)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+        raise unwritable(error, f"cannot write {out}: {error}") from error
     console.print(f"{out}: {note}", highlight=False, markup=False)
     return 0
 

@@ -126,7 +126,10 @@ def _load(config: Config, method: Method, checkpoint: Checkpoint | None, best: B
             best.restore(method)
         else:
             _load_exported(Path(config.run.dir), method)
-    except (RuntimeError, OSError, KeyError) as error:
+    except OSError as error:
+        message = f"cannot read the weights in {config.run.dir}: {error}"
+        raise unreadable(error, message) from error
+    except (RuntimeError, KeyError) as error:
         raise UserError(
             f"the weights in {config.run.dir} do not fit {config.data.root}: {error}; "
             "set data.root to the set it was trained on"

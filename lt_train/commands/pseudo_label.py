@@ -25,7 +25,7 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import make_loader
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, add_columns, is_half_replaced
 from lt_train.distributed import World, gather_objects, rank_share
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast
 
@@ -146,9 +146,9 @@ def _write_columns(
     try:
         add_columns(arguments.data, arguments.split, columns, origin)
     except OSError as error:
-        raise UserError(
-            f"cannot write to '{arguments.data}': {error.strerror or error}; make room or permit"
-            " it, and give the same command again"
+        message = f"cannot write to '{arguments.data}': {error.strerror or error}"
+        raise unreadable(
+            error, f"{message}; make room or permit it, and give the same command again"
         ) from error
 
 

@@ -28,7 +28,7 @@ from lt_train.data.run_data import make_loader
 from lt_train.data.scores import SPLIT, ScoreStore
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
-from lt_train.errors import UserError, parse_task
+from lt_train.errors import UserError, parse_task, unreadable
 from lt_train.methods.base import Method
 from lt_train.run_files import read_result
 from lt_train.training.engine import autocast
@@ -55,10 +55,8 @@ def main(words: list[str]) -> int:
         prefix = f"part {part} of {parts}: " if parts > 1 else ""
         score_pool(config, world, method, pool, store, own, prefix)
     except OSError as error:
-        raise UserError(
-            f"cannot write scores to '{folder}': {error.strerror or error}; "
-            "the same command again goes on from there"
-        ) from error
+        message = f"cannot write scores to '{folder}': {error.strerror or error}"
+        raise unreadable(error, f"{message}; the same command again goes on from there") from error
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.distributed import World
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
 COPIED_AT_ONCE = 1 << 24  # bytes
@@ -25,9 +25,9 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
         try:
             _copy(root, local, dataset)
         except OSError as error:
-            raise UserError(
-                f"cannot copy {root} to {local}: {error.strerror or error}; "
-                "free space there or unset data.cache_dir"
+            message = f"cannot copy {root} to {local}: {error.strerror or error}"
+            raise unreadable(
+                error, f"{message}; free space there or unset data.cache_dir"
             ) from error
     world.barrier()
     return local
