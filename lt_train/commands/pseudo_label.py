@@ -22,7 +22,7 @@ from lt_train.console import say, setup_logging
 from lt_train.data.batch_plan import EvalPlan
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
-from lt_train.data.run_data import make_loader
+from lt_train.data.run_data import make_loader, open_together
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, add_columns, is_half_replaced
 from lt_train.distributed import World, gather_objects, rank_share
 from lt_train.errors import UserError, unreadable
@@ -41,7 +41,7 @@ def main(words: list[str]) -> int:
     setup_logging(world.is_main)
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     check_classifier(arguments.run, config)
-    manifest = Manifest(arguments.data, arguments.split)
+    manifest = open_together(arguments.data, arguments.split, world)
     # a pool of any images has no classes
     if manifest.classes and manifest.classes != read_dataset(config.data.root).classes:
         raise UserError(

@@ -17,10 +17,10 @@ from lt_train.config.schema import (
 )
 from lt_train.data.batch import Batch, Loader
 from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
-from lt_train.data.manifest import Manifest
+from lt_train.data.manifest import Check, Manifest
 from lt_train.data.node_cache import cache_on_node
 from lt_train.data.tables import UNLABELED
-from lt_train.distributed import World, gather_objects
+from lt_train.distributed import World, gather_objects, on_every_rank
 from lt_train.errors import UserError
 from lt_train.random_streams import Stream, mix, permute
 
@@ -44,8 +44,10 @@ class RunData:
         return cache_on_node(root, Path(cache), self.world) if cache else root
 
     def manifest(self, split: str) -> Manifest:
+        """A split of the first set, opened once. Collective the first time."""
         if split not in self._manifests:
-            self._manifests[split] = Manifest(self._roots[self.config.data.root], split)
+            root = self._roots[self.config.data.root]
+            self._manifests[split] = open_together(root, split, self.world)
         return self._manifests[split]
 
     @property
@@ -58,7 +60,7 @@ class RunData:
         config = self.config.unlabeled
         if not config.root:
             return None
-        pool = Manifest(self._roots[config.root], config.split)
+        pool = open_together(self._roots[config.root], config.split, self.world)
         pool = _pseudo_labeled(pool, config, self.train_set)
         if config.max_samples is None or config.max_samples >= len(pool):
             return pool
@@ -132,6 +134,16 @@ class RunData:
         if key not in self._resident:
             self._resident[key] = read_resident(plan.manifest, self.config, self.world)
         return make_loader(plan, self.config, self.world, self._resident[key])
+
+
+def open_together(root: Path, split: str, world: World) -> Manifest:
+    """A split, opened by every rank; the first one of each node compares its tables' checksums.
+
+    Its tables are read from the disk once a node then. What any rank finds wrong is raised on all.
+    Collective.
+    """
+    check: Check = "all" if world.local_rank == 0 else "bounds"
+    return on_every_rank(lambda: Manifest(root, split, check))
 
 
 class JoinedBatches:

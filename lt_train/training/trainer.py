@@ -83,7 +83,7 @@ class Trainer:
 
     def _claim_and_run(self) -> dict:
         started = time.monotonic()
-        finished, checkpoint = self.folder.finished(self.last_step), None
+        finished, checkpoint = self._finished(), None
         if finished is None and self.config.resume.enabled:
             checkpoint = self.store.newest()
         self.folder.claim(checkpoint.meta if checkpoint else finished, self.digests)
@@ -114,6 +114,10 @@ class Trainer:
         result = self._result(metrics)
         self.folder.finish(self.engine.method, result)
         return result
+
+    def _finished(self) -> dict | None:
+        """What rank 0 reads in result.json, so that all agree."""
+        return broadcast_object(on_main(lambda: self.folder.finished(self.last_step)))
 
     def build(self) -> None:
         """Make the method, with its starting weights, and the engine."""
