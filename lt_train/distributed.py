@@ -217,6 +217,24 @@ def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
 
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
+    """Every rank's (counts[rank], ...) CPU tensor, in rank order, on rank 0; None on the others.
+
+    Nothing is held but what is returned.
+    """
+    if not _many():
+        return rows
+    if dist.get_rank() > 0:
+        dist.send(rows, 0)
+        return None
+    whole = rows.new_empty((sum(counts), *rows.shape[1:]))
+    first, *others = whole.split(counts)
+    first.copy_(rows)
+    for rank, part in enumerate(others, 1):
+        dist.recv(part, rank)
+    return whole
+
+
 def all_to_all_rows(
     rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]
 ) -> torch.Tensor:

@@ -17,6 +17,7 @@ from lt_train.config.schema import (
 )
 from lt_train.data.batch import Batch, Loader
 from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
+from lt_train.data.columns import row_type, rows_where, slices
 from lt_train.data.manifest import Check, Manifest
 from lt_train.data.node_cache import cache_on_node
 from lt_train.data.tables import UNLABELED
@@ -64,8 +65,7 @@ class RunData:
         pool = _pseudo_labeled(pool, config, self.train_set)
         if config.max_samples is None or config.max_samples >= len(pool):
             return pool
-        drawn = np.arange(config.max_samples)
-        return pool.subset(np.sort(permute(drawn, len(pool), mix(self.config.seed, Stream.SUBSET))))
+        return pool.subset(_draw(config.max_samples, len(pool), self.config.seed))
 
     @cached_property
     def train_sets(self) -> list[Manifest]:
@@ -229,20 +229,19 @@ def _pseudo_labeled(pool: Manifest, config: UnlabeledConfig, train_set: Manifest
     """
     classes = train_set.classes
     if config.label_column is None:
-        return pool.relabeled(np.full(len(pool), UNLABELED), classes)
+        return pool.relabeled(np.broadcast_to(np.int32(UNLABELED), len(pool)), classes)
     if pool.classes and pool.classes != classes:  # a pool of any images has none
         raise UserError(
             f"unlabeled.root {pool.root} was made for other classes than data.root {train_set.root}"
         )
     labels = pool.column(config.label_column)
-    known = {UNLABELED, *range(len(classes))}
-    if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= known:
+    if labels.dtype.kind not in "iu" or not _all_between(labels, UNLABELED, len(classes) - 1):
         raise UserError(
             f"unlabeled.label_column={config.label_column} of {pool.root} does not hold labels "
             f"of {len(classes)} classes; choose another"
         )
-    kept = labels != UNLABELED
     wanted = f"a {config.label_column}; python -m lt_train pseudo_label writes one"
+    confidences = None
     if config.min_confidence > 0:
         confidences = pool.column(config.confidence_column)
         if confidences.dtype.kind != "f":
@@ -250,11 +249,32 @@ def _pseudo_labeled(pool: Manifest, config: UnlabeledConfig, train_set: Manifest
                 f"unlabeled.confidence_column={config.confidence_column} of {pool.root} "
                 "does not hold fractions; choose another"
             )
-        kept &= confidences >= config.min_confidence
         wanted = (
             f"a {config.label_column} of {config.confidence_column} {config.min_confidence} "
             "or more; lower unlabeled.min_confidence"
         )
-    if not kept.any():
+
+    def is_kept(rows: slice) -> np.ndarray:
+        is_labeled = labels[rows] != UNLABELED
+        if confidences is None:
+            return is_labeled
+        return is_labeled & (confidences[rows] >= config.min_confidence)
+
+    kept = rows_where(is_kept, len(pool))
+    if not len(kept):
         raise UserError(f"{pool.root}/{pool.split} has no sample with {wanted}")
-    return pool.relabeled(labels, classes).subset(np.flatnonzero(kept))
+    part = pool if len(kept) == len(pool) else pool.subset(kept)
+    return part.relabeled(part.column(config.label_column), classes)
+
+
+def _all_between(values: np.ndarray, least: int, most: int) -> bool:
+    return len(values) == 0 or bool(least <= values.min() and values.max() <= most)
+
+
+def _draw(number: int, size: int, seed: int) -> np.ndarray:
+    """``number`` of ``size`` row numbers, in order."""
+    drawn, key = np.empty(number, row_type(size)), mix(seed, Stream.SUBSET)
+    for rows in slices(number):
+        drawn[rows] = permute(np.arange(rows.start, rows.stop), size, key)
+    drawn.sort()
+    return drawn

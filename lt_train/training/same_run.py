@@ -9,6 +9,7 @@ import numpy as np
 
 from lt_train.config.load import RENAMED, flatten, to_dict
 from lt_train.config.schema import Config
+from lt_train.data.columns import slices
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.distributed import broadcast_object, on_main
@@ -85,8 +86,9 @@ def _digest(parts: Iterable[Manifest]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps([len(part), part.classes]).encode())
-        digest.update(np.ascontiguousarray(part.column("crc32"), "<u4"))
-        digest.update(np.ascontiguousarray(part.labels, "<i4"))
+        for column, kind in ((part.column("crc32"), "<u4"), (part.labels, "<i4")):
+            for rows in slices(len(part)):
+                digest.update(np.ascontiguousarray(column[rows], kind))
     return digest.hexdigest()
 
 
