@@ -28,6 +28,7 @@ from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
 from lt_train.errors import MachineFault, UserError, is_fault, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
+ROWS = ".rows.arrow"  # after a shard's name: its manifest rows
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
 
 # called with (images, bytes) as shards are finished; bytes 0: finished before
@@ -67,8 +68,9 @@ def write(
             waiting = []
             # another run may have been faster
             mine = [] if is_complete(plan) else plan.shards[task.index :: task.count]
+            done = _finished(plan)
             for shard in mine:
-                if _is_finished(plan, shard):
+                if shard.name in done:
                     summary.skipped_shards += 1
                     report(len(shard.indices), 0)
                 else:
@@ -178,7 +180,7 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
     rejected.
     """
     paths = {shard.name: _rows_path(plan, shard) for shard in plan.shards}
-    summary.missing = sum(not _is_finished(plan, shard) for shard in plan.shards)
+    summary.missing = len({shard.name for shard in plan.shards} - _finished(plan))
     if summary.missing:
         return
     for path in plan.out.glob(".*.tmp"):  # of a run that was killed while it wrote a manifest
@@ -231,9 +233,11 @@ def _read_rows(path: Path) -> pa.Table:
     return pa.ipc.open_file(path.read_bytes()).read_all()
 
 
-def _is_finished(plan: Plan, shard: ShardPlan) -> bool:
-    return _rows_path(plan, shard).exists() and (plan.out / shard.name).exists()
+def _finished(plan: Plan) -> set[str]:
+    """The names of the shards that are there with their rows, by a look into two folders."""
+    rows = {name.removesuffix(ROWS) for name in os.listdir(plan.partial) if name.endswith(ROWS)}
+    return rows.intersection(os.listdir(plan.out))
 
 
 def _rows_path(plan: Plan, shard: ShardPlan) -> Path:
-    return plan.partial / f"{shard.name}.rows.arrow"
+    return plan.partial / f"{shard.name}{ROWS}"

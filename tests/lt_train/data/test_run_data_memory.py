@@ -35,9 +35,7 @@ def rows() -> Iterator[pa.Table]:
             "pseudo_label": generator.integers(0, CLASSES, size),
             "confidence": generator.random(size),
         }
-        arrays = [
-            pa.array(columns[name]).cast(kind) for name, kind in zip(SCHEMA.names, SCHEMA.types)
-        ]
+        arrays = [pa.array(columns[field.name]).cast(field.type) for field in SCHEMA]
         yield pa.table(arrays, schema=SCHEMA)
 
 
@@ -60,7 +58,7 @@ def test_a_second_set_takes_a_few_bytes_a_sample(use, pool):
     data = DataConfig(root=str(pool))
     config = Config(data=data, unlabeled=UnlabeledConfig(root=str(pool), **settings))
     run = RunData(config, World())
-    run.train_set  # is opened before
+    assert len(run.train_set) == SAMPLES, "it is opened before"
     tracemalloc.start()
     try:
         part = run.unlabeled_set
