@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lt_train.data.columns import Column, row_type, slices
 from lt_train.data.dataset import Dataset, Split, read_dataset, write_dataset
-from lt_train.data.spool import Spool
+from lt_train.data.spool import TEXT, Spool
 from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256
 
@@ -191,7 +191,8 @@ def _open(root: Path, name: str, schema: pa.Schema) -> pa.Table:
         if column not in names:
             raise table_error(root, f"{name} has no column '{column}'")
         found = table[column]
-        if found.type != kind or found.null_count:
+        kinds = TEXT if kind == pa.string() else (kind,)
+        if found.type not in kinds or found.null_count:
             raise table_error(root, f"{name} has a column '{column}' that is not all {kind}")
     return table
 
