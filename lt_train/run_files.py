@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lt_train.errors import DamagedFile
-from lt_train.files import canonical, parse_object, read_sealed, seal, write_atomically
+from lt_train.files import (
+    canonical,
+    has_checksum,
+    parse_object,
+    read_sealed,
+    seal,
+    write_atomically,
+)
 
 LINE_CHECKSUM = "crc32"  # of a line of metrics.jsonl, its last key
 RESULT_FILE = "result.json"
@@ -51,8 +58,10 @@ def parse_record(line: bytes) -> dict[str, Any]:
     earlier versions have no checksum.
     """
     record = parse_object(line)
-    if LINE_CHECKSUM in record and record.pop(LINE_CHECKSUM) != zlib.crc32(canonical(record)):
-        raise ValueError("it does not match its checksum")
+    if has_checksum(record, LINE_CHECKSUM):
+        checksum = record.pop(LINE_CHECKSUM, None)
+        if checksum != zlib.crc32(canonical(record)):
+            raise ValueError("it does not match its checksum")
     if not line.endswith(b"\n") or type(record.get("step")) is not int:
         raise ValueError("it is cut short, or has no step")
     if not isinstance(record.get("split", ""), str):

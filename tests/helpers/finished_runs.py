@@ -1,11 +1,11 @@
 """Finished runs that nobody trained, and what a report makes of them."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 from lt_train.commands.report import main
+from lt_train.files import seal
 from lt_train.run_files import write_record, write_result
 
 COUNTS = [500, 120, 60, 10]
@@ -74,7 +74,7 @@ def write_run(folder: Path, metrics: dict | None = None, **changes) -> dict:
 def write_posthoc(folder: Path, selected_on: str, *classifiers: dict) -> None:
     """Post-hoc classifiers of a run as lt_train/commands/posthoc.py leaves them."""
     content = {"selected_on": selected_on, "classifiers": classifiers}
-    (folder / "posthoc.json").write_text(json.dumps(content))
+    (folder / "posthoc.json").write_bytes(seal(content))
 
 
 def report(*words: str | Path) -> tuple[str, str]:

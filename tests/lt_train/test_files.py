@@ -51,7 +51,9 @@ def test_what_is_sealed_is_read_also_laid_out_otherwise():
     assert unseal(json.dumps(other).encode()) == unseal(sealed)
 
 
-@pytest.mark.parametrize("change", [("owls", "owlz"), ("71.25", "77.25"), ('"sha256": "', "&0")])
+@pytest.mark.parametrize(
+    "change", [("owls", "owlz"), ("71.25", "77.25"), ('"sha256": "', "&0"), ("sha256", "sla256")]
+)
 def test_what_is_not_as_it_was_sealed_is_damaged(change, tmp_path):
     damaged = seal(CONTENT).decode().replace(change[0], change[1].replace("&", change[0]))
     (tmp_path / "ours.json").write_text(damaged)
