@@ -22,7 +22,7 @@ from data_prep.reading.source import Images
 from data_prep.writing import shards
 from data_prep.writing.plan import Plan, ShardPlan
 from data_prep.writing.workers import in_workers
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 # so much of the source is taken, spread over it, that checking it takes about so long
 SECONDS = 3.0
@@ -60,9 +60,8 @@ def run(plan: Plan, workers: int, console: Console) -> None:
                     if turn:
                         seconds[name].append(time.monotonic() - started)
     except OSError as error:
-        raise UserError(
-            f"cannot write to '{beside}': {error.strerror or error}; --out says where to"
-        ) from error
+        message = f"cannot write to '{beside}': {error.strerror or error}"
+        raise unreadable(error, f"{message}; --out says where to") from error
     _show(console, seconds, total, workers)
 
 

@@ -23,7 +23,7 @@ from lt_train.data.tables import (
     open_tables,
     place_problems,
 )
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError, is_fault, unreadable
 from lt_train.files import file_sha256
 
 BAR = 40  # characters, the longest bar of the histogram
@@ -70,6 +70,8 @@ def problems(root: Path) -> Iterator[str]:
     for name in dataset.splits:
         try:
             yield from _split_problems(root, dataset, name)
+        except MachineFault:  # is no damage
+            raise
         except UserError as error:
             yield str(error)
         except Exception as error:  # Arrow and NumPy raise many things about damaged columns
@@ -85,7 +87,7 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
     misplaced = list(place_problems(tables.manifest, name, split))
     yield from misplaced
     yield from class_problems(tables, name, dataset)
-    manifest = Manifest(root, name, check=False)
+    manifest = Manifest(root, name, check="nothing")
     start = 0
     for shard in split.shards:
         rows, start = slice(start, start + shard.samples), start + shard.samples
@@ -99,7 +101,10 @@ def _split_problems(root: Path, dataset: Dataset, name: str) -> Iterator[str]:
         except FileNotFoundError:
             yield f"{shard.name} is missing"
         except OSError as error:
-            yield f"{shard.name} cannot be read: {error.strerror or error}"
+            problem = f"{shard.name} cannot be read: {error.strerror or error}"
+            if is_fault(error):
+                raise MachineFault(f"{root}/{problem}; that is no damage: try again") from error
+            yield problem
         else:
             if not misplaced:
                 yield from _bad_samples(manifest, rows)
@@ -191,9 +196,8 @@ def plot(root: Path, file: Path) -> None:
     try:
         figure.savefig(file, dpi=120, format="png")
     except OSError as error:
-        raise UserError(
-            f"cannot write {file}: {error.strerror or error}; name another with --plot FILE"
-        ) from error
+        message = f"cannot write {file}: {error.strerror or error}"
+        raise unreadable(error, f"{message}; name another with --plot FILE") from error
     finally:
         pyplot.close(figure)
 

@@ -11,7 +11,7 @@ from data_prep.reading.source import Recipe, Source
 from data_prep.writing import shards
 from data_prep.writing.plan import Plan, Task, is_complete, make_plan, tidy
 from lt_train.console import say, working
-from lt_train.errors import UserError
+from lt_train.errors import unreadable
 
 
 def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
@@ -22,9 +22,8 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
         with working("looking through the source"):
             source = recipe.make_source(arguments)
     except OSError as error:
-        raise UserError(
-            f"cannot read the source: {error.filename}: {error.strerror or error}"
-        ) from error
+        message = f"cannot read the source: {error.filename}: {error.strerror or error}"
+        raise unreadable(error, message) from error
     with working("dealing the images over shards"):
         per_shard = arguments.samples_per_shard
         plan = make_plan(source, arguments.out, arguments.seed, per_shard, checker)

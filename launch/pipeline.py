@@ -18,7 +18,7 @@ from lt_train.config.load import (
 )
 from lt_train.config.schema import Config
 from lt_train.errors import UserError
-from lt_train.files import parse_object
+from lt_train.run_files import read_result
 
 PIPELINE_DIR = CONFIG_DIR / "pipelines"
 # the key that a stage has -> its kind
@@ -80,9 +80,9 @@ class StageJob:
         if self.kind != "train":
             return False
         try:
-            has_result = "steps" in parse_object(Path(self.run_dir, "result.json").read_bytes())
+            has_result = "steps" in read_result(Path(self.run_dir))
             saved = Path(self.run_dir, "config.yaml").read_text("utf-8")
-        except (OSError, ValueError):
+        except (OSError, ValueError, UserError):
             return False
         return has_result and saved == to_yaml(self.resolve())
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from lt_train.config.load import CONFIG_DIR
-from lt_train.errors import UserError
+from lt_train.errors import unreadable
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["launch", "lt_train", "data_prep"]
@@ -33,7 +33,8 @@ def take_snapshot(target: Path) -> str:
         (target / "commit.txt").write_text(f"{commit or 'unknown'}\n")
         (target / "changes.diff").write_text(changes)
     except OSError as error:
-        raise UserError(f"cannot copy the code to {target}: {error.strerror or error}") from error
+        message = f"cannot copy the code to {target}: {error.strerror or error}"
+        raise unreadable(error, message) from error
     return commit or "unknown"
 
 

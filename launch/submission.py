@@ -26,7 +26,7 @@ from launch.pipeline import COMMANDS, Experiment, StageJob
 from launch.sites import Site, apply
 from launch.snapshot import take_snapshot
 from lt_train.config.load import to_yaml
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import write_atomically
 
 SHARED = ("prepare", "train")  # kinds of stages whose folder may be another experiment's too
@@ -211,7 +211,9 @@ def read_submission(root: Path) -> list[Submitted]:
     newest = max(numbered, key=lambda path: int(path.parent.name))
     try:
         return [Submitted(**stage) for stage in json.loads(newest.read_text())["stages"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise unreadable(error, f"cannot read {newest}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{newest} is damaged: {error}") from error
 
 
@@ -241,7 +243,7 @@ def new_folder(root: Path) -> Path:
         folder = next_folder(root)
         folder.mkdir()
     except OSError as error:
-        raise UserError(f"cannot write to {root}: {error.strerror}") from error
+        raise unreadable(error, f"cannot write to {root}: {error.strerror}") from error
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError
 
 Result = TypeVar("Result")
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -144,7 +144,8 @@ def _join(world: World) -> None:
         )
     except (dist.DistError, ValueError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
+        kind = UserError if isinstance(error, ValueError) else MachineFault
+        raise kind(
             f"rank {world.rank} cannot join the others at {address}: {error}; "
             "is the port in use or a rank missing?"
         ) from error
@@ -229,6 +230,24 @@ def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts)])
 
 
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
+    """Every rank's (counts[rank], ...) CPU tensor, in rank order, on rank 0; None on the others.
+
+    Nothing is held but what is returned.
+    """
+    if not _many():
+        return rows
+    if dist.get_rank() > 0:
+        dist.send(rows, 0)
+        return None
+    whole = rows.new_empty((sum(counts), *rows.shape[1:]))
+    first, *others = whole.split(counts)
+    first.copy_(rows)
+    for rank, part in enumerate(others, 1):
+        dist.recv(part, rank)
+    return whole
+
+
 def all_to_all_rows(
     rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]
 ) -> torch.Tensor:
@@ -275,6 +294,22 @@ def on_main(work: Callable[[], Result]) -> Result | None:
     mistake = broadcast_object(mistake)
     if mistake is not None:
         raise mistake
+    return result
+
+
+def on_every_rank(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns on this rank, once it has ended well on all of them. Collective.
+
+    Else every rank raises the :class:`UserError` of the first one that met any.
+    """
+    result, mistake = None, None
+    try:
+        result = work()
+    except UserError as error:
+        mistake = error
+    for met in gather_objects(mistake):
+        if met is not None:
+            raise met
     return result
 
 

@@ -1,7 +1,10 @@
-"""Files that are there whole or not at all, their digests, and JSON objects."""
+"""Files that are there whole or not at all, their digests, and JSON objects, which may hold a
+digest of their own.
+"""
 
 import hashlib
 import json
+import operator
 import os
 import re
 from collections.abc import Iterator
@@ -9,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lt_train.errors import DamagedFile, unreadable
+
+SEAL = "sha256"  # the key under which a JSON file holds its own digest
+TOO_DEEP = "it is nested too deeply"
 LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)  # what atomic_file calls its temporaries
 
 
@@ -63,7 +70,66 @@ def parse_object(content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content.decode())
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(TOO_DEEP) from None
     if not isinstance(value, dict):
         raise ValueError("it does not hold an object")
     return value
+
+
+def seal(content: dict[str, Any]) -> bytes:
+    """``content`` as JSON that ends with a "sha256" of all the rest; see :func:`unseal`."""
+    as_read = json.loads(json.dumps(content))  # a key that is a number comes back as text
+    return json.dumps({**content, SEAL: _digest(as_read)}, indent=1).encode() + b"\n"
+
+
+def unseal(content: bytes, may_lack: bool = True) -> dict[str, Any]:
+    """The object that was given to :func:`seal`, in whatever order its keys and spaces are now.
+
+    A :class:`ValueError` says why it is not. ``may_lack``: what has no checksum is taken as it is,
+    as earlier versions wrote it.
+    """
+    value = parse_object(content)
+    if may_lack and not has_checksum(value, SEAL):
+        return value
+    if value.pop(SEAL, None) != _digest(value):
+        raise ValueError("it does not match its own checksum")
+    return value
+
+
+def has_checksum(value: dict[str, Any], name: str) -> bool:
+    """Whether an object has one under this ``name``, or under what damage has made of it.
+
+    Else a bit of the name could hide any other damage: the file would look like an earlier
+    version's.
+    """
+    alike = [key for key in value if len(key) == len(name)]
+    return any(sum(map(operator.ne, key, name)) < len(name) / 2 for key in alike)
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """What :func:`unseal` makes of a file; a :class:`DamagedFile` ends with the ``remedy``.
+
+    A file that is not there is a FileNotFoundError or a NotADirectoryError, one that cannot be read
+    a :class:`UserError`.
+    """
+    try:
+        return unseal(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror or error}; make it readable"
+        raise unreadable(error, message) from error
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged: {error}; {remedy}") from error
+
+
+def canonical(content: dict[str, Any]) -> bytes:
+    """JSON that is the same for equal objects, for checksums; a ValueError if there is none."""
+    try:
+        return json.dumps(content, sort_keys=True).encode()
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(content)).hexdigest()

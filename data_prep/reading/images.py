@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep.reading.source import Images
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def tar_members(
     except tarfile.TarError as error:
         raise UserError(f"'{path}' is not a whole uncompressed tar: {error}") from error
     except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
+        raise unreadable(error, f"cannot read '{path}': {error.strerror or error}") from error
 
 
 class _Window(io.RawIOBase):

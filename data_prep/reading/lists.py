@@ -7,13 +7,12 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from lt_train.errors import UserError
+from data_prep.reading.many_files import ask
+from lt_train.errors import UserError, unreadable
 
 # git blob SHA-1 (or its start) of the lists of Liu et al. 2019 and Kang et al. 2020, by file name
 PUBLISHED = {
@@ -26,8 +25,6 @@ PUBLISHED = {
     "Places_LT_val.txt": "b93a2ca5",
     "Places_LT_test.txt": "e732e58b",
 }
-STAT_THREADS = 16  # a network file system answers many questions at once
-STAT_AT_ONCE = 256
 NAMED = 10  # missing images named in an error
 # a label; far larger ones are refused as out of range, or as no number
 NUMBER = re.compile(r"[0-9]{1,20}")
@@ -45,7 +42,7 @@ def read_list(file: Path) -> Rows:
         # not splitlines, which also splits at what a name may hold
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list '{file}': {error}") from error
+        raise unreadable(error, f"cannot read the list '{file}': {error}") from error
     names, labels = [], []
     for number, line in enumerate(lines, 1):
         line = line.strip()
@@ -149,9 +146,7 @@ def check_files(root: str | Path, names: Sequence[str], where: str) -> None:
     def missing_of(part: Sequence[str]) -> list[str]:
         return [name for name in part if not os.path.isfile(os.path.join(root, name))]
 
-    parts = (names[start : start + STAT_AT_ONCE] for start in range(0, len(names), STAT_AT_ONCE))
-    with ThreadPoolExecutor(STAT_THREADS) as pool:
-        missing = list(chain.from_iterable(pool.map(missing_of, parts)))
+    missing = list(ask(missing_of, names))
     report_missing(missing, len(names), f"under '{root}'", where)
 
 

@@ -17,7 +17,7 @@ from data_prep.reading.pools import WITHDRAWN, Pool
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.data.scores import SPLIT, ScoreStore
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 COMPARED_AT_ONCE = 4096  # images; what is held of them is bounded
 LOG_EVERY = 16  # times so many
@@ -153,9 +153,9 @@ def _stacked(contents: Iterable[bytes], root: Path) -> np.ndarray:
     try:
         return np.stack([_pixels(content) for content in contents])
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"cannot read an image of '{root}': {error}; python -m data_prep verify {root} tells"
-            " more"
+        message = f"cannot read an image of '{root}': {error}"
+        raise unreadable(
+            error, f"{message}; python -m data_prep verify {root} tells more"
         ) from error
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lt_train.errors import UserError
+from lt_train.errors import unreadable
 
 # of the formats that reading/check.py takes
 IMAGE_SUFFIXES = {
@@ -95,7 +95,7 @@ def listing(folder: str | Path, passed: PassedOver) -> tuple[list[str], list[str
                 elif is_taken(entry.name, passed):
                     images.append(entry.name)
     except OSError as error:
-        raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
+        raise unreadable(error, f"cannot read '{error.filename}': {error.strerror}") from error
     return sorted(folders), sorted(images)
 
 

@@ -35,7 +35,7 @@ from data_prep.reading.subsets import (
     pick,
 )
 from data_prep.reading.walk import PassedOver, listing
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 CSV_COLUMNS = {  # what a column is for -> the names it may have
     "path": ("path", "image", "image_path", "file", "filename", "file_name"),
@@ -184,7 +184,7 @@ def _read_csv(file: Path) -> list[tuple[int, dict[str, str]]]:
                 rows.append((reader.line_num, cells))
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the CSV '{file}': {error}") from error
+        raise unreadable(error, f"cannot read the CSV '{file}': {error}") from error
 
 
 def _find_columns(file: Path, fields: Iterable[str]) -> dict[str, str]:

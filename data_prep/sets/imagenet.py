@@ -26,7 +26,7 @@ from data_prep.reading.source import Images, Recipe, Source, SourceSplit
 from data_prep.reading.subsets import pareto_counts
 from data_prep.reading.walk import PassedOver, is_taken, listing
 from lt_train.data.tables import UNLABELED
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 LISTS = {split: f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")}
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -270,7 +270,7 @@ def _read_solution(root: Path) -> dict[str, str]:
         with open(file, newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.reader(stream) if len(row) > 1 and row[1].strip()]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read '{file}': {error}") from error
+        raise unreadable(error, f"cannot read '{file}': {error}") from error
     return {f"{row[0]}.JPEG": row[1].split()[0] for row in rows}
 
 

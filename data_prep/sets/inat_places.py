@@ -20,7 +20,7 @@ from data_prep.reading.lists import (
 from data_prep.reading.source import Recipe, Source
 from data_prep.reading.subsets import add_fraction_arguments, hold_out
 from data_prep.reading.walk import PassedOver
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}
 INAT_JSON = {"train": "train2018.json", "test": "val2018.json"}
@@ -129,8 +129,8 @@ def _read_json(files: dict[str, Path]) -> tuple[list[str], dict[str, Rows]]:
             for category in content.get("categories", []):
                 classes[int(category["id"])] = str(category["name"])
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise UserError(
-                f"'{file}' is not iNaturalist's annotation file: {_problem(error)}"
+            raise unreadable(
+                error, f"'{file}' is not iNaturalist's annotation file: {_problem(error)}"
             ) from error
         if not names:
             raise UserError(f"'{file}' names no images")

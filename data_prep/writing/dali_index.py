@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.reading.images import tar_members
 from lt_train.data.dataset import read_dataset
-from lt_train.errors import UserError
+from lt_train.errors import unreadable
 from lt_train.files import write_atomically
 
 # of the format; v1.2, which DALI's own wds2idx writes, adds names, which then may have no spaces
@@ -25,10 +25,8 @@ def write_dali_index(root: Path) -> int:
                     write_atomically(path, _index(root / shard.name).encode())
                     written += 1
     except OSError as error:
-        raise UserError(
-            f"cannot write an index to '{root}': {error.strerror or error}; the same command again"
-            " goes on from there"
-        ) from error
+        message = f"cannot write an index to '{root}': {error.strerror or error}"
+        raise unreadable(error, f"{message}; the same command again goes on from there") from error
     return written
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.reading.check import DECODED, Checker
+from data_prep.reading.many_files import ask
 from data_prep.reading.source import Source, SourceSplit
-from lt_train.errors import UserError
-from lt_train.files import write_atomically
+from lt_train.data.dataset import COPY_AGAIN
+from lt_train.errors import UserError, unreadable
+from lt_train.files import read_sealed, write_atomically
 
 PARTIAL = ".partial"
 KEYS_AT_ONCE = 65536
@@ -90,8 +92,8 @@ def make_plan(
         for start in range(0, len(split.keys), KEYS_AT_ONCE):
             digest.update("\n".join(split.keys[start : start + KEYS_AT_ONCE]).encode())
         for column in (split.labels, *split.columns.values()):
-            if column is not None:
-                digest.update(np.ascontiguousarray(column).astype(np.float64).tobytes())
+            for start in range(0, 0 if column is None else len(column), KEYS_AT_ONCE):
+                digest.update(column[start : start + KEYS_AT_ONCE].astype(np.float64).tobytes())
     sizes, times = _stat(source.files)
     digest.update(sizes.tobytes())
     stamp = hashlib.sha256(digest.digest() + times.tobytes())
@@ -118,11 +120,15 @@ def _deal(
 
 def _stat(files: Sequence[str | Path]) -> tuple[np.ndarray, np.ndarray]:
     """Sizes and times of the last change, in bytes and nanoseconds, (N,) int64 each."""
+
+    def look(part: Sequence[str | Path]) -> np.ndarray:
+        found = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, part)]
+        return np.array(found, np.int64)
+
     try:
-        found = [(status.st_size, status.st_mtime_ns) for status in map(os.stat, files)]
+        columns = np.fromiter(ask(look, files), np.dtype((np.int64, 2)), len(files))
     except OSError as error:
-        raise UserError(f"cannot read '{error.filename}': {error.strerror}") from error
-    columns = np.array(found, np.int64).reshape(-1, 2)
+        raise unreadable(error, f"cannot read '{error.filename}': {error.strerror}") from error
     return columns[:, 0].copy(), columns[:, 1].copy()
 
 
@@ -132,12 +138,10 @@ def is_complete(plan: Plan) -> bool:
     """
     path = plan.out / "dataset.json"
     try:
-        fingerprint = json.loads(path.read_bytes())["made_by"]["fingerprint"]
+        fingerprint = read_sealed(path, COPY_AGAIN)["made_by"]["fingerprint"]
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError):  # not written by data_prep, or damaged
+    except (KeyError, TypeError):  # not written by data_prep
         fingerprint = None
     if fingerprint != plan.fingerprint:
         raise UserError(

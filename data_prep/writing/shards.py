@@ -25,9 +25,10 @@ from data_prep.writing.workers import in_workers
 from lt_train import __version__
 from lt_train.data.dataset import Dataset, Shard, Split, write_dataset
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError, is_fault, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
+ROWS = ".rows.arrow"  # after a shard's name: its manifest rows
 ABOUT = b"shard"  # the key of what is known of a shard in its rows' schema
 
 # called with (images, bytes) as shards are finished; bytes 0: finished before
@@ -67,8 +68,9 @@ def write(
             waiting = []
             # another run may have been faster
             mine = [] if is_complete(plan) else plan.shards[task.index :: task.count]
+            done = _finished(plan)
             for shard in mine:
-                if _is_finished(plan, shard):
+                if shard.name in done:
                     summary.skipped_shards += 1
                     report(len(shard.indices), 0)
                 else:
@@ -85,10 +87,8 @@ def write(
         if not summary.missing:
             tidy(plan)
     except OSError as error:
-        raise UserError(
-            f"cannot write to '{plan.out}': {error.strerror or error}; the same command again goes"
-            " on from there"
-        ) from error
+        message = f"cannot write to '{plan.out}': {error.strerror or error}"
+        raise unreadable(error, f"{message}; the same command again goes on from there") from error
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -156,6 +156,9 @@ def _add_sample(writer: TarWriter, split: SourceSplit, checker: Callable, index:
     try:
         image = checker(split.images.read(index))
     except (OSError, ValueError) as error:
+        if is_fault(error):  # says nothing of the image
+            message = f"cannot read {key} of the source: {error.strerror}"
+            raise MachineFault(f"{message}; the same command again goes on from there") from error
         return {"key": key, "label": label, "reason": str(error)}
     offset = writer.add(f"{key}.{image.extension}", image.content)
     if label != UNLABELED:
@@ -177,7 +180,7 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
     rejected.
     """
     paths = {shard.name: _rows_path(plan, shard) for shard in plan.shards}
-    summary.missing = sum(not _is_finished(plan, shard) for shard in plan.shards)
+    summary.missing = len({shard.name for shard in plan.shards} - _finished(plan))
     if summary.missing:
         return
     for path in plan.out.glob(".*.tmp"):  # of a run that was killed while it wrote a manifest
@@ -230,9 +233,11 @@ def _read_rows(path: Path) -> pa.Table:
     return pa.ipc.open_file(path.read_bytes()).read_all()
 
 
-def _is_finished(plan: Plan, shard: ShardPlan) -> bool:
-    return _rows_path(plan, shard).exists() and (plan.out / shard.name).exists()
+def _finished(plan: Plan) -> set[str]:
+    """The names of the shards that are there with their rows, by a look into two folders."""
+    rows = {name.removesuffix(ROWS) for name in os.listdir(plan.partial) if name.endswith(ROWS)}
+    return rows.intersection(os.listdir(plan.out))
 
 
 def _rows_path(plan: Plan, shard: ShardPlan) -> Path:
-    return plan.partial / f"{shard.name}.rows.arrow"
+    return plan.partial / f"{shard.name}{ROWS}"

@@ -24,7 +24,7 @@ from lt_train.config.load import load_config
 from lt_train.config.schema import Config
 from lt_train.console import setup_logging
 from lt_train.distributed import World
-from lt_train.errors import UserError, run_cli
+from lt_train.errors import UserError, run_cli, unreadable
 from lt_train.files import write_atomically
 
 
@@ -56,7 +56,7 @@ def _write(path: Path, result: dict) -> None:
     try:
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
     except OSError as error:
-        raise UserError(f"cannot write --json {path}: {error.strerror}") from error
+        raise unreadable(error, f"cannot write --json {path}: {error.strerror}") from error
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from lt_train.commands.open_run import read_result
 from lt_train.console import console
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unwritable
 from lt_train.models.tensor_files import (
     AbsentFile,
     read_safetensors,
@@ -22,6 +21,7 @@ from lt_train.models.tensor_files import (
     write_tensors,
 )
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, FINISH_AGAIN, why_absent
+from lt_train.run_files import read_result
 
 MODEL_FILE = "model.safetensors"
 CLASS_NAMES_LIMIT = 65_536  # characters; more do not belong into a file's header
@@ -43,7 +43,7 @@ def main(words: list[str]) -> int:
     try:
         write_tensors(tensors, out, about)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
+        raise unwritable(error, f"cannot write {out}: {error}") from error
     console.print(f"{out}: {note}", highlight=False, markup=False)
     return 0
 

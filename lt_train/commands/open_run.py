@@ -1,10 +1,8 @@
 """Open a run that was trained before: its config, and its method with its weights."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,11 +11,12 @@ from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.distributed import World, on_main
-from lt_train.errors import UserError
-from lt_train.files import parse_object, write_atomically
+from lt_train.errors import UserError, unreadable
+from lt_train.files import seal, write_atomically
 from lt_train.methods.base import Counts, Method
 from lt_train.models.tensor_files import tensors_digest
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
+from lt_train.run_files import read_result
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.saved_state import broadcast_module, read_state
@@ -86,13 +85,12 @@ def check_classifier(folder: Path, config: Config) -> None:
 
 
 def write_metrics(path: Path, content: dict) -> None:
-    """Write what a command has measured as JSON, whole or not at all."""
+    """Write what a command has measured as JSON with its checksum, whole or not at all."""
     try:
-        write_atomically(path, (json.dumps(content) + "\n").encode())
+        write_atomically(path, seal(content))
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; choose another file with --out"
-        ) from error
+        message = f"cannot write {path}: {error.strerror}; choose another file with --out"
+        raise unreadable(error, message) from error
 
 
 def check_labeled(manifest: Manifest) -> None:
@@ -102,43 +100,6 @@ def check_labeled(manifest: Manifest) -> None:
             f"the split '{manifest.split}' of {manifest.root} has no labels to compare with; name"
             " another"
         )
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """result.json of a finished run, else nothing; a :class:`UserError` if it is damaged."""
-    path = folder / "result.json"
-    try:
-        result = parse_object(path.read_bytes())
-        for name, is_right in RESULT_TYPES.items():
-            if name in result and not is_right(result[name]):
-                raise ValueError(f"'{name}' cannot be {json.dumps(result[name])[:40]}")
-        return result
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged: {error}; delete it and give the training command again"
-        ) from error
-
-
-def _are_counts(value: Any) -> bool:
-    """Whether it is a list of whole numbers that fit into int64."""
-    return isinstance(value, list) and all(
-        type(count) is int and 0 <= count < 2**63 for count in value
-    )
-
-
-def _are_names(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-RESULT_TYPES = {  # of what is read of result.json here, and in commands
-    "class_counts": _are_counts,
-    "classes": _are_names,
-    "selected_on": lambda value: value in ("last", "val", "test"),
-}
 
 
 def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
@@ -165,7 +126,10 @@ def _load(config: Config, method: Method, checkpoint: Checkpoint | None, best: B
             best.restore(method)
         else:
             _load_exported(Path(config.run.dir), method)
-    except (RuntimeError, OSError, KeyError) as error:
+    except OSError as error:
+        message = f"cannot read the weights in {config.run.dir}: {error}"
+        raise unreadable(error, message) from error
+    except (RuntimeError, KeyError) as error:
         raise UserError(
             f"the weights in {config.run.dir} do not fit {config.data.root}: {error}; "
             "set data.root to the set it was trained on"

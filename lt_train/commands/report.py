@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lt_train.errors import UserError
+from lt_train.errors import unreadable
 from lt_train.files import write_atomically
 from lt_train.report.rows import SEED_SUFFIX, make_rows, remarks, table
 from lt_train.report.runs import read_runs
@@ -35,10 +35,8 @@ def main(words: list[str] | None = None) -> int:
         write_atomically(out / "report.md", to_markdown(report).encode())
         write_atomically(out / "report.html", to_html(report).encode())
     except OSError as error:
-        raise UserError(
-            f"cannot write the report to '{out}': {error.strerror}; choose another folder with"
-            " --out"
-        ) from error
+        message = f"cannot write the report to '{out}': {error.strerror}"
+        raise unreadable(error, f"{message}; choose another folder with --out") from error
     _show(header, body, notes)
     written = f"{out / 'report.md'}\n{out / 'report.html'}"
     Console(soft_wrap=True).print(written, highlight=False, markup=False)

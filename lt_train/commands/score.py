@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from lt_train import distributed
-from lt_train.commands.open_run import open_method, read_result, state_digest
+from lt_train.commands.open_run import open_method, state_digest
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config
 from lt_train.console import Every, say, setup_logging, working
@@ -28,8 +28,9 @@ from lt_train.data.run_data import make_loader
 from lt_train.data.scores import SPLIT, ScoreStore
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
-from lt_train.errors import UserError, parse_task
+from lt_train.errors import UserError, parse_task, unreadable
 from lt_train.methods.base import Method
+from lt_train.run_files import read_result
 from lt_train.training.engine import autocast
 from lt_train.training.preface import hardware
 
@@ -60,10 +61,8 @@ def _score(arguments: argparse.Namespace, config: Config, world: World) -> None:
         prefix = f"part {part} of {parts}: " if parts > 1 else ""
         score_pool(config, world, method, pool, store, own, prefix)
     except OSError as error:
-        raise UserError(
-            f"cannot write scores to '{folder}': {error.strerror or error}; "
-            "the same command again goes on from there"
-        ) from error
+        message = f"cannot write scores to '{folder}': {error.strerror or error}"
+        raise unreadable(error, f"{message}; the same command again goes on from there") from error
 
 
 def open_sourcing(config: Config, world: World) -> tuple[Method, list[str]]:

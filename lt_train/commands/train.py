@@ -11,7 +11,7 @@ from lt_train.config.load import (
     to_yaml,
 )
 from lt_train.console import setup_logging, working
-from lt_train.errors import EXIT_PREEMPTED, UserError, launched_rank
+from lt_train.errors import EXIT_PREEMPTED, launched_rank, unreadable
 
 
 def main(words: list[str], commands: dict[str, str]) -> int:
@@ -36,10 +36,8 @@ def main(words: list[str], commands: dict[str, str]) -> int:
             sys.stderr.write(f"lt_train: {reason}\n")
         return EXIT_PREEMPTED
     except OSError as error:
-        raise UserError(
-            f"{error.filename or config.run.dir}: {error.strerror or error}; "
-            "the last checkpoint is kept"
-        ) from error
+        message = f"{error.filename or config.run.dir}: {error.strerror or error}"
+        raise unreadable(error, f"{message}; the last checkpoint is kept") from error
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 
 LARGEST = 2**20  # bytes of a file
 DEEPEST = 50  # levels of lists and mappings
@@ -41,7 +41,7 @@ def read_yaml(path: Path, kind: Any = None) -> dict[str, Any]:
             f"cannot read {path}: it is not UTF-8 text (byte {error.start}); save it as UTF-8"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise unreadable(error, f"cannot read {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict | None):

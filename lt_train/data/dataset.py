@@ -1,16 +1,16 @@
 """dataset.json: what a prepared data set is made of, checked before anything is built upon it."""
 
-import json
 import os
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from lt_train.errors import UserError
-from lt_train.files import parse_object, write_atomically
+from lt_train.errors import DamagedFile, UserError
+from lt_train.files import read_sealed, seal, write_atomically
 
 FORMAT_VERSION = 1
 LARGEST = 2**63 - 1
+COPY_AGAIN = "copy it again or prepare it anew into another folder"
 LONGEST_NAME = 200  # bytes of a file's name, which is at most 255 with what is appended to it
 
 
@@ -49,12 +49,12 @@ class Dataset:
 
 
 def write_dataset(root: Path, dataset: Dataset) -> None:
-    """Write dataset.json; it is written last, so a folder that has one is complete."""
+    """Write dataset.json, sealed; it is written last, so a folder that has one is complete."""
     content = asdict(dataset)
     for split in content["splits"].values():
         if not split["replacing"]:  # a key that earlier versions refuse to read
             del split["replacing"]
-    write_atomically(root / "dataset.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(root / "dataset.json", seal(content))
 
 
 def read_dataset(root: str | Path) -> Dataset:
@@ -71,8 +71,8 @@ def read_dataset(root: str | Path) -> Dataset:
         raise UserError(
             f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
         )
+    content = read_sealed(path, COPY_AGAIN)
     try:
-        content = parse_object(path.read_bytes())
         version = content.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UserError(f"{path} was written by a newer version of data_prep; update lt-train")
@@ -81,14 +81,8 @@ def read_dataset(root: str | Path) -> Dataset:
         dataset = _typed(Dataset, content, "")
         _check(dataset)
         return dataset
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; permit it, or name another folder"
-        ) from error
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); run data_prep again into another folder"
-        ) from error
+        raise DamagedFile(f"{path} is damaged: {error}; {COPY_AGAIN}") from error
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:

@@ -13,23 +13,28 @@ unlabeled images. Shards are read by offset, never extracted. NumPy and Arrow on
 """
 
 import copy
+import functools
 import logging
 import zlib
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from lt_train.console import working
+from lt_train.data.columns import Chained, Column, Shifted, Text, row_type, slices, take
 from lt_train.data.dataset import Split, read_dataset
 from lt_train.data.shard_files import ShardFiles
 from lt_train.data.tables import (
     UNLABELED,
     Tables,
     class_index,
+    class_offsets,
     class_problems,
+    count_classes,
     digest_problems,
     open_tables,
     place_problems,
@@ -38,6 +43,7 @@ from lt_train.data.tables import (
 from lt_train.errors import UserError
 
 MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
+Check = Literal["all", "bounds", "nothing"]  # of the tables of a split
 log = logging.getLogger(__name__)
 
 
@@ -51,11 +57,15 @@ class Manifest:
     """One split of a prepared data set: columns as NumPy arrays, images as bytes by sample_id.
 
     It is opened if its tables are as they were written and agree with each other and with
-    dataset.json; else a :class:`UserError`. ``check=False`` is for who looks for what is wrong.
+    dataset.json; else a :class:`UserError`. ``check`` says how much of that is looked at: "bounds"
+    leaves out the checksums, which another rank of the node compares, and "nothing" is for who
+    looks for what is wrong.
 
     Attributes: ``labels``, ``widths``, ``heights`` (N,) int32; ``pseudo_labeled`` (N,) bool;
-    ``class_counts`` (C,) int64; ``class_ids`` (N,) int64, sample ids grouped by class;
-    ``class_offsets`` (C + 1,) int64 into it.
+    ``class_counts`` (C,) int64; ``class_ids`` (N,) of integers, sample ids grouped by class;
+    ``class_offsets`` (C + 1,) int64 into it. What has a value a sample is mapped from disk, and of
+    a manifest made of others a view (:mod:`columns`): all that such a one takes of memory is 4
+    bytes a sample where it leaves some out, and 4 more once somebody goes by classes.
     """
 
     _COLUMNS = {  # attribute -> column of the manifest
@@ -67,9 +77,9 @@ class Manifest:
         "_size": "size",
         "_crc32": "crc32",
     }
-    _ROWS = (*_COLUMNS, "pseudo_labeled")  # what there is of every sample
+    _ROWS = (*_COLUMNS, "pseudo_labeled", "_keys")  # what there is of every sample
 
-    def __init__(self, root: str | Path, split: str, check: bool = True):
+    def __init__(self, root: str | Path, split: str, check: Check = "all"):
         self.root, self.split = Path(root), split
         self.dataset = read_dataset(root)
         if split not in self.dataset.splits:
@@ -82,22 +92,27 @@ class Manifest:
         self.classes = self.dataset.classes
         with working(f"checking the tables of {self.root}/{split}, {about.samples:,} samples"):
             tables = self._open(about, check)
-        self._table = tables.manifest
+        self._table, self._picks = tables.manifest, ()
         for attribute, name in self._COLUMNS.items():
             setattr(self, attribute, self.column(name))
+        self._keys = Text(self._table["key"])
         self.pseudo_labeled = np.broadcast_to(False, len(self.labels))  # takes no memory
         self.class_ids, self.class_offsets = tables.class_ids, tables.class_offsets
         self._start_reading()
 
-    def _open(self, about: Split, check: bool) -> Tables:
-        for problem in digest_problems(self.root, about) if check else ():
+    def _open(self, about: Split, check: Check) -> Tables:
+        for problem in digest_problems(self.root, about) if check == "all" else ():
             raise table_error(self.root, problem)
         tables = open_tables(self.root, self.split)
-        if check:
+        if check != "nothing":
             places = place_problems(tables.manifest, self.split, about)
             for problem in chain(places, class_problems(tables, self.split, self.dataset)):
                 raise table_error(self.root, problem)
         return tables
+
+    @cached_property
+    def class_ids(self) -> np.ndarray:  # of a set as it lies on disk, mapped from there
+        return class_index(self.labels, self.class_counts)
 
     def _start_reading(self) -> None:
         self.class_counts = np.diff(self.class_offsets)
@@ -107,16 +122,20 @@ class Manifest:
 
     def subset(self, rows: slice | np.ndarray) -> "Manifest":
         """Some of the samples, by sample_id, as a manifest of their own: ids count from 0."""
-        part, table = copy.copy(self), self._table
-        part._table = table[rows] if isinstance(rows, slice) else table.take(pa.array(rows))
+        part = copy.copy(self)
+        if isinstance(rows, np.ndarray):
+            rows = rows.astype(row_type(len(self)), copy=False)
+        part._picks = (*self._picks, rows)
         for name in self._ROWS:
-            setattr(part, name, getattr(self, name)[rows])
+            setattr(part, name, take(getattr(self, name), rows))
         return part._indexed()
 
-    def relabeled(self, labels: np.ndarray, classes: list[str]) -> "Manifest":
+    def relabeled(self, labels: Column, classes: list[str]) -> "Manifest":
         """The same samples with pseudo-labels ``labels`` (N,) of ``classes``, or UNLABELED."""
         other = copy.copy(self)
-        other.labels, other.classes = labels.astype(np.int32), classes
+        is_right = labels.dtype == np.int32  # and stays the view that it may be
+        other.labels = labels if is_right else np.asarray(labels, np.int32)
+        other.classes = classes
         other.pseudo_labeled = np.broadcast_to(True, len(labels))
         return other._indexed()
 
@@ -127,15 +146,16 @@ class Manifest:
         """
         both = copy.copy(self)
         for name in self._ROWS:
-            setattr(both, name, np.concatenate([getattr(self, name), getattr(other, name)]))
-        both._shard[len(self) :] += len(self.shards)
+            setattr(both, name, Chained(getattr(self, name), getattr(other, name)))
+        both._shard = Chained(self._shard, Shifted(other._shard, len(self.shards)))
         both.shards, both.paths = [*self.shards, *other.shards], [*self.paths, *other.paths]
-        both._table = pa.concat_tables([self._table.select(["key"]), other._table.select(["key"])])
+        both._table, both._picks = pa.table({}), ()
         return both._indexed()
 
     def _indexed(self) -> "Manifest":
-        self.__dict__.pop("bytes", None)  # of the manifest that this is a copy of
-        self.class_ids, self.class_offsets = class_index(self.labels, self.num_classes)
+        for name in ("bytes", "class_ids"):  # of the manifest that this is a copy of
+            self.__dict__.pop(name, None)
+        self.class_offsets = class_offsets(count_classes(self.labels, self.num_classes))
         self._start_reading()
         return self
 
@@ -153,10 +173,10 @@ class Manifest:
     @cached_property
     def bytes(self) -> int:
         """Size of all images."""
-        return int(self._size.astype(np.int64).sum())
+        return sum(int(self._size[rows].sum(dtype=np.int64)) for rows in slices(len(self)))
 
     def key(self, sample_id: int) -> str:
-        return self._table["key"][int(sample_id)].as_py()
+        return self._keys[int(sample_id)]
 
     def is_labeled(self, sample_ids: np.ndarray) -> np.ndarray:
         """Whether samples (B,) have a label that is the set's own, no pseudo-label: (B,) bool."""
@@ -167,14 +187,17 @@ class Manifest:
         columns = self._shard, self._offset, self._size
         return np.stack([column[sample_ids].astype(np.int64) for column in columns], 1)
 
-    def column(self, name: str) -> np.ndarray:
-        """A column of the manifest (N,); a :class:`UserError` if it has none of that name."""
+    def column(self, name: str) -> Column:
+        """A column of the manifest (N,); a :class:`UserError` if it has none of that name.
+
+        Of two sets joined, none can be asked for.
+        """
         if name not in self.columns:
             raise UserError(
                 f"{self.root}/{self.split}.arrow has no column '{name}'; "
                 f"it has {', '.join(self.columns)}"
             )
-        return self._table[name].to_numpy()
+        return functools.reduce(take, self._picks, self._table[name].to_numpy())
 
     def read(self, sample_id: int) -> np.ndarray | None:
         """The encoded image as (size,) uint8, or None if it is damaged.
@@ -202,7 +225,7 @@ class Manifest:
             ids, first = range(len(self)), int(sample_id)
         else:
             ids = self.class_ids[self.class_offsets[label] : self.class_offsets[label + 1]]
-            first = int(np.searchsorted(ids, sample_id))
+            first = int(np.searchsorted(ids, ids.dtype.type(sample_id)))
         for step in range(len(ids)):
             candidate = int(ids[(first + step) % len(ids)])
             content = self.read(candidate)

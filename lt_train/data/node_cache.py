@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lt_train.console import working
 from lt_train.data.dataset import Dataset, read_dataset
-from lt_train.distributed import World
-from lt_train.errors import UserError
+from lt_train.distributed import World, on_every_rank
+from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
 log = logging.getLogger(__name__)
@@ -24,21 +24,21 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
     root = root.resolve()
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # of two sets of one name
     local = target / f"{root.name}-{place}"
-    if world.local_rank == 0:
-        dataset = read_dataset(root)
-        try:
-            _copy(root, local, dataset)
-        except OSError as error:
-            raise UserError(
-                f"cannot copy {root} to {local}: {error.strerror or error}; "
-                "free space there or unset data.cache_dir"
-            ) from error
     with working("node cache: waiting for the other nodes' copies"):
-        world.barrier()
+        on_every_rank(lambda: _copy(root, local) if world.local_rank == 0 else None)
     return local
 
 
-def _copy(root: Path, local: Path, dataset: Dataset) -> None:
+def _copy(root: Path, local: Path) -> None:
+    dataset = read_dataset(root)
+    try:
+        _copy_files(root, local, dataset)
+    except OSError as error:
+        message = f"cannot copy {root} to {local}: {error.strerror or error}"
+        raise unreadable(error, f"{message}; free space there or unset data.cache_dir") from error
+
+
+def _copy_files(root: Path, local: Path, dataset: Dataset) -> None:
     local.mkdir(parents=True, exist_ok=True)
     shards = list(chain.from_iterable(split.shards for split in dataset.splits.values()))
     total, done = sum(shard.bytes for shard in shards), 0

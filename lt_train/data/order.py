@@ -56,7 +56,8 @@ class Sampler:
         self.config, self.seed, self.epochs = config, seed, epochs
         self.size = len(manifest)
         self.counts, self.offsets = manifest.class_counts, manifest.class_offsets
-        self.ids = manifest.class_ids  # grouped by class, from ``offsets``
+        # grouped by class, from ``offsets``; of views they are made only for who goes by classes
+        self.ids = manifest.class_ids if self.by_class else None
 
     @staticmethod
     def positions_together(config: SamplerConfig) -> int:
@@ -103,7 +104,8 @@ class ClassBalanced(Sampler):
         label = self.present[permute(turn, len(self.present), order)]
         lap, draw = np.divmod(cycle * self.per_class + within, self.counts[label])
         order = mix(self.seed, lap, label, Stream.WITHIN_CLASS)
-        return self.ids[self.offsets[label] + permute(draw, self.counts[label], order)]
+        within = permute(draw, self.counts[label], order)
+        return self.ids[self.offsets[label] + within].astype(np.int64)
 
 
 class ByClassShares(Sampler):
@@ -125,7 +127,7 @@ class ByClassShares(Sampler):
             here = epochs == epoch
             label[here] = np.searchsorted(cumulative, draw[here] * cumulative[-1], side="right")
         drawn = mix(self.seed, positions, Stream.SAMPLE) % self.counts[label].astype(np.uint64)
-        return self.ids[self.offsets[label] + drawn.astype(np.int64)]
+        return self.ids[self.offsets[label] + drawn.astype(np.int64)].astype(np.int64)
 
 
 class SquareRoot(ByClassShares):

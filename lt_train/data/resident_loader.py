@@ -34,7 +34,7 @@ def load_resident(
 
     Damaged ones are zero.
     """
-    sides = {*manifest.widths.tolist(), *manifest.heights.tolist()}
+    sides = {*np.unique(manifest.widths).tolist(), *np.unique(manifest.heights).tolist()}
     if not sides:
         raise UserError(f"{manifest.root}/{manifest.split} has no images")
     if len(sides) != 1:
@@ -81,7 +81,7 @@ class ResidentLoader:
 
     def __init__(self, plan: BatchPlan, images: torch.Tensor, padding: int):
         self.plan, self.images, self.padding, self.device = plan, images, padding, images.device
-        self.labels = torch.from_numpy(plan.manifest.labels.astype(np.int64)).to(self.device)
+        self.labels = torch.from_numpy(np.array(plan.manifest.labels, np.int64)).to(self.device)
         # a damaged sample was found while decoding; its replacement is looked up once
         bad = list(plan.manifest.bad) if plan.replace_bad else []
         self.stand_in = {

@@ -18,10 +18,11 @@ from lt_train.config.schema import (
 from lt_train.console import working
 from lt_train.data.batch import Batch, Loader
 from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
-from lt_train.data.manifest import Manifest
+from lt_train.data.columns import row_type, rows_where, slices
+from lt_train.data.manifest import Check, Manifest
 from lt_train.data.node_cache import cache_on_node
 from lt_train.data.tables import UNLABELED
-from lt_train.distributed import World, gather_objects
+from lt_train.distributed import World, gather_objects, on_every_rank
 from lt_train.errors import UserError
 from lt_train.random_streams import Stream, mix, permute
 
@@ -45,8 +46,10 @@ class RunData:
         return cache_on_node(root, Path(cache), self.world) if cache else root
 
     def manifest(self, split: str) -> Manifest:
+        """A split of the first set, opened once. Collective the first time."""
         if split not in self._manifests:
-            self._manifests[split] = Manifest(self._roots[self.config.data.root], split)
+            root = self._roots[self.config.data.root]
+            self._manifests[split] = open_together(root, split, self.world)
         return self._manifests[split]
 
     @property
@@ -59,12 +62,11 @@ class RunData:
         config = self.config.unlabeled
         if not config.root:
             return None
-        pool = Manifest(self._roots[config.root], config.split)
+        pool = open_together(self._roots[config.root], config.split, self.world)
         pool = _pseudo_labeled(pool, config, self.train_set)
         if config.max_samples is None or config.max_samples >= len(pool):
             return pool
-        drawn = np.arange(config.max_samples)
-        return pool.subset(np.sort(permute(drawn, len(pool), mix(self.config.seed, Stream.SUBSET))))
+        return pool.subset(_draw(config.max_samples, len(pool), self.config.seed))
 
     @cached_property
     def train_sets(self) -> list[Manifest]:
@@ -151,6 +153,16 @@ class Told:
                 done += len(batch)
 
 
+def open_together(root: Path, split: str, world: World) -> Manifest:
+    """A split, opened by every rank; the first one of each node compares its tables' checksums.
+
+    Its tables are read from the disk once a node then. What any rank finds wrong is raised on all.
+    Collective.
+    """
+    check: Check = "all" if world.local_rank == 0 else "bounds"
+    return on_every_rank(lambda: Manifest(root, split, check))
+
+
 class JoinedBatches:
     """Batches made of one batch of each of two loaders, the first one's samples first.
 
@@ -234,20 +246,19 @@ def _pseudo_labeled(pool: Manifest, config: UnlabeledConfig, train_set: Manifest
     """
     classes = train_set.classes
     if config.label_column is None:
-        return pool.relabeled(np.full(len(pool), UNLABELED), classes)
+        return pool.relabeled(np.broadcast_to(np.int32(UNLABELED), len(pool)), classes)
     if pool.classes and pool.classes != classes:  # a pool of any images has none
         raise UserError(
             f"unlabeled.root {pool.root} was made for other classes than data.root {train_set.root}"
         )
     labels = pool.column(config.label_column)
-    known = {UNLABELED, *range(len(classes))}
-    if labels.dtype.kind not in "iu" or not set(np.unique(labels)) <= known:
+    if labels.dtype.kind not in "iu" or not _all_between(labels, UNLABELED, len(classes) - 1):
         raise UserError(
             f"unlabeled.label_column={config.label_column} of {pool.root} does not hold labels "
             f"of {len(classes)} classes; choose another"
         )
-    kept = labels != UNLABELED
     wanted = f"a {config.label_column}; python -m lt_train pseudo_label writes one"
+    confidences = None
     if config.min_confidence > 0:
         confidences = pool.column(config.confidence_column)
         if confidences.dtype.kind != "f":
@@ -255,11 +266,32 @@ def _pseudo_labeled(pool: Manifest, config: UnlabeledConfig, train_set: Manifest
                 f"unlabeled.confidence_column={config.confidence_column} of {pool.root} "
                 "does not hold fractions; choose another"
             )
-        kept &= confidences >= config.min_confidence
         wanted = (
             f"a {config.label_column} of {config.confidence_column} {config.min_confidence} "
             "or more; lower unlabeled.min_confidence"
         )
-    if not kept.any():
+
+    def is_kept(rows: slice) -> np.ndarray:
+        is_labeled = labels[rows] != UNLABELED
+        if confidences is None:
+            return is_labeled
+        return is_labeled & (confidences[rows] >= config.min_confidence)
+
+    kept = rows_where(is_kept, len(pool))
+    if not len(kept):
         raise UserError(f"{pool.root}/{pool.split} has no sample with {wanted}")
-    return pool.relabeled(labels, classes).subset(np.flatnonzero(kept))
+    part = pool if len(kept) == len(pool) else pool.subset(kept)
+    return part.relabeled(part.column(config.label_column), classes)
+
+
+def _all_between(values: np.ndarray, least: int, most: int) -> bool:
+    return len(values) == 0 or bool(least <= values.min() and values.max() <= most)
+
+
+def _draw(number: int, size: int, seed: int) -> np.ndarray:
+    """``number`` of ``size`` row numbers, in order."""
+    drawn, key = np.empty(number, row_type(size)), mix(seed, Stream.SUBSET)
+    for rows in slices(number):
+        drawn[rows] = permute(np.arange(rows.start, rows.stop), size, key)
+    drawn.sort()
+    return drawn

@@ -6,10 +6,10 @@
 
 ``sourced_label`` is the likeliest of the known classes, ``score`` the probability that the
 classifier gives it. A sample that could not be read has label -1 and score 0. A file is complete or
-absent, so scoring goes on where it stopped. NumPy and Arrow only.
+absent, so scoring goes on where it stopped; each holds a checksum of its own. NumPy and Arrow only.
 """
 
-import json
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from lt_train.data.dataset import Dataset
-from lt_train.errors import UserError
-from lt_train.files import atomic_file, write_atomically
+from lt_train.errors import DamagedFile, UserError, unreadable
+from lt_train.files import atomic_file, read_sealed, seal, write_atomically
 
 SPLIT = "train"  # the one split of a pool
 SCHEMA = pa.schema([("sourced_label", pa.int32()), ("score", pa.float32())])
+CHECKSUM = b"sha256"  # of the two columns, in the schema's metadata; earlier versions wrote none
+SCORE_AGAIN = "remove it and score again"
 
 
 class ScoreStore:
@@ -46,16 +48,17 @@ class ScoreStore:
             )
         if not path.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(about).encode())
+            write_atomically(path, seal(about))
 
     def is_done(self, shard: int) -> bool:
         return self._path(shard).is_file()
 
     def write(self, shard: int, labels: np.ndarray, scores: np.ndarray) -> None:
         """The scores of all samples of shard number ``shard``: (n,) each."""
-        columns = [pa.array(labels, pa.int32()), pa.array(scores, pa.float32())]
-        batch = pa.record_batch(columns, schema=SCHEMA)
-        with atomic_file(self._path(shard)) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        labels, scores = labels.astype(np.int32), scores.astype(np.float32)
+        schema = SCHEMA.with_metadata({CHECKSUM: _digest(labels, scores)})
+        batch = pa.record_batch([pa.array(labels), pa.array(scores)], schema=schema)
+        with atomic_file(self._path(shard)) as file, pa.ipc.new_file(file, schema) as writer:
             writer.write_batch(batch)
 
     def read(self, num_classes: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -66,17 +69,11 @@ class ScoreStore:
         self._check_whole(num_classes)
         first = 0
         for number, shard in enumerate(self.shards):
-            try:
-                table = pa.ipc.open_file(self._path(number).read_bytes()).read_all()
-                labels, scores = table["sourced_label"].to_numpy(), table["score"].to_numpy()
-            except (OSError, pa.ArrowInvalid, KeyError) as error:
-                raise UserError(
-                    f"cannot read {self._path(number)}: {error}; remove it and score again"
-                ) from error
+            labels, scores = _read_scores(self._path(number))
             if len(labels) != shard.samples:
                 raise UserError(
                     f"{self._path(number)} has {len(labels)} rows for {shard.samples} samples; "
-                    "remove it and score again"
+                    f"{SCORE_AGAIN}"
                 )
             yield first, labels, scores
             first += shard.samples
@@ -101,19 +98,39 @@ class ScoreStore:
             )
 
     def _about(self) -> dict:
+        path, remedy = self.folder / "scores.json", "remove the folder and score again"
         try:
-            about = json.loads((self.folder / "scores.json").read_bytes())
+            about = read_sealed(path, remedy)
             classes = list(about["classes"])
             return {"pool": about["pool"], "classes": classes, "model": about["model"]}
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(
                 f"'{self.folder}' holds no scores ({error.strerror}); "
                 "make them with python -m lt_train score"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.folder}/scores.json is damaged ({error}); remove the folder and score again"
-            ) from error
+        except (KeyError, TypeError) as error:
+            raise DamagedFile(f"{path} is damaged: {error}; {remedy}") from error
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{self.shards[shard].name.removesuffix('.tar')}.arrow"
+
+
+def _read_scores(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores of a file, if they are as they were written."""
+    try:
+        table = pa.ipc.open_file(path.read_bytes()).read_all()
+        table.validate(full=True)
+        labels, scores = table["sourced_label"].to_numpy(), table["score"].to_numpy()
+        sha256 = (table.schema.metadata or {}).get(CHECKSUM)
+    except OSError as error:
+        raise unreadable(error, f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, MemoryError, pa.ArrowException) as error:
+        raise DamagedFile(f"cannot read {path}: {error}; {SCORE_AGAIN}") from error
+    if sha256 not in (None, _digest(labels, scores)):
+        raise DamagedFile(f"{path} does not match its own checksum; {SCORE_AGAIN}")
+    return labels, scores
+
+
+def _digest(labels: np.ndarray, scores: np.ndarray) -> bytes:
+    content = labels.astype("<i4").tobytes() + scores.astype("<f4").tobytes()
+    return hashlib.sha256(content).hexdigest().encode()

@@ -12,13 +12,13 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from lt_train.data.columns import Column, row_type, slices
 from lt_train.data.dataset import Dataset, Split, read_dataset, write_dataset
-from lt_train.data.spool import Spool
+from lt_train.data.spool import TEXT, Spool
 from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256
 
 WRITE_AT_ONCE = 1 << 26  # bytes
-ROWS_AT_ONCE = 1 << 22  # what a check holds in memory is bounded
 # the label of a sample whose class is not known; it is in no class's list and has no .cls member
 UNLABELED = -1
 MANIFEST_SCHEMA = pa.schema(
@@ -54,8 +54,8 @@ def write_manifest(
         with atomic_file(root / f"{split}.arrow") as file:
             _write_ipc(file, batch, spool.forget)
         labels = batch["label"].to_numpy() if counts.any() else np.zeros(0, np.int32)
-        ids, offsets = class_index(labels, num_classes)
-        lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))
+        ids = pa.array(class_index(labels, counts), pa.int64())
+        lists = pa.LargeListArray.from_arrays(pa.array(class_offsets(counts)), ids)
         with atomic_file(root / f"{split}.class_index.arrow") as file:
             _write_ipc(file, pa.record_batch({"sample_ids": lists}))
     return counts.tolist()
@@ -79,7 +79,7 @@ def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: s
     with pa.memory_map(str(root / name)) as source, atomic_file(root / name) as file:
         table = pa.ipc.open_file(source).read_all()
         kept = table.select([column for column in table.column_names if column not in columns])
-        arrays = {column: kept[column].combine_chunks() for column in kept.column_names} | columns
+        arrays = {column: _whole(kept[column]) for column in kept.column_names} | columns
         _write_ipc(file, pa.record_batch(arrays))
         file.flush()
         sha256 = file_sha256(Path(file.name))
@@ -89,13 +89,36 @@ def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: s
     describe(replace(part, tables=tables, added_columns=added, replacing={}))
 
 
-def class_index(labels: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labeled sample ids grouped by class (M,), and where each class starts (C + 1,); int64."""
-    ids = np.argsort(labels, kind="stable").astype(np.int64)
-    labeled = labels >= 0
-    counts = np.bincount(labels[labeled], minlength=num_classes)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return ids[len(labels) - int(labeled.sum()) :], offsets
+def class_index(labels: Column, counts: np.ndarray) -> np.ndarray:
+    """Labeled sample ids grouped by class (M,), int32 where that is enough.
+
+    ``counts`` (C,): those of :func:`count_classes`. A stable sort, some rows at a time.
+    """
+    ids = np.empty(int(counts.sum()), row_type(len(labels)))
+    ends = np.cumsum(counts) - counts  # of what is written of each class
+    for rows in slices(len(labels)) if len(ids) else ():
+        part = labels[rows]
+        order = np.argsort(part, kind="stable")
+        order = order[np.count_nonzero(part < 0) :]
+        own, here = part[order], np.bincount(part[order], minlength=len(counts))
+        first = np.cumsum(here) - here  # of each class in ``order``
+        ids[ends[own] + np.arange(len(order)) - first[own]] = rows.start + order
+        ends += here
+    return ids
+
+
+def count_classes(labels: Column, num_classes: int) -> np.ndarray:
+    """Samples of each class (C,) int64, without those that have no label."""
+    counts = np.zeros(num_classes, np.int64)
+    for rows in slices(len(labels)):
+        part = labels[rows]
+        counts += np.bincount(part[part >= 0], minlength=num_classes)
+    return counts
+
+
+def class_offsets(counts: np.ndarray) -> np.ndarray:
+    """Where each class starts in a class index, and where the last one ends: (C + 1,) int64."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 class _Sink:
@@ -141,11 +164,16 @@ def open_tables(root: Path, split: str) -> Tables:
     """
     table = _open(root, f"{split}.arrow", MANIFEST_SCHEMA)
     index_schema = pa.schema([("sample_ids", pa.large_list(pa.int64()))])
-    lists = _open(root, f"{split}.class_index.arrow", index_schema)["sample_ids"].combine_chunks()
+    lists = _whole(_open(root, f"{split}.class_index.arrow", index_schema)["sample_ids"])
     if lists.values.null_count:
         raise table_error(root, f"{split}.class_index.arrow has a sample_id that is none")
     offsets = lists.offsets.to_numpy() if len(lists) else np.zeros(1, np.int64)
     return Tables(table, lists.values.to_numpy(), offsets)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """All of a column; mapped from disk as before if it is one piece, as our own are."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _open(root: Path, name: str, schema: pa.Schema) -> pa.Table:
@@ -156,16 +184,15 @@ def _open(root: Path, name: str, schema: pa.Schema) -> pa.Table:
         names = table.column_names
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         message = f"cannot read {path}: {error}; python -m data_prep verify {root} tells more"
-        if isinstance(error, OSError):
-            raise unreadable(error, message) from error
-        raise UserError(message) from error
+        raise unreadable(error, message) from error
     if len(set(names)) < len(names):
         raise table_error(root, f"{name} has two columns of one name")
     for column, kind in zip(schema.names, schema.types):
         if column not in names:
             raise table_error(root, f"{name} has no column '{column}'")
         found = table[column]
-        if found.type != kind or found.null_count:
+        kinds = TEXT if kind == pa.string() else (kind,)
+        if found.type not in kinds or found.null_count:
             raise table_error(root, f"{name} has a column '{column}' that is not all {kind}")
     return table
 
@@ -242,10 +269,7 @@ def class_problems(tables: Tables, name: str, dataset: Dataset) -> Iterator[str]
             f" {num_classes} classes"
         )
         return
-    counts = np.zeros(num_classes, np.int64)
-    for rows in _slices(len(labels)):
-        part = labels[rows]
-        counts += np.bincount(part[part >= 0], minlength=num_classes)
+    counts = count_classes(labels, num_classes)
     if counts.tolist() != dataset.splits[name].class_counts:
         yield f"{name}.arrow has other class counts than dataset.json"
     if not _is_index_of(tables, labels, counts):
@@ -255,7 +279,7 @@ def class_problems(tables: Tables, name: str, dataset: Dataset) -> Iterator[str]
 def _is_index_of(tables: Tables, labels: np.ndarray, counts: np.ndarray) -> bool:
     """Whether it is :func:`class_index` of ``labels``, of which each class has ``counts``."""
     ids, offsets = tables.class_ids, tables.class_offsets
-    if not np.array_equal(offsets, np.concatenate([[0], np.cumsum(counts)])):
+    if not np.array_equal(offsets, class_offsets(counts)):
         return False
     if len(ids) != offsets[-1]:
         return False
@@ -274,13 +298,8 @@ def _is_index_of(tables: Tables, labels: np.ndarray, counts: np.ndarray) -> bool
 
 def _first(is_wrong: Callable[[slice], np.ndarray], size: int) -> int | None:
     """The first of ``size`` rows that is wrong; None if none is."""
-    for rows in _slices(size):
+    for rows in slices(size):
         found = np.flatnonzero(is_wrong(rows))
         if len(found):
             return rows.start + int(found[0])
     return None
-
-
-def _slices(size: int) -> Iterator[slice]:
-    for start in range(0, size, ROWS_AT_ONCE):
-        yield slice(start, min(start + ROWS_AT_ONCE, size))

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from lt_train.errors import UserError
+from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file
 
 Tensors = dict[str, torch.Tensor]
@@ -123,15 +123,15 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     with the ``remedy`` where the file is damaged.
     """
     kind = "safetensors file" if path.suffix == ".safetensors" else "checkpoint of torch.save"
-    unreadable = f"{path} is not a readable {kind}"
+    refusal = f"{path} is not a readable {kind}"
     try:
         with open(path, "rb") as file:
             start = file.read(len(GIT_LFS_POINTER))
         if not start:
-            raise UserError(f"{unreadable}: it is empty; {remedy}")
+            raise UserError(f"{refusal}: it is empty; {remedy}")
         if start == GIT_LFS_POINTER:
             raise UserError(
-                f"{unreadable}: it is a Git LFS pointer, which only stands for the file; fetch the"
+                f"{refusal}: it is a Git LFS pointer, which only stands for the file; fetch the"
                 " file itself: git lfs pull"
             )
         yield
@@ -140,9 +140,9 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AbsentFile(f"there is no {path}") from error
     except OSError as error:
-        raise UserError(f"{unreadable}: {error.strerror or error}") from error
+        raise unreadable(error, f"{refusal}: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{unreadable}: it is damaged or cut off ({error}); {remedy}") from error
+        raise UserError(f"{refusal}: it is damaged or cut off ({error}); {remedy}") from error
     except MemoryError:
         raise
     except Exception as error:  # what is damaged can fail anywhere in the unpickler
@@ -152,7 +152,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
                 " code when loaded; save its state_dict alone, or ask its authors for safetensors"
             ) from error
         raise UserError(
-            f"{unreadable}: it is damaged, cut off or of another kind; {remedy}"
+            f"{refusal}: it is damaged, cut off or of another kind; {remedy}"
         ) from error
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.errors import UserError
-from lt_train.files import parse_object
-from lt_train.training.monitor import is_number, parse_record
+from lt_train.errors import UserError, unreadable
+from lt_train.files import read_sealed, unseal
+from lt_train.run_files import RESULT_FILE, TRAIN_AGAIN, is_number, parse_record, read_result
 
 AS_TRAINED = "as trained"  # the entry of posthoc.json that a run's own row shows already
-RUN_FILES = ("result.json", "metrics.jsonl", "config.yaml")  # any of them makes a folder a run
+RUN_FILES = (RESULT_FILE, "metrics.jsonl", "config.yaml")  # any of them makes a folder a run
 SCALARS = ("top1", "balanced", "many_shot", "medium_shot", "few_shot", "ece")
 NUMBER = (int, float)
 NEEDED = {  # of result.json
@@ -90,7 +90,7 @@ def find_runs(folders: list[Path]) -> dict[str, Path]:
             below = [root, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
             runs = [folder for folder in below if _is_run(folder)]
         except OSError as error:
-            raise UserError(f"cannot read '{folder}': {error.strerror}") from error
+            raise unreadable(error, f"cannot read '{folder}': {error.strerror}") from error
         if not runs:
             raise UserError(
                 f"there is no run in '{folder}' or the folders in it: name a run.dir, or a folder"
@@ -114,7 +114,7 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
     runs, unfinished = [], {}
     found = find_runs(folders)
     for name, folder in found.items():
-        if (folder / "result.json").is_file():
+        if (folder / RESULT_FILE).is_file():
             runs.append(_read_run(name, folder))
         else:
             unfinished[name] = _progress(folder)
@@ -133,14 +133,12 @@ def read_runs(folders: list[Path]) -> tuple[list[Run], dict[str, str]]:
     return sorted(runs, key=order), unfinished
 
 
-def _parse(path: Path, parse: Callable[[dict], Any], advice: str) -> Any:
-    """``parse`` of the JSON object in a file; whatever is wrong with it is a :class:`UserError`
-    that names the file.
+def _parse(path: Path, content: dict, parse: Callable[[dict], Any], advice: str) -> Any:
+    """``parse`` of a file's ``content``; whatever is wrong with it is a :class:`UserError` that
+    names the file.
     """
     try:
-        return parse(parse_object(path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        return parse(content)
     except KeyError as error:
         raise UserError(f"{path} is damaged: it has no {error}; {advice}") from error
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -149,15 +147,16 @@ def _parse(path: Path, parse: Callable[[dict], Any], advice: str) -> Any:
 
 def _read_run(name: str, folder: Path) -> Run:
     result, split, metrics = _parse(
-        folder / "result.json", _checked, "delete it and give the training command again"
+        folder / RESULT_FILE, read_result(folder), _checked, TRAIN_AGAIN
     )
     selected_on, posthoc = "none", ()
-    if (folder / "posthoc.json").is_file():
-        selected_on, posthoc = _parse(folder / "posthoc.json", _posthoc, "make it again")
-    log, unreadable = read_log(folder)
+    file, advice = folder / "posthoc.json", "make it again"
+    if file.is_file():
+        selected_on, posthoc = _parse(file, read_sealed(file, advice), _posthoc, advice)
+    log, odd = read_log(folder)
     warnings = []
-    if unreadable:
-        warnings.append(f"{unreadable} unreadable line(s) in its metrics.jsonl are left out")
+    if odd:
+        warnings.append(f"{odd} unreadable line(s) in its metrics.jsonl are left out")
     if (folder / "nonfinite.json").is_file():
         warnings.append(
             f"its loss was not finite{_nonfinite_step(folder)}; nonfinite.json names the samples"
@@ -175,9 +174,6 @@ def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[s
             continue
         if not isinstance(value, kind) or kind in (int, NUMBER) and not _is_finite(value):
             raise TypeError(f"'{key}' cannot be {json.dumps(value)[:40]}")
-    for count in result["class_counts"]:
-        if type(count) is not int or not 0 <= count < 2**63:
-            raise TypeError(f"'class_counts' cannot hold {json.dumps(count)[:40]}")
     return result, *_reported(result["metrics"], result["headline"].removesuffix("top1"))
 
 
@@ -236,14 +232,14 @@ def read_log(folder: Path) -> tuple[list[dict], int]:
     except FileNotFoundError:
         return [], 0
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    records, unreadable = [], 0
+        raise unreadable(error, f"cannot read {path}: {error.strerror}") from error
+    records, odd = [], 0
     for line in lines:
         try:
             records.append(parse_record(line))
         except ValueError:
-            unreadable += line.endswith(b"\n")
-    return records, unreadable
+            odd += line.endswith(b"\n")
+    return records, odd
 
 
 def _progress(folder: Path) -> str:
@@ -260,6 +256,6 @@ def _progress(folder: Path) -> str:
 
 def _nonfinite_step(folder: Path) -> str:
     try:
-        return f" at step {parse_object((folder / 'nonfinite.json').read_bytes())['step']}"
+        return f" at step {unseal((folder / 'nonfinite.json').read_bytes())['step']}"
     except (OSError, ValueError, KeyError):
         return ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lt_train.errors import UserError
+from lt_train.errors import unwritable
 from lt_train.files import atomic_file
 from lt_train.methods.base import Method
 from lt_train.models.tensor_files import load_saved, reading, tensors_digest
@@ -49,9 +49,8 @@ class BestWeights:
             self._metric = metric
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"cannot write {self.path}: {reason}; is the disk full? The best before is kept"
-            ) from error
+            message = f"cannot write {self.path}: {reason}; is the disk full?"
+            raise unwritable(error, f"{message} The best before is kept") from error
 
     def restore(self, method: Method) -> int:
         """Give ``method`` the kept state; returns its step. Called by one rank."""

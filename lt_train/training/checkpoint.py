@@ -6,8 +6,6 @@ from; a torn one is passed over, loudly. One that cannot be read is not torn, an
 do torn ones alone: to begin anew is not ours to decide. Whatever else lies there is left alone.
 """
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -17,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.distributed import World, broadcast_object, is_lost_peer, on_main
-from lt_train.errors import UserError, unreadable
-from lt_train.files import file_sha256, fsync, parse_object, write_atomically
+from lt_train.errors import UserError, unreadable, unwritable
+from lt_train.files import file_sha256, fsync, seal, unseal, write_atomically
 
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as CheckpointStore.save writes it
 
@@ -63,9 +61,10 @@ class CheckpointStore:
             if is_lost_peer(error):
                 raise
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
+            raise unwritable(
+                error,
                 f"cannot write the checkpoint {final}: {reason}; is the disk full? "
-                "The last good one is kept"
+                "The last good one is kept",
             ) from error
         self.world.barrier()
 
@@ -113,8 +112,7 @@ class CheckpointStore:
         for path in files:
             fsync(path)
         meta["files"] = {str(path.relative_to(folder)): file_sha256(path) for path in files}
-        content = json.dumps({**meta, "sha256": _digest(meta)}, indent=1)
-        write_atomically(folder / "meta.json", content.encode())
+        write_atomically(folder / "meta.json", seal(meta))
         fsync(folder)
 
     def _prune(self, newest: int) -> None:
@@ -146,8 +144,9 @@ def saved_checkpoints(folder: Path) -> dict[int, Path]:
         absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
         if absent and not os.path.lexists(folder):  # a link to a disk that is gone is there
             return {}
-        raise UserError(
-            f"cannot read {folder}: {error.strerror}; make it readable, or choose another run.dir"
+        message = f"cannot read {folder}: {error.strerror}"
+        raise unreadable(
+            error, f"{message}; make it readable, or choose another run.dir"
         ) from error
     return dict(sorted(found.items()))
 
@@ -156,9 +155,7 @@ def _intact(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder, or None, with a warning, if it is damaged."""
     file = path / "meta.json"
     try:
-        meta = parse_object(file.read_bytes())
-        if meta.pop("sha256", None) != _digest(meta):
-            raise ValueError("meta.json does not match its own checksum")
+        meta = _read_meta(file)
         if f"step-{meta['step']:08d}" != path.name:
             raise ValueError(f"meta.json is of step {meta['step']}")
         for name, sha256 in meta["files"].items():
@@ -180,5 +177,8 @@ def _intact(path: Path) -> Checkpoint | None:
     return None
 
 
-def _digest(meta: dict) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+def _read_meta(file: Path) -> dict:
+    try:
+        return unseal(file.read_bytes(), may_lack=False)
+    except ValueError as error:
+        raise ValueError(f"meta.json: {error}") from error

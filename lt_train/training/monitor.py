@@ -3,10 +3,8 @@
 Only rank 0 writes.
 """
 
-import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -18,7 +16,8 @@ from rich.progress import (
 )
 
 from lt_train.console import Every, console, say
-from lt_train.files import parse_object, write_atomically
+from lt_train.files import write_atomically
+from lt_train.run_files import parse_record, write_record
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +110,8 @@ class Monitor:
         self._append({"step": step, "split": split, **scalars}, split)
 
     def _append(self, record: dict, prefix: str) -> None:
-        with open(self._file, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        with open(self._file, "ab") as file:
+            file.write(write_record(record))
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
@@ -141,24 +140,3 @@ class Monitor:
             log.warning("%s: %d unreadable line(s) are dropped", self._file, odd)
         write_atomically(self._file, b"".join(kept))
         return evaluated
-
-
-def parse_record(line: bytes) -> dict[str, Any]:
-    """A line of metrics.jsonl: a step, numbers by name and, of an evaluation, its split.
-
-    A :class:`ValueError` if it is anything else, or has no end.
-    """
-    record = parse_object(line)
-    if not line.endswith(b"\n") or type(record.get("step")) is not int:
-        raise ValueError("it is cut short, or has no step")
-    if not isinstance(record.get("split", ""), str):
-        raise ValueError("its split has no name")
-    for name, value in record.items():
-        if name != "split" and not is_number(value):
-            raise ValueError(f"its {name} is no number")
-    return record
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value from JSON is a number that arrays can hold."""
-    return isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63

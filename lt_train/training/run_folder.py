@@ -10,10 +10,11 @@ from safetensors import SafetensorError
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.distributed import World
-from lt_train.errors import UserError, unreadable
-from lt_train.files import parse_object, remove_leftovers, write_atomically
+from lt_train.errors import DamagedFile, UserError, unreadable, unwritable
+from lt_train.files import remove_leftovers, seal, write_atomically
 from lt_train.methods.base import Method
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
+from lt_train.run_files import RESULT_FILE, read_result, write_result
 from lt_train.training.checkpoint import saved_checkpoints
 from lt_train.training.same_run import check_same_config, check_same_data
 
@@ -52,9 +53,8 @@ class RunFolder:
                 remove_leftovers(self.path)
                 write_atomically(saved, to_yaml(self.config).encode())
             except OSError as error:
-                raise UserError(
-                    f"cannot write to run.dir {self.path}: {error.strerror}; choose another run.dir"
-                ) from error
+                message = f"cannot write to run.dir {self.path}: {error.strerror}"
+                raise unreadable(error, f"{message}; choose another run.dir") from error
         self.world.barrier()
 
     def about(self, data: dict[str, str]) -> dict[str, Any]:
@@ -63,19 +63,10 @@ class RunFolder:
 
     def finished(self, steps: int) -> dict | None:
         """result.json of a training that has ended after so many ``steps``."""
-        path = self.path / "result.json"
         try:
-            result = parse_object(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise unreadable(
-                error,
-                f"cannot read {path}: {error.strerror}; "
-                "make it readable, or choose another run.dir",
-            ) from error
-        except ValueError as error:
-            log.warning("%s is damaged (%s): the run goes on from its last checkpoint", path, error)
+            result = read_result(self.path, "the run goes on from its last checkpoint")
+        except DamagedFile as error:
+            log.warning("%s", error)
             return None
         return result if result.get("steps") == steps else None
 
@@ -91,18 +82,16 @@ class RunFolder:
                 export_weights(method.backbone, self.path / BACKBONE_FILE, about)
                 if hasattr(method, "classifier"):
                     export_weights(method.classifier, self.path / CLASSIFIER_FILE, about)
-                content = (json.dumps(result, indent=1) + "\n").encode()
-                write_atomically(self.path / "result.json", content)
+                write_result(self.path, result)
             except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"cannot write the results to {self.path}: {error}; the last checkpoint is kept"
-                ) from error
+                message = f"cannot write the results to {self.path}: {error}"
+                raise unwritable(error, f"{message}; the last checkpoint is kept") from error
         self.world.barrier()
 
     def stop_nonfinite(self, step: int, loss: float, sample_ids: list[int]) -> None:
         """Name the step and the samples whose loss was not finite, and raise."""
         if self.world.is_main:
-            content = json.dumps({"step": step, "sample_ids": sample_ids}).encode()
+            content = seal({"step": step, "sample_ids": sample_ids})
             write_atomically(self.path / "nonfinite.json", content)
         raise UserError(
             f"the loss is {loss} at step {step} (sample ids {', '.join(map(str, sample_ids[:8]))}, "
@@ -112,7 +101,7 @@ class RunFolder:
 
     def _has_work(self) -> bool:
         """Whether another config could spoil anything; a start that failed leaves nothing."""
-        return (self.path / "result.json").exists() or bool(saved_checkpoints(self.checkpoints))
+        return (self.path / RESULT_FILE).exists() or bool(saved_checkpoints(self.checkpoints))
 
     def _check_same_data(self, before: dict[str, Any], data: dict[str, str]) -> set[str]:
         """Refuse to go on with other data; returns the keys of sets that are the very same.

@@ -9,8 +9,10 @@ import numpy as np
 
 from lt_train.config.load import RENAMED, flatten, to_dict
 from lt_train.config.schema import Config
+from lt_train.data.columns import slices
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
+from lt_train.distributed import broadcast_object, on_main
 from lt_train.errors import UserError
 
 # may change between a run and its resumption without changing what is learnt
@@ -68,23 +70,25 @@ def data_digests(data: RunData) -> dict[str, str]:
 
     Of images (their crc32) and labels in the order of their sample ids, and of classes: the same
     wherever the set lies, however it is cut into shards and whatever columns were added to it. Of
-    a second set, what is used of it.
+    a second set, what is used of it. Every rank opens the sets, rank 0 reads them. Collective.
     """
     config = data.config
     splits = dict.fromkeys((config.data.train_split, config.data.val_split, config.data.test_split))
     known = data.train_set.dataset.splits
-    digests = {"data.root": _digest(data.manifest(split) for split in splits if split in known)}
+    parts = {"data.root": [data.manifest(split) for split in splits if split in known]}
     if data.unlabeled_set is not None:
-        digests["unlabeled.root"] = _digest([data.unlabeled_set])
-    return digests
+        parts["unlabeled.root"] = [data.unlabeled_set]
+    digests = on_main(lambda: {key: _digest(sets) for key, sets in parts.items()})
+    return broadcast_object(digests)
 
 
 def _digest(parts: Iterable[Manifest]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(json.dumps([len(part), part.classes]).encode())
-        digest.update(np.ascontiguousarray(part.column("crc32"), "<u4"))
-        digest.update(np.ascontiguousarray(part.labels, "<i4"))
+        for column, kind in ((part.column("crc32"), "<u4"), (part.labels, "<i4")):
+            for rows in slices(len(part)):
+                digest.update(np.ascontiguousarray(column[rows], kind))
     return digest.hexdigest()
 
 

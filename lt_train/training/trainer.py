@@ -93,7 +93,7 @@ class Trainer:
         started = time.monotonic()
         tell_data(self.data, self._evaluated_splits())
         tell_schedule(self.config, self.world, self.schedule, self.last_step)
-        finished, checkpoint = self.folder.finished(self.last_step), None
+        finished, checkpoint = self._finished(), None
         if finished is None and self.config.resume.enabled:
             checkpoint = self.store.newest()
         self.folder.claim(checkpoint.meta if checkpoint else finished, self.digests)
@@ -126,6 +126,10 @@ class Trainer:
         result = self._result(metrics)
         self.folder.finish(self.engine.method, result)
         return result
+
+    def _finished(self) -> dict | None:
+        """What rank 0 reads in result.json, so that all agree."""
+        return broadcast_object(on_main(lambda: self.folder.finished(self.last_step)))
 
     def build(self) -> None:
         """Make the method, with its starting weights, and the engine."""

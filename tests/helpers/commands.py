@@ -14,6 +14,7 @@ from PIL import Image
 
 from lt_train.__main__ import main
 from lt_train.errors import exit_status
+from lt_train.run_files import parse_record
 from tests.helpers.pictures import encode
 
 CLASSES, TRAIN, HELD_OUT = 4, [24, 12, 6, 3], 6  # 45 images: 5 steps of 9 an epoch
@@ -100,7 +101,8 @@ def evaluated(folder: Path, *more: str | Path) -> dict:
 
 
 def logged(folder: Path, split: str, step: int) -> dict:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    records = [parse_record(line) for line in lines]
     (found,) = [
         record for record in records if (record.get("split"), record["step"]) == (split, step)
     ]

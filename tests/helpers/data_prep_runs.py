@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lt_train.data.dataset import read_dataset
+from lt_train.errors import EXIT_MISTAKE
 from lt_train.files import file_sha256
 from tests.helpers.sources import png
 
@@ -30,14 +31,16 @@ def succeed(*arguments: str | Path, **settings) -> subprocess.CompletedProcess:
     return done
 
 
-def assert_one_line(done: subprocess.CompletedProcess, *words: str, reports: int = 0) -> None:
-    """One line on stderr that says what is wrong, after so many on what went right, and exit status
-    2.
+def assert_one_line(
+    done: subprocess.CompletedProcess, *words: str, reports: int = 0, status: int = EXIT_MISTAKE
+) -> None:
+    """One line on stderr that says what is wrong, after so many on what went right, and the exit
+    status.
     """
     *before, line = done.stderr.splitlines()
     assert line.startswith("data_prep: error: ") and all(word in line for word in words), line
     assert len(before) == reports, done.stderr
-    assert done.returncode == 2
+    assert done.returncode == status
 
 
 def tree(root: Path) -> dict[str, str]:

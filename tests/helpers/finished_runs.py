@@ -1,11 +1,12 @@
 """Finished runs that nobody trained, and what a report makes of them."""
 
-import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 from lt_train.commands.report import main
+from lt_train.files import seal
+from lt_train.run_files import write_record, write_result
 
 COUNTS = [500, 120, 60, 10]
 NAMES = ["cat", "dog", "fox", "owl"]
@@ -58,7 +59,7 @@ def write_run(folder: Path, metrics: dict | None = None, **changes) -> dict:
         **changes,
     }
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
+    write_result(folder, result)
     records = [
         {"step": step, "epoch": step / 100, "loss": 2 / step, "lr": 0.1, "last_step": 200}
         for step in (50, 100, 150, 200)
@@ -66,14 +67,14 @@ def write_run(folder: Path, metrics: dict | None = None, **changes) -> dict:
     records += [
         {"step": step, "split": "val", result["headline"]: 50.0 + step / 10} for step in (100, 200)
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "metrics.jsonl").write_bytes(b"".join(map(write_record, records)))
     return result
 
 
 def write_posthoc(folder: Path, selected_on: str, *classifiers: dict) -> None:
     """Post-hoc classifiers of a run as lt_train/commands/posthoc.py leaves them."""
     content = {"selected_on": selected_on, "classifiers": classifiers}
-    (folder / "posthoc.json").write_text(json.dumps(content))
+    (folder / "posthoc.json").write_bytes(seal(content))
 
 
 def report(*words: str | Path) -> tuple[str, str]:

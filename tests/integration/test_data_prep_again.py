@@ -108,7 +108,7 @@ def test_a_source_that_changed_since_it_was_prepared_is_refused(little, tmp_path
 )
 def test_a_strange_dataset_json_is_not_taken_for_this_data_set(small, tmp_path, content):
     fill(tmp_path / "set", {"dataset.json": content})
-    with pytest.raises(UserError, match="holds another data set"):
+    with pytest.raises(UserError, match="holds another data set|dataset.json is damaged"):
         is_complete(plan_of(small, tmp_path / "set"))
 
 

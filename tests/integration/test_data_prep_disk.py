@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lt_train.errors import EXIT_MACHINE
 from tests.helpers.data_prep_runs import LIMIT, assert_one_line, call, finished, succeed, tree
 
 
@@ -48,7 +49,7 @@ def test_on_a_full_disk_nothing_is_half_written_and_with_more_room_the_same_comm
         # after what was understood, a report says that the set is complete, though its index is not
         is_complete = (out / "dataset.json").exists()
         words = ("No space left on device", str(out), "the same command again goes on")
-        assert_one_line(done, *words, reports=1 + is_complete)
+        assert_one_line(done, *words, reports=1 + is_complete, status=EXIT_MACHINE)
         for name, digest in tree(out).items():
             assert name.startswith(".partial") or digest == whole.get(name), "whole"
         assert not list(out.rglob("*.tmp"))

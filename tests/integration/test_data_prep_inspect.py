@@ -1,6 +1,6 @@
 """verify, info and --benchmark on prepared sets."""
 
-import json
+import errno
 import os
 import pickle
 import re
@@ -17,9 +17,10 @@ from rich.console import Console
 
 from data_prep.inspect import problems, show
 from data_prep.reading.source import Source, SourceSplit
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError
 from tests.helpers.commands import Encoded
 from tests.helpers.data_prep_runs import assert_one_line, call, noise, noise_png, succeed, tree
+from tests.helpers.sealed import rewrite
 from tests.helpers.sources import fill, prepared
 
 
@@ -30,9 +31,7 @@ def flip(path: Path, place: int) -> None:
 
 
 def edit_dataset(root: Path, change: Callable[[dict], None]) -> None:
-    content = json.loads((root / "dataset.json").read_text())
-    change(content["splits"]["train"])
-    (root / "dataset.json").write_text(json.dumps(content))
+    rewrite(root / "dataset.json", lambda content: change(content["splits"]["train"]))
 
 
 def read_table(root: Path) -> pa.Table:
@@ -236,3 +235,22 @@ def test_benchmark_prints_both_ratios_and_leaves_nothing(little, tmp_path):
 def test_a_benchmark_that_cannot_write_is_one_line(little):
     done = call(*little.command, "--out", "/proc/nowhere/set", "--benchmark")
     assert_one_line(done, "cannot write to '/proc'", reports=1)
+
+
+def test_a_disk_that_fails_is_no_damage(two_sets, monkeypatch):
+    """Which a set that is prepared anew would not mend."""
+
+    def fail(path: Path) -> str:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("data_prep.inspect.file_sha256", fail)
+    with pytest.raises(MachineFault, match="train-000000.tar cannot be read: Input/output error"):
+        list(problems(two_sets[0]))
+
+
+def test_a_changed_class_name_is_found(two_sets, tmp_path):
+    root = Path(shutil.copytree(two_sets[0], tmp_path / "set"))
+    content = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(content.replace('"b"', '"z"'))
+    for command in ("verify", "info"):
+        assert_one_line(call(command, root), "dataset.json is damaged: it does not match its own")

@@ -1,8 +1,45 @@
-"""The group of ranks: however early a command is through, it leaves the group."""
+"""The group of ranks: collectives between real processes, and that it is left however early a
+command is through.
+"""
 
 import pytest
+import torch
 
 from lt_train import distributed
+from lt_train.distributed import World, gather_rows, on_every_rank
+from lt_train.errors import MachineFault, UserError
+from tests.helpers.ranks import run_on_ranks
+
+COUNTS = [2, 0, 3]
+
+
+def gather(world: World) -> list | None:
+    rows = torch.full((COUNTS[world.rank], 2), float(world.rank))
+    whole = gather_rows(rows, COUNTS)
+    return None if whole is None else whole.tolist()
+
+
+def test_rows_of_all_ranks_come_to_rank_0_alone():
+    first, *others = run_on_ranks(3, gather)
+    assert first == [[0.0, 0.0]] * 2 + [[2.0, 2.0]] * 3
+    assert others == [None, None]
+
+
+def fail_on(world: World, rank: int) -> tuple[str, int]:
+    def work() -> str:
+        if world.rank == rank:
+            raise MachineFault(f"the disk of rank {rank} failed")
+        return "done"
+
+    assert on_every_rank(lambda: "done") == "done"
+    try:
+        return on_every_rank(work), 0
+    except UserError as error:
+        return str(error), error.status
+
+
+def test_what_one_rank_meets_all_raise_with_its_exit_status():
+    assert run_on_ranks(2, fail_on, 1) == [("the disk of rank 1 failed", 74)] * 2
 
 
 @pytest.fixture

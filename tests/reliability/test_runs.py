@@ -4,6 +4,7 @@ nothing of it counts.
 ``LT_TRAIN_TRIALS`` asks for more trials, ``LT_TRAIN_SEED`` for others.
 """
 
+import contextlib
 import json
 import random
 import shutil
@@ -15,19 +16,21 @@ import torch
 
 from launch.pipeline import StageJob
 from launch.status import read_progress
-from lt_train.commands.open_run import read_result
 from lt_train.config.load import load_config, to_yaml
 from lt_train.config.schema import Config, RunConfig
 from lt_train.distributed import World
 from lt_train.errors import UserError
-from lt_train.report.runs import read_runs
+from lt_train.files import seal
+from lt_train.report.runs import read_log, read_runs
+from lt_train.run_files import parse_record, read_result, write_record
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
-from lt_train.training.monitor import Monitor, parse_record
+from lt_train.training.monitor import Monitor
 from lt_train.training.run_folder import RunFolder
-from tests.helpers.finished_runs import report, write_run
+from tests.helpers.damage import DAMAGES, flip
+from tests.helpers.finished_runs import report, split_metrics, write_posthoc, write_run
 from tests.helpers.trials import SEED, trials
 
-TRIALS = trials(60)  # a file
+TRIALS = trials(24)  # a file
 STEPS = (4, 8)
 DATA = {"data.root": "0" * 64}
 NEWEST = f"checkpoints/step-{STEPS[-1]:08d}"
@@ -37,6 +40,8 @@ FILES = {  # what is damaged -> whether its run has finished
     "config.yaml": False,
     "metrics.jsonl": False,
     "result.json": True,
+    "posthoc.json": True,
+    "nonfinite.json": True,
 }
 ODD = [
     b"",
@@ -75,21 +80,12 @@ def finished(tmp_path_factory) -> Path:
         store.save(step, {"seconds": 1.0, "ranks": 1, **folder.about(DATA)}, write_state)
     (path / "config.yaml").write_text(to_yaml(folder.config))
     record = {"step": 8, "last_step": 8, "images_per_s": 5.0, "seconds_left": 0.0, "loss": 1.0}
-    with open(path / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(record) + "\n")
+    with open(path / "metrics.jsonl", "ab") as file:
+        file.write(write_record(record))
+    classifier = {"name": "tau-norm", "parameter": "tau 0.7", "metrics": {"test": split_metrics()}}
+    write_posthoc(path, "val", classifier)
+    (path / "nonfinite.json").write_bytes(seal({"step": 7, "sample_ids": [1, 2]}))
     return path
-
-
-def flip(content: bytes, draw: random.Random) -> bytes:
-    damaged = bytearray(content)
-    for _ in range(draw.choice((1, 1, 3))):
-        bit = draw.randrange(8 * len(damaged))
-        damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)
-
-
-def cut(content: bytes, draw: random.Random) -> bytes:
-    return content[: draw.randrange(len(content))]
 
 
 def odd(content: bytes, draw: random.Random) -> bytes:
@@ -122,7 +118,7 @@ def odd_value(content: bytes, draw: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-DAMAGES = [flip, cut, odd, odd_line, odd_value]
+EVERY = (*DAMAGES, odd, odd_line, odd_value)
 
 
 def told(act: Callable, *arguments) -> object:
@@ -149,11 +145,32 @@ def go_on(path: Path) -> Checkpoint | dict | None:
     return found
 
 
-def look_at(path: Path) -> None:
-    """As the other commands do, which train nothing."""
-    told(read_result, path)
+def assert_lines_are_as_written(path: Path, records: list[dict]) -> None:
+    """Of the log; a line that has lost its very checksum looks like an earlier version's."""
+    for line in (path / "metrics.jsonl").read_bytes().splitlines(keepends=True):
+        if b'"crc32"' in line:
+            with contextlib.suppress(ValueError):
+                assert parse_record(line) in records
+
+
+def look_at(path: Path, whole: Path) -> None:
+    """As the other commands do, which train nothing.
+
+    What they read of a file with a checksum is what was written, or nothing.
+    """
+    result, written = told(read_result, path), read_result(whole)
+    if isinstance(result, dict) and result:
+        assert {name: result.get(name) for name in written} == written
     told(load_config, str(path / "config.yaml"))
-    told(read_runs, [path])
+    assert_lines_are_as_written(path, read_log(whole)[0])
+    found = told(read_runs, [path])
+    if not isinstance(found, UserError):
+        (run,), (same,) = found[0], read_runs([whole])[0]
+        assert repr((run.metrics, run.posthoc)) == repr((same.metrics, same.posthoc))
+        allowed = {
+            words.replace(step, "") for words in same.warnings for step in ("", " at step 7")
+        }
+        assert {words for words in run.warnings if "unreadable" not in words} <= allowed
     told(read_progress, str(path))
     StageJob("x", "train", str(path), config="classifier_demo").is_finished()
     store = CheckpointStore(path / "checkpoints", 2, World())
@@ -169,7 +186,7 @@ def test_damage_is_told_or_passed_over(file, finished, tmp_path):
     metas = {step: whole.find(step).meta for step in STEPS}
     for trial in range(TRIALS):
         path = Path(shutil.copytree(finished, tmp_path / str(trial)))
-        damage = draw.choice(DAMAGES)
+        damage = draw.choice(EVERY)
         (path / file).write_bytes(damage((path / file).read_bytes(), draw))
         what = f"SEED={SEED}, trial {trial}, {damage.__name__}: {path / file}"
         try:
@@ -177,7 +194,7 @@ def test_damage_is_told_or_passed_over(file, finished, tmp_path):
                 told(report, path)
             if not FILES[file]:
                 (path / "result.json").unlink()
-            look_at(path)
+            look_at(path, finished)
             found = told(go_on, path)
         except Exception as error:
             raise AssertionError(what) from error

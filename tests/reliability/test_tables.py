@@ -14,17 +14,16 @@ import pytest
 from data_prep.inspect import problems
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
+from tests.helpers.damage import DAMAGES
 from tests.helpers.early_version import forget_checksums
 from tests.helpers.trials import SEED, trials
 
-TRIALS = trials(200)
-FILES = ("train.arrow", "train.class_index.arrow", "dataset.json")
+TRIALS = trials(100)
+FILES = ("train.arrow", "train.class_index.arrow", "dataset.json", "train-000001.tar")
 
 
 def all_of(root: Path) -> tuple:
-    """Everything that a training reads of a split, but for the names of classes, which nothing
-    vouches for.
-    """
+    """Everything that a training reads of a split."""
     manifest = Manifest(root, "train")
     ids = range(len(manifest))
     contents = [manifest.read(sample_id) for sample_id in ids]
@@ -33,7 +32,7 @@ def all_of(root: Path) -> tuple:
             raise UserError(manifest.bad[sample_id])
     columns = [manifest.column(name).tolist() for name in manifest.columns]
     index = manifest.class_ids.tolist(), manifest.class_offsets.tolist()
-    return [content.tobytes() for content in contents], columns, index, manifest.num_classes
+    return [content.tobytes() for content in contents], columns, index, manifest.dataset
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -43,21 +42,35 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_flipped_bit_is_refused_or_changes_nothing(file, small, damaged_copy):
+def test_damage_is_refused_or_changes_nothing(file, small, damaged_copy):
+    """What a training does not read, headers of tars and .cls members, ``verify`` does."""
     root = damaged_copy(small.root)
-    expected, content, rng = all_of(root), (root / file).read_bytes(), random.Random(SEED)
+    expected, content, draw = all_of(root), (root / file).read_bytes(), random.Random(SEED)
     refused = 0
-    for _ in range(TRIALS):
-        bit = rng.randrange(8 * len(content))
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
+    for trial in range(TRIALS):
+        damage = draw.choice(DAMAGES)
+        damaged = damage(content, draw)
         replace_file(root / file, damaged)
+        what = f"SEED={SEED}, trial {trial}: {damage.__name__} of {file}"
         try:
-            assert all_of(root) == expected, f"bit {bit} of {file}"
+            assert all_of(root) == expected, what
         except UserError as error:
             refused += 1
-            assert "damaged" in str(error) or str(root) in str(error)
-    assert refused == TRIALS if file.endswith(".arrow") else refused > TRIALS / 4
+            lines = ("damaged", "crc32", "truncated", str(root))
+            assert any(words in str(error) for words in lines), what
+        if file.endswith(".tar") and damaged != content:
+            assert any(file in problem for problem in problems(root)), what
+    assert refused > TRIALS * (0.9 if file.endswith(".arrow") else 0.25)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_file_of_another_set_is_refused(file, small, damaged_copy, prepare, photos):
+    other = prepare({"train": ([photos["square"]] * 6, [0, 0, 1, 2, 2, 2])}, classes=3)
+    root = damaged_copy(small.root)
+    theirs = other / file if (other / file).exists() else root / "train-000000.tar"
+    replace_file(root / file, theirs.read_bytes())
+    with pytest.raises(UserError):
+        all_of(root)
 
 
 @pytest.mark.parametrize("file", FILES[:2])

@@ -1,4 +1,4 @@
-"""One random bit of a run's weights flips: each time they are refused, or are the same. Files of
+"""A run's weights are damaged at random: each time they are refused, or are the same. Files of
 strangers, put together at random: the very network is loaded, or nothing is.
 
 ``LT_TRAIN_TRIALS`` asks for more trials, ``LT_TRAIN_SEED`` for others.
@@ -22,6 +22,7 @@ from lt_train.models.weights import (
     load_weights,
 )
 from lt_train.training.best_weights import BestWeights
+from tests.helpers.damage import DAMAGES
 from tests.helpers.networks import assert_same_state, randomize
 from tests.helpers.trials import SEED, trials
 
@@ -54,25 +55,19 @@ READERS: dict[str, Callable[[Path, nn.Module], object]] = {
 }
 
 
-def flip(content: bytes, bit: int) -> bytes:
-    damaged = bytearray(content)
-    damaged[bit // 8] ^= 1 << bit % 8
-    return bytes(damaged)
-
-
 @pytest.mark.parametrize("file", READERS)
-def test_a_flipped_bit_is_refused_or_changes_nothing(file, tmp_path):
+def test_damage_is_refused_or_changes_nothing(file, tmp_path):
     write(tmp_path)
-    path, draws, refused = tmp_path / file, random.Random(SEED), 0
+    path, draw, refused = tmp_path / file, random.Random(SEED), 0
     content, expected = path.read_bytes(), network(1).state_dict()
     for trial in range(TRIALS):
-        bit = draws.randrange(8 * len(content))
-        path.write_bytes(flip(content, bit))
+        damage = draw.choice(DAMAGES)
+        path.write_bytes(damage(content, draw))
         loaded = network(2)
         try:
             READERS[file](tmp_path, loaded)
         except UserError as error:
-            assert "\n" not in str(error) and str(path) in str(error), (trial, bit)
+            assert "\n" not in str(error) and str(path) in str(error), (trial, damage)
             assert_same_state(loaded.state_dict(), network(2).state_dict())
             refused += 1
         else:

@@ -1,5 +1,6 @@
 """Shards: the same bytes whoever writes them, resuming, and images that cannot be used."""
 
+import errno
 import json
 import struct
 import zlib
@@ -14,7 +15,7 @@ from data_prep.reading.source import Source, SourceSplit
 from data_prep.writing.plan import Plan, is_complete, make_plan
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
-from lt_train.errors import UserError
+from lt_train.errors import MachineFault, UserError
 from tests.helpers.data_prep_runs import identity, tree
 from tests.helpers.noise_sets import COUNTS, interrupt, plan_noise, run
 from tests.helpers.pictures import encode
@@ -118,6 +119,24 @@ def test_an_unusable_image_is_left_out_and_named_with_the_reason(tmp_path, kind)
 def test_a_file_that_vanished_is_left_out_and_named(tmp_path):
     summary = run(plan_with(tmp_path / "set", None), max_rejected=0.1)
     assert "No such file" in summary.rejected[0]["reason"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_source_that_cannot_be_read_rejects_nothing(tmp_path, monkeypatch, workers):
+    """Of a disk that fails, no image is to blame: left out once, it would stay so."""
+    plan, read = plan_with(tmp_path / "set", b"any"), Listed.read
+
+    def fail(images: Listed, index: int) -> bytes:
+        if index == 7:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(images, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Listed, "read", fail)
+        with pytest.raises(MachineFault, match="cannot read good_.* of the source: Input/output"):
+            run(plan, workers=workers, max_rejected=1.0)
+    assert len(run(plan, max_rejected=1.0).rejected) == 1, "the same command goes on"
+    assert len(Manifest(tmp_path / "set", "train")) == 10
 
 
 def test_too_many_unusable_images_are_an_error_that_loses_no_work(tmp_path):

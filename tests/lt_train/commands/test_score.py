@@ -166,16 +166,26 @@ def test_scores_of_another_pool_or_model_are_not_mixed(config, pool, tmp_path, s
         list(ScoreStore(tmp_path / "nowhere", read_dataset(pool)).read(KNOWN))
 
 
+def with_another_score(content: bytes) -> bytes:
+    scores = pa.ipc.open_file(content).read_all()["score"].to_numpy()
+    assert content.count(scores.tobytes()) == 1
+    return content.replace(scores.tobytes(), (scores / 2).tobytes())
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(lambda content: content[:50], "cannot read"), (lambda content: b"", "cannot read")],
+    [
+        (lambda content: content[:50], "cannot read .*train-000001.arrow"),
+        (lambda content: b"", "cannot read .*train-000001.arrow"),
+        (with_another_score, "train-000001.arrow does not match its own checksum"),
+    ],
 )
 def test_a_damaged_score_file_is_named(config, pool, tmp_path, damage, message):
     store = ScoreStore(tmp_path / "scores", read_dataset(pool))
     score(config, pool, store, range(3))
     path = tmp_path / "scores" / "train-000001.arrow"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"{message}.*train-000001.arrow"):
+    with pytest.raises(UserError, match=message):
         list(store.read(KNOWN))
 
 

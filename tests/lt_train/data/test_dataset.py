@@ -10,6 +10,7 @@ from data_prep.inspect import show
 from lt_train.data.dataset import Dataset, Shard, Split, read_dataset, write_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
+from tests.helpers.sealed import rewrite
 
 SPLIT = Split(2, [1, 1], [Shard("train-000000.tar", 2, 4096, "0" * 64)])
 DATASET = Dataset("set", ["one", "two"], {"train": SPLIT}, {"command": "tests", "seed": 0})
@@ -25,9 +26,17 @@ def test_what_early_versions_did_not_write_is_not_missed(tmp_path):
     content = json.loads((tmp_path / "dataset.json").read_text())
     for name in ("rejected", "tables", "added_columns"):
         del content["splits"]["train"][name]
-    del content["made_by"]
+    del content["made_by"], content["sha256"]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     assert read_dataset(tmp_path).splits == DATASET.splits
+
+
+def test_a_changed_name_is_refused(tmp_path):
+    """All is of its type, and of the right size."""
+    write_dataset(tmp_path, DATASET)
+    content = (tmp_path / "dataset.json").read_text()
+    (tmp_path / "dataset.json").write_text(content.replace('"two"', '"twp"'))
+    assert_refused(tmp_path, "it does not match its own checksum")
 
 
 def set_to(*places: str | int, value: object) -> Callable[[dict], None]:
@@ -105,9 +114,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_that_names_the_place(mistake, tmp_path):
     change, words = MISTAKES[mistake]
     write_dataset(tmp_path, DATASET)
-    content = json.loads((tmp_path / "dataset.json").read_text())
-    change(content)
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    rewrite(tmp_path / "dataset.json", change)
     assert_refused(tmp_path, words)
 
 
@@ -132,8 +139,8 @@ def assert_refused(root: Path, words: str) -> None:
         with pytest.raises(UserError) as refused:
             use(root)
         line = str(refused.value)
-        assert line.startswith(f"{root}/dataset.json is damaged (") and words in line, line
-        assert "run data_prep again" in line and len(line) < 400 + len(str(root))
+        assert line.startswith(f"{root}/dataset.json is damaged: ") and words in line, line
+        assert "copy it again or prepare it anew" in line and len(line) < 400 + len(str(root))
 
 
 def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):

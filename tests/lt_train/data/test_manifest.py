@@ -1,7 +1,6 @@
 """The on-disk format: written and read back, damage found and named, read by other tools too."""
 
 import io
-import json
 import logging
 import os
 import pickle
@@ -15,10 +14,18 @@ import pytest
 import webdataset
 from PIL import Image
 
-from lt_train.data.dataset import read_dataset
+from lt_train.data import spool
+from lt_train.data.dataset import Dataset, Split, read_dataset, write_dataset
 from lt_train.data.manifest import Manifest, shot_groups
-from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
+from lt_train.data.tables import (
+    MANIFEST_SCHEMA,
+    UNLABELED,
+    add_columns,
+    open_tables,
+    write_manifest,
+)
 from lt_train.errors import UserError
+from tests.helpers.sealed import rewrite
 
 SHARD = "train-000001.tar"  # the second of three
 
@@ -174,8 +181,7 @@ def test_an_unknown_split_names_those_there_are(small):
 
 
 def test_a_newer_format_is_refused(copy):
-    content = json.loads((copy / "dataset.json").read_text())
-    (copy / "dataset.json").write_text(json.dumps({**content, "format_version": 2}))
+    rewrite(copy / "dataset.json", lambda content: content.update(format_version=2))
     with pytest.raises(UserError, match="newer version"):
         read_dataset(copy)
 
@@ -227,6 +233,26 @@ def test_a_manifest_of_many_tables_is_one_batch_and_equal_to_all_of_them(tmp_pat
     assert index.to_pylist() == [np.flatnonzero(labels == label).tolist() for label in range(5)]
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["train.arrow", "train.class_index.arrow"]
+
+
+@pytest.mark.parametrize("limit", [0, 20, 60])
+def test_more_text_than_32_bits_number_is_written_and_read(limit, tmp_path, monkeypatch):
+    """The limit is 2 GiB; with a lower one it is passed at once, within or after a table."""
+    sizes = [2, 0, 7, 5]
+    whole = pa.concat_tables(tables(sizes))
+    text = len("".join(whole["key"].to_pylist()).encode())
+    assert limit < text
+    monkeypatch.setattr(spool, "LARGEST_OFFSET", limit)
+    counts = write_manifest(tmp_path, "train", tables(sizes), SCHEMA, 5)
+    found = open_tables(tmp_path, "train").manifest
+    assert found["key"].type == pa.large_string() and found.cast(SCHEMA).equals(whole)
+    write_dataset(tmp_path, Dataset("set", list("abcde"), {"train": Split(14, counts, [])}))
+    add_columns(tmp_path, "train", {"more": pa.array(range(14))}, "tests")
+    again = open_tables(tmp_path, "train").manifest
+    assert again.drop(["more"]).equals(found)
+    monkeypatch.setattr(spool, "LARGEST_OFFSET", text)
+    write_manifest(tmp_path, "train", tables(sizes), SCHEMA, 5)
+    assert open_tables(tmp_path, "train").manifest["key"].type == pa.string(), "which just fits"
 
 
 def test_a_manifest_without_a_class_has_an_empty_class_index(tmp_path):

@@ -1,7 +1,6 @@
 """The node cache: a verified copy gives the same batches."""
 
 import hashlib
-import json
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from lt_train.data.node_cache import cache_on_node
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from tests.helpers.loading import WHOLE, assert_same_batches, configure, train
+from tests.helpers.sealed import rewrite
 
 
 def test_cached_shards_give_the_same_batches(small, tmp_path, loader):
@@ -33,12 +33,14 @@ def test_what_a_stranger_names_elsewhere_is_neither_read_nor_written(
 ):
     root = damaged_copy(small.root)
     (tmp_path / "evil.tar").write_bytes(b"secret")
-    content = json.loads((root / "dataset.json").read_text())
-    shard = content["splits"]["val"]["shards"][0]
-    shard["sha256"] = hashlib.sha256(b"secret").hexdigest()
-    shard["name"] = name.format(tmp_path) if isinstance(name, str) else name
-    (root / "dataset.json").write_text(json.dumps(content))
+
+    def rename(content: dict) -> None:
+        shard = content["splits"]["val"]["shards"][0]
+        shard["sha256"] = hashlib.sha256(b"secret").hexdigest()
+        shard["name"] = name.format(tmp_path) if isinstance(name, str) else name
+
+    rewrite(root / "dataset.json", rename)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="dataset.json is damaged .*(plain file name|is not text)"):
+    with pytest.raises(UserError, match="dataset.json is damaged: .*(plain file name|is not text)"):
         cache_on_node(root, tmp_path / "scratch" / "deep", World())
     assert sorted(tmp_path.rglob("*")) == before

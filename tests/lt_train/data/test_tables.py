@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 
 from data_prep.inspect import problems
-from lt_train.data import tables
 from lt_train.data.dataset import read_dataset, write_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.errors import UserError
@@ -168,7 +167,7 @@ def test_a_table_that_is_not_as_it_was_written_is_refused(name, copy):
 
 
 def test_checks_of_many_rows_are_those_of_few_at_once(copy, monkeypatch):
-    monkeypatch.setattr(tables, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("lt_train.data.columns.ROWS_AT_ONCE", 5)
     assert list(problems(copy)) == []
     for damage in ("a label beyond all", "too many bytes", "ids of another class", "an id twice"):
         root = Path(shutil.copytree(copy, copy / damage))

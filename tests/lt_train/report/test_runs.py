@@ -106,10 +106,13 @@ ERRORS = {
         "its top1 is no percentage",
     ),
     "a huge accuracy": (changed(metrics={"test": split_metrics(top1=10**400)}), "is damaged"),
-    "bad counts": (changed(class_counts=["x"]), "'class_counts' cannot hold \"x\""),
-    "nested counts": (changed(class_counts=[[1, 2], [3, 4]]), "'class_counts' cannot hold [1, 2]"),
-    "huge counts": (changed(class_counts=[1, 10**30]), "'class_counts' cannot hold 1000"),
-    "fractions of counts": (changed(class_counts=[1, 2.5]), "'class_counts' cannot hold 2.5"),
+    "bad counts": (changed(class_counts=["x"]), "'class_counts' cannot be [\"x\"]"),
+    "nested counts": (
+        changed(class_counts=[[1, 2], [3, 4]]),
+        "'class_counts' cannot be [[1, 2]",
+    ),
+    "huge counts": (changed(class_counts=[1, 10**30]), "'class_counts' cannot be [1, 1000"),
+    "fractions of counts": (changed(class_counts=[1, 2.5]), "'class_counts' cannot be [1, 2.5]"),
     "bad classifiers": (
         with_posthoc('{"classifiers": [{}]}'),
         "ce/posthoc.json is damaged: it has no 'name'",

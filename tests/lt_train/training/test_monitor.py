@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lt_train.run_files import write_record
 from lt_train.training.monitor import Monitor
 
 VALUES = {"loss": 1.5, "images_per_s": 10.0, "seconds_left": 3.0}
@@ -58,6 +59,7 @@ def test_a_kill_while_the_end_is_evaluated_doubles_nothing(tmp_path):
         b'{"step": 2, "split": ["val"]}',
         b'{"step": 1' + b"0" * 40 + b"}",
         b"[" * 10**5,
+        write_record({"step": 2, "loss": 1.5}).replace(b"1.5", b"1.4").rstrip(),
     ],
     ids=lambda odd: odd[:24].decode("latin-1"),
 )

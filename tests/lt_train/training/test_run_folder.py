@@ -10,6 +10,8 @@ from lt_train.config.load import read_yaml
 from lt_train.config.schema import Config, OptimConfig, ResumeConfig, RunConfig
 from lt_train.distributed import World
 from lt_train.errors import UserError
+from lt_train.files import unseal
+from lt_train.run_files import write_result
 from lt_train.training.run_folder import RunFolder
 
 
@@ -79,15 +81,20 @@ def test_a_run_is_finished_when_its_result_has_the_steps_asked_for(config):
     (path / "result.json").write_text(json.dumps({"steps": 10, "metrics": {}}))
     assert folder.finished(10) == {"steps": 10, "metrics": {}}
     assert folder.finished(20) is None
-    (path / "result.json").write_text('{"steps": 1')
-    assert folder.finished(10) is None
+    write_result(path, {"steps": 10, "metrics": {"top1": 71.5}})
+    assert folder.finished(10) == {"steps": 10, "metrics": {"top1": 71.5}}
+    sealed = (path / "result.json").read_text()
+    for damaged in ('{"steps": 1', sealed.replace("71.5", "91.5")):
+        (path / "result.json").write_text(damaged)
+        assert folder.finished(10) is None
 
 
 def test_a_loss_that_is_not_finite_is_told_with_its_samples(config):
     path, folder = claimed(config), RunFolder(config, World())
     with pytest.raises(UserError, match=r"the loss is nan at step 5 \(sample ids 1, 2, \.\.\."):
         folder.stop_nonfinite(5, float("nan"), [1, 2])
-    assert json.loads((path / "nonfinite.json").read_text()) == {"step": 5, "sample_ids": [1, 2]}
+    content = unseal((path / "nonfinite.json").read_bytes())
+    assert content == {"step": 5, "sample_ids": [1, 2]}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):

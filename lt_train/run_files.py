@@ -1,0 +1,95 @@
+"""What a run's files hold: result.json, which says that it is done and what it has measured, and
+the lines of metrics.jsonl. Whoever reads or writes them does it by these functions.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from lt_train.errors import DamagedFile
+from lt_train.files import (
+    canonical,
+    has_checksum,
+    parse_object,
+    read_sealed,
+    seal,
+    write_atomically,
+)
+
+LINE_CHECKSUM = "crc32"  # of a line of metrics.jsonl, its last key
+RESULT_FILE = "result.json"
+TRAIN_AGAIN = "delete it and give the training command again"
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write a run's result.json, whole or not at all; an OSError if that fails."""
+    write_atomically(folder / RESULT_FILE, seal(result))
+
+
+def read_result(folder: Path, remedy: str = TRAIN_AGAIN) -> dict[str, Any]:
+    """The content of a run's result.json; nothing where there is none.
+
+    A :class:`DamagedFile`, which ends with the ``remedy``, if it is not as it was written or not of
+    its types; another :class:`UserError` if it cannot be read.
+    """
+    path = folder / RESULT_FILE
+    try:
+        result = read_sealed(path, remedy)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    for name, is_right in TYPES.items():
+        if name in result and not is_right(result[name]):
+            shown = json.dumps(result[name])[:40]
+            raise DamagedFile(f"{path} is damaged: '{name}' cannot be {shown}; {remedy}")
+    return result
+
+
+def write_record(record: dict[str, Any]) -> bytes:
+    """A line of metrics.jsonl, which ends with a checksum of all the rest of it."""
+    return json.dumps({**record, LINE_CHECKSUM: zlib.crc32(canonical(record))}).encode() + b"\n"
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """The record of a line of metrics.jsonl: a step, numbers by name and, of an evaluation, its
+    split.
+
+    A :class:`ValueError` if it is anything else, has no end, or is not as it was written; lines of
+    earlier versions have no checksum.
+    """
+    record = parse_object(line)
+    if has_checksum(record, LINE_CHECKSUM):
+        checksum = record.pop(LINE_CHECKSUM, None)
+        if checksum != zlib.crc32(canonical(record)):
+            raise ValueError("it does not match its checksum")
+    if not line.endswith(b"\n") or type(record.get("step")) is not int:
+        raise ValueError("it is cut short, or has no step")
+    if not isinstance(record.get("split", ""), str):
+        raise ValueError("its split has no name")
+    for name, value in record.items():
+        if name != "split" and not is_number(value):
+            raise ValueError(f"its {name} is no number")
+    return record
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from JSON is a number that arrays can hold."""
+    return isinstance(value, float) or isinstance(value, int) and abs(value) < 2**63
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether it is a list of whole numbers that fit into int64."""
+    return isinstance(value, list) and all(
+        type(count) is int and 0 <= count < 2**63 for count in value
+    )
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+TYPES = {  # of what commands read of it; the report has checks of its own
+    "class_counts": _are_counts,
+    "classes": _are_names,
+    "selected_on": lambda value: value in ("last", "val", "test"),
+}
