@@ -8,6 +8,7 @@ from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, file_sha256, write_atomically
+from lt_train.locks import one_at_a_time
 
 COPIED_AT_ONCE = 1 << 24  # bytes
 
@@ -35,6 +36,13 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
 
 def _copy(root: Path, local: Path, dataset: Dataset) -> None:
     local.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(
+        local / ".lock"
+    ):  # another job's copy, perhaps of other columns, comes first
+        _copy_files(root, local, dataset)
+
+
+def _copy_files(root: Path, local: Path, dataset: Dataset) -> None:
     for split in dataset.splits.values():
         for shard in split.shards:
             _copy_verified(root / shard.name, local / shard.name, shard.sha256)
