@@ -11,6 +11,7 @@ from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.distributed import World, on_every_rank
 from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
+from lt_train.locks import one_at_a_time
 
 log = logging.getLogger(__name__)
 COPIED_AT_ONCE = 1 << 24  # bytes
@@ -32,14 +33,16 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
 def _copy(root: Path, local: Path) -> None:
     dataset = read_dataset(root)
     try:
-        _copy_files(root, local, dataset)
+        local.mkdir(parents=True, exist_ok=True)
+        # another job's copy, perhaps of other columns, comes first
+        with one_at_a_time(local / ".lock"):
+            _copy_files(root, local, dataset)
     except OSError as error:
         message = f"cannot copy {root} to {local}: {error.strerror or error}"
         raise unreadable(error, f"{message}; free space there or unset data.cache_dir") from error
 
 
 def _copy_files(root: Path, local: Path, dataset: Dataset) -> None:
-    local.mkdir(parents=True, exist_ok=True)
     shards = list(chain.from_iterable(split.shards for split in dataset.splits.values()))
     total, done = sum(shard.bytes for shard in shards), 0
     log.info("node cache: %s, %.4g GB in %d shards, to %s", root, total / 1e9, len(shards), local)

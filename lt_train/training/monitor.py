@@ -4,6 +4,7 @@ Only rank 0 writes.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import (
@@ -25,11 +26,18 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Records of one run: ``record`` at log steps, ``evaluated`` after an evaluation.
 
-    A context manager.
+    A context manager. ``check``: called before anything is written; see :meth:`FolderLock.check`.
     """
 
-    def __init__(self, folder: Path, first_step: int, last_step: int, enabled: bool):
-        self.enabled, self.step = enabled, first_step
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        last_step: int,
+        enabled: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.enabled, self.step, self._check = enabled, first_step, check
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -111,10 +119,13 @@ class Monitor:
 
     def _append(self, record: dict, prefix: str) -> None:
         with open(self._file, "ab") as file:
+            # only now: whoever takes the folder over puts another file in this one's place first
+            self._check()
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
+            self._writer.flush()  # or its thread would write later, and unchecked
             file.write(write_record(record))
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
 
     def _drop_after(self, step: int) -> set[tuple[int, str]]:
         """Forget records past the checkpoint that the run goes on from: it writes them again.
@@ -138,5 +149,6 @@ class Monitor:
                 evaluated.add(evaluation)
         if odd:
             log.warning("%s: %d unreadable line(s) are dropped", self._file, odd)
+        self._check()
         write_atomically(self._file, b"".join(kept))
         return evaluated

@@ -1,5 +1,6 @@
 """Submission, to an sbatch that answers as Slurm's and keeps the scripts."""
 
+import fcntl
 import hashlib
 import json
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import job
+from launch import job, submission
 from launch.pipeline import load_experiment
 from launch.sites import Site
 from launch.status import cancel
@@ -48,9 +49,7 @@ def test_the_newest_submission_is_read(tmp_path):
 def test_stages_are_chained_and_two_seeds_prepare_their_data_once(scripts):
     done = []
     for seed in (0, 1):
-        done += submit(
-            load_experiment("demo", [f"seed={seed}"], f"-seed{seed}"), Site(), {}, "99", done
-        )
+        done += submit(load_experiment("demo", [], [f"seed={seed}"]), Site(), {}, "99", done)
     found = scripts()
     waits = [
         (found[number]["job-name"], found[number].get("dependency"))
@@ -69,7 +68,7 @@ def test_stages_are_chained_and_two_seeds_prepare_their_data_once(scripts):
         ("pretrained", "afterok:6"),
         ("crt", "afterok:8"),
     ]
-    assert [stage.job for stage in read_submission(Path("runs/demo-seed1"))] == [
+    assert [stage.job for stage in read_submission(Path("runs/demo,seed=1"))] == [
         "1",
         "6",
         "7",
@@ -126,7 +125,7 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
         scripts()["6"]["dependency"] == "afterok:2" and scripts()["7"]["dependency"] == "afterok:6"
     )
     third = submit(
-        load_experiment("cifar10_lt_rotation_ce_100", [], "-seed1"), Site(), {}, None, []
+        load_experiment("cifar10_lt_rotation_ce_100", [], ["seed=1"]), Site(), {}, None, []
     )
     assert [stage.job for stage in third] == ["1", "8", "9", "10", "11"] and scripts()["8"][
         "dependency"
@@ -136,14 +135,14 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
         match="stage rotation: job 2 trains in runs/cifar10_lt_100/rotation with other keys",
     ) as caught:
         submit(
-            load_experiment("cifar10_lt_rotation_focal_100", ["rotation:optim.lr=0.2"]),
+            load_experiment("cifar10_lt_rotation_focal_100", ["rotation:run.log_every=7"]),
             Site(),
             {},
             None,
             [],
         )
     one_line(caught)
-    assert len(scripts()) == 11 and not Path("runs/cifar10_lt_rotation_focal_100").exists()
+    assert len(scripts()) == 11 and not list(Path("runs").glob("cifar10_lt_rotation_focal_100*"))
     stub(tmp_path / "bin", "scancel", f'echo "$@" >> {tmp_path}/cancelled')
     assert (
         cancel(Path("runs/cifar10_lt_rotation_resample_100")) == ["6", "7"]
@@ -151,7 +150,7 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
     )
     queue("FAILED")
     again = submit(
-        load_experiment("cifar10_lt_rotation_focal_100", ["rotation:optim.lr=0.2"]),
+        load_experiment("cifar10_lt_rotation_focal_100", ["rotation:run.log_every=7"]),
         Site(),
         {},
         None,
@@ -181,6 +180,28 @@ def test_jobs_are_told_apart_by_the_digests_of_their_configs(scripts, queue):
         place.write_text(json.dumps(content))
     with pytest.raises(UserError, match="stage rotation: job 2 trains in .* with other keys"):
         submit(load_experiment("cifar10_lt_rotation_focal_100", []), Site(), {}, None, [])
+
+
+def test_two_submissions_at_once_come_one_after_the_other(scripts, monkeypatch):
+    """Each must see what the other has submitted, or both would make the same."""
+    seen = []
+
+    def look(folder: Path) -> str:
+        with open("runs/.submission.lock") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append(folder)
+        return ""
+
+    monkeypatch.setattr(submission, "take_snapshot", look)
+    submit(load_experiment("moco_demo", []), Site(), {}, None, [])
+    assert seen and [path.name for path in Path("runs").iterdir()] == ["moco_demo"]
+
+
+def test_runs_that_cannot_be_made_are_one_line(scripts):
+    Path("runs").write_text("a file")
+    with pytest.raises(UserError, match="cannot write to .*runs: File exists") as caught:
+        submit(load_experiment("moco_demo", []), Site(), {}, None, [])
+    one_line(caught)
 
 
 def test_a_damaged_submission_of_another_experiment_is_no_hindrance(scripts):
