@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from data_prep.reading.check import Checker, jpeg_size
+from data_prep.reading.check import Checker
 from tests.helpers.data_prep_runs import noise_png
 
 
