@@ -24,7 +24,7 @@ EXTENSIONS = {
     "MPO": "jpg",  # a JPEG with more pictures behind it
 }
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-PIXELS_AT_ONCE = 2**24  # what is decoded at once takes three bytes a pixel
+PIXELS_AT_ONCE = 2**23  # what is decoded at once takes three bytes a pixel
 BYTES_AT_ONCE = 2**25
 _decoders = DecoderProcess()
 

@@ -19,13 +19,14 @@ class DecoderProcess:
     that is forked from its own; ends with it.
     """
 
-    def __init__(self):
+    def __init__(self, module: str = __name__):
+        self._module = module
         self._child: subprocess.Popen | None = None
         self._connection: Connection | None = None
         self._owner = os.getpid()
 
     def judge(self, suspects: Sequence[Suspect]) -> list[Verdict]:
-        """What both decoders say of each image, up to IMAGES_AT_ONCE; all in memory at once."""
+        """What both decoders say of each image; up to IMAGES_AT_ONCE of them."""
         if not suspects:
             return []
         answer = self._ask(suspects, True)
@@ -34,12 +35,16 @@ class DecoderProcess:
         if len(suspects) > 1:
             middle = len(suspects) // 2
             return [*self.judge(suspects[:middle]), *self.judge(suspects[middle:])]
-        alone = self._ask(suspects, False)  # or was it Pillow that it killed?
-        if alone is None or isinstance(alone, str):
+        again = self._ask(suspects, True)  # what has ended the process may have been something else
+        return again if isinstance(again, list) else self._without_dali(suspects, again)
+
+    def _without_dali(self, suspects: Sequence[Suspect], end: str) -> list[Verdict]:
+        alone = self._ask(suspects, False)
+        if not isinstance(alone, list):
             return [Verdict(Outcome.DAMAGED, f"it kills the decoder ({alone})")]
         if alone[0].outcome is Outcome.DAMAGED:
             return alone
-        return [Verdict(Outcome.DIFFERENT, f"it kills DALI ({answer})")]
+        return [Verdict(Outcome.DIFFERENT, f"it kills DALI ({end})")]
 
     def _ask(self, suspects: Sequence[Suspect], with_dali: bool) -> list[Verdict] | str | None:
         """Verdicts; None if one of several does not decode; or what ended the process."""
@@ -57,7 +62,7 @@ class DecoderProcess:
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
         paths = [path for path in sys.path if path]
-        command = [sys.executable, "-m", __spec__.name, str(theirs.fileno())]
+        command = [sys.executable, "-m", self._module, str(theirs.fileno())]
         with theirs:
             try:
                 self._child = subprocess.Popen(
@@ -88,7 +93,7 @@ class DecoderProcess:
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
 
-def _serve(connection: Connection) -> None:
+def _answer(connection: Connection) -> None:
     """Answer until whoever asks is gone."""
     decoder = None
     while True:
@@ -111,6 +116,11 @@ def _serve(connection: Connection) -> None:
         connection.send(both)
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """What the process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches whoever asks
-    _serve(Connection(int(sys.argv[1])))
+    _answer(Connection(int(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    serve()

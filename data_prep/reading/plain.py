@@ -17,13 +17,13 @@ SCAN, END = 0xDA, 0xD9
 # Huffman and quantization tables, restart interval, application data, comment
 SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE, SCAN}
 # what ends a scan's data: a marker that is neither a zero byte's escape nor a restart
-AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+AFTER_SCAN = re.compile(rb"\xff[\x01-\xcf\xd8-\xff]")
 
 PNG_CHUNKS = {
     *(b"IHDR", b"PLTE", b"IDAT", b"IEND"),
     *(b"pHYs", b"tEXt", b"tIME", b"sRGB", b"gAMA", b"cHRM", b"sBIT", b"bKGD"),
 }
-EIGHT_BITS = 8
+EIGHT_BITS = bytes([8])
 PPM_HEADER = re.compile(rb"P6\n(\d{1,6}) (\d{1,6})\n255\n")
 
 
@@ -51,8 +51,8 @@ def _is_plain_jpeg(content: bytes) -> bool:
     while 0 < at < last and content[at] == 0xFF:
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
         if marker in (BASELINE, EXTENDED, PROGRESSIVE):
-            bits, channels = content[at + 4], content[at + 9]
-            if bits != EIGHT_BITS or channels not in (1, 3):
+            bits, channels = content[at + 4 : at + 5], content[at + 9 : at + 10]
+            if bits != EIGHT_BITS or channels not in (b"\1", b"\3"):
                 return False
         elif marker not in SEGMENTS:
             return False
@@ -72,7 +72,7 @@ def _is_plain_png(content: bytes) -> bool:
     while at + 12 <= len(content):
         (length,), kind = struct.unpack_from(">I", content, at), content[at + 4 : at + 8]
         end = at + 8 + length
-        known = kind in PNG_CHUNKS and (kind != b"IHDR" or content[at + 16] == EIGHT_BITS)
+        known = kind in PNG_CHUNKS and (kind != b"IHDR" or content[at + 16 : at + 17] == EIGHT_BITS)
         crc32 = zlib.crc32(memoryview(content)[at + 4 : end])
         if not known or content[end : end + 4] != struct.pack(">I", crc32):
             return False

@@ -49,9 +49,8 @@ class Decoder:
             pipeline.feed_input(name, list(values))
         (outputs,) = pipeline.run()
         images = outputs.as_cpu()
-        found = [np.array(images.at(index)) for index in range(len(contents))]
         self._pipelines[len(inputs)] = pipeline
-        return found
+        return [np.asarray(images[index]) for index in range(len(contents))]
 
     def _built(self, in_parts: bool):
         pipeline = _graph(
