@@ -3,8 +3,8 @@ preparation decodes.
 """
 
 import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
 
@@ -92,15 +92,11 @@ class Checker:
 
     def decided(self, looked: Sequence[Checked | Rejected]) -> list[Checked | Rejected]:
         """After their pixels were seen, where that is asked for."""
-        decided = list(looked)
         if not self.decode:
-            return decided
-        places = [place for place, image in enumerate(looked) if _is_open(image)]
-        suspects = [_suspect(looked[place]) for place in places]
+            return list(looked)
         judge = _by_pillow if self.pillow_only else _decoders.judge
-        for place, verdict in zip(places, judge(suspects), strict=True):
-            decided[place] = _after(looked[place], verdict)
-        return decided
+        # what was re-encoded is looked at as well: there are images of which DALI takes no PNG
+        return _judged(_judged(looked, judge), judge)
 
     def _shrunk(self, image: Image.Image) -> Checked:
         scale = self.resize / min(image.size)
@@ -152,6 +148,18 @@ def _by_pillow(suspects: Sequence[Suspect]) -> list[Verdict]:
     return list(map(by_pillow, suspects))
 
 
+def _judged(
+    images: Sequence[Checked | Rejected], judge: Callable[[Sequence[Suspect]], list[Verdict]]
+) -> list[Checked | Rejected]:
+    """The same images, or what has become of them."""
+    judged = list(images)
+    places = [place for place, image in enumerate(images) if _is_open(image)]
+    suspects = [_suspect(images[place]) for place in places]
+    for place, verdict in zip(places, judge(suspects), strict=True):
+        judged[place] = _after(images[place], verdict)
+    return judged
+
+
 def _is_open(image: Checked | Rejected) -> bool:
     return isinstance(image, Checked) and not image.settled
 
@@ -163,7 +171,9 @@ def _suspect(image: Checked) -> Suspect:
 def _after(image: Checked, verdict: Verdict) -> Checked | Rejected:
     """The image as it is, as Pillow reads it, or none."""
     if verdict.outcome is Outcome.SAME:
-        return image
+        return replace(image, settled=True)
+    if image.note:
+        return Rejected(f"{image.note}, nor a PNG of its pixels: {verdict.reason}")
     if verdict.outcome is Outcome.DAMAGED:
         return Rejected(f"does not decode: {verdict.reason}")
     pixels = pixels_of(image.content)

@@ -78,7 +78,7 @@ def _decode(content: np.ndarray, side: int) -> np.ndarray:
     """An encoded image of ``side`` x ``side`` pixels as (side, side, 3) uint8."""
     header = b"P6\n%d %d\n255\n" % (side, side)
     # raw pixels, as pools are stored: 30 times as fast
-    if content[: len(header)].tobytes() == header:
+    if content[: len(header)].tobytes() == header and len(content) == len(header) + 3 * side**2:
         return content[len(header) :].reshape(side, side, 3)
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))

@@ -10,12 +10,12 @@ from PIL import Image, ImageCms
 from tests.helpers.odd_tiffs import tiffs
 from tests.helpers.pictures import EXIF_ORIENTATION, encode, smooth_image
 
-WIDTH, HEIGHT = 41, 27  # no multiples of a JPEG's blocks
+SIDE = 33  # pixels, of what has no other size by its name; no multiple of a JPEG's blocks
 
 
 def whole_files(seed: int) -> dict[str, bytes]:
-    """Name -> content of files that follow their format's rules."""
-    image = smooth_image(np.random.default_rng(seed), WIDTH, HEIGHT)
+    """Name -> content of files of every kind, most of which follow their format's rules."""
+    image = smooth_image(np.random.default_rng(seed), SIDE, SIDE)
     kinds = (jpegs, pngs, bmps, webps, pnms, tiffs, others)
     return {name: content for kind in kinds for name, content in kind(image)}
 
@@ -107,8 +107,8 @@ def jpegs(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     yield "jpeg junk before a segment", plain[:2] + b"\0\0" + plain[2:]
     yield "jpeg 12 bits", patched_frame(plain, 4, b"\x0c")
     yield "jpeg height 0", patched_frame(plain, 5, b"\0\0")
-    yield "jpeg higher than it is", patched_frame(plain, 5, struct.pack(">H", HEIGHT + 40))
-    yield "jpeg wider than it is", patched_frame(plain, 7, struct.pack(">H", WIDTH + 40))
+    yield "jpeg higher than it is", patched_frame(plain, 5, struct.pack(">H", image.height + 40))
+    yield "jpeg wider than it is", patched_frame(plain, 7, struct.pack(">H", image.width + 40))
     yield "jpeg arithmetic", plain.replace(b"\xff\xc0", b"\xff\xc9", 1)
     yield "jpeg lossless", plain.replace(b"\xff\xc0", b"\xff\xc3", 1)
     yield "jpeg extended", plain.replace(b"\xff\xc0", b"\xff\xc1", 1)
@@ -140,8 +140,8 @@ def with_components(content: bytes, ids: bytes) -> bytes:
 
 
 def sampled(image: Image.Image, horizontal: int, vertical: int) -> bytes:
-    """Luma sampled so many times as often as chroma, by one gray image a block's order: a 4:4:4
-    file's frame says otherwise, and what is decoded is some picture of another width.
+    """As if there were so many samples of luma for one of chroma, which Pillow does not write: only
+    the frame's header says so, and the picture that comes out is another one.
     """
     content = encode(image.resize((64, 64)), "JPEG", subsampling=0)
     return patched_frame(content, 11, bytes([horizontal << 4 | vertical]))
@@ -181,10 +181,10 @@ def png(
     rows = []
     passes = (*PASSES, (0, 1, 1, 2)) if interlaced else ((0, 0, 1, 1),)
     for left, top, across, down in passes:
-        width, height = len(range(left, WIDTH, across)), len(range(top, HEIGHT, down))
+        width, height = len(range(left, SIDE, across)), len(range(top, SIDE, down))
         size = -(-width * bits * CHANNELS[color] // 8)
         rows += [b"\0" + generator.bytes(size) for _ in range(height)]
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, color, 0, 0, interlaced)
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, bits, color, 0, 0, interlaced)
     pixels = zlib.compress(b"".join(rows[: len(rows) - cut_rows]))
     palette = chunk(b"PLTE", generator.bytes(3 << bits)) if color == 3 else b""
     parts = [chunk(b"IHDR", header), palette, before, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
@@ -218,17 +218,16 @@ def pngs(image: Image.Image) -> Iterator[tuple[str, bytes]]:
         exif[EXIF_ORIENTATION] = orientation
         yield f"png turned {orientation}", encode(image, "PNG", exif=exif)
     yield "png animated", encode(image, "PNG", save_all=True, append_images=[image.rotate(90)])
-    content = png(2, 8)
-    for kind in (b"IHDR", b"IDAT", b"IEND"):
+    for kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+        content = png(3 if kind == b"PLTE" else 2, 8)
         end = content.index(kind) + 4 + int.from_bytes(content[content.index(kind) - 4 :][:4])
         changed = content[:end] + bytes(byte ^ 1 for byte in content[end : end + 4])
         yield f"png checksum of {kind.decode()}", changed + content[end + 4 :]
     yield "png checksum of tEXt", png(2, 8, chunk(b"tEXt", b"Comment\0nothing", 1))
-    yield "png checksum of PLTE", png(3, 8).replace(b"PLTE", b"PLTE", 1)
-    for cut in (1, 13, 27):
+    for cut in (1, 13, SIDE):
         yield f"png {cut} rows missing", png(2, 8, cut_rows=cut)
     yield "png rows missing interlaced", png(2, 8, interlaced=True, cut_rows=20)
-    yield "png end missing", content[:-12]
+    yield "png end missing", png(2, 8)[:-12]
     yield "png critical chunk unknown", png(2, 8, chunk(b"ABCD", b"x"))
     yield "png palette missing", png(3, 8).replace(b"PLTE", b"pLTE", 1)
 
@@ -239,9 +238,9 @@ def pngs(image: Image.Image) -> Iterator[tuple[str, bytes]]:
 def bmp(bits: int, pixels: bytes, compression: int = 0, palette: bytes = b"", up: bool = True):
     """A BMP of the header that all programs know (BITMAPINFOHEADER)."""
     offset = 54 + len(palette)
-    height = HEIGHT if up else -HEIGHT
+    height = SIDE if up else -SIDE
     head = struct.pack("<2sIHHI", b"BM", offset + len(pixels), 0, 0, offset)
-    about = (40, WIDTH, height, 1, bits, compression, len(pixels), 0, 0, len(palette) // 4, 0)
+    about = (40, SIDE, height, 1, bits, compression, len(pixels), 0, 0, len(palette) // 4, 0)
     return head + struct.pack("<IiiHHIIiiII", *about) + palette + pixels
 
 
@@ -250,7 +249,7 @@ def bmps(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     for mode in ("1", "L", "P", "RGB", "RGBA"):
         yield f"bmp {mode}", encode(image.convert(mode), "BMP")
     for bits in (1, 4, 8, 16, 24, 32):
-        pixels = generator.bytes(-(-WIDTH * bits // 32) * 4 * HEIGHT)
+        pixels = generator.bytes(-(-SIDE * bits // 32) * 4 * SIDE)
         palette = generator.bytes(4 << bits) if bits <= 8 else b""
         for up in (True, False):
             yield (
@@ -258,10 +257,10 @@ def bmps(image: Image.Image) -> Iterator[tuple[str, bytes]]:
                 bmp(bits, pixels, palette=palette, up=up),
             )
     masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
-    yield "bmp 5-6-5 bits", bmp(16, generator.bytes(84 * HEIGHT), 3, masks)
+    yield "bmp 5-6-5 bits", bmp(16, generator.bytes(68 * SIDE), 3, masks)
     palette = generator.bytes(1024)
-    row = bytes([WIDTH - 3, 7, 0, 3, 1, 2, 3, 0, 0, 0])
-    yield "bmp runs", bmp(8, row * HEIGHT + b"\0\1", 1, palette)
+    row = bytes([SIDE - 3, 7, 0, 3, 1, 2, 3, 0, 0, 0])
+    yield "bmp runs", bmp(8, row * SIDE + b"\0\1", 1, palette)
     yield "bmp runs end early", bmp(8, row * 5 + b"\0\1", 1, palette)
     yield "bmp pixels missing", bmp(24, generator.bytes(500))
 
@@ -284,34 +283,34 @@ def pnms(image: Image.Image) -> Iterator[tuple[str, bytes]]:
     generator = np.random.default_rng(2)
     for kind, channels in {b"P5": 1, b"P6": 3}.items():
         for largest in (1, 100, 254, 255, 256, 65535):
-            number = WIDTH * HEIGHT * channels
+            number = SIDE * SIDE * channels
             values = generator.integers(0, largest + 1, number).astype(
                 ">u2" if largest > 255 else "u1"
             )
-            head = b"%s\n%d %d\n%d\n" % (kind, WIDTH, HEIGHT, largest)
+            head = b"%s\n%d %d\n%d\n" % (kind, SIDE, SIDE, largest)
             yield f"pnm {kind.decode()} to {largest}", head + values.tobytes()
     for kind, channels, largest in ((b"P2", 1, 255), (b"P3", 3, 255), (b"P3", 3, 100)):
-        values = generator.integers(0, largest + 1, WIDTH * HEIGHT * channels)
+        values = generator.integers(0, largest + 1, SIDE * SIDE * channels)
         text = b" ".join(b"%d" % value for value in values)
         yield (
             f"pnm {kind.decode()} to {largest}",
-            b"%s\n%d %d\n%d\n%s\n" % (kind, WIDTH, HEIGHT, largest, text),
+            b"%s\n%d %d\n%d\n%s\n" % (kind, SIDE, SIDE, largest, text),
         )
-    head = b"\n%d %d\n" % (WIDTH, HEIGHT)
-    yield "pnm P4", b"P4" + head + generator.bytes(-(-WIDTH // 8) * HEIGHT)
-    bits = generator.integers(0, 2, WIDTH * HEIGHT)
+    head = b"\n%d %d\n" % (SIDE, SIDE)
+    yield "pnm P4", b"P4" + head + generator.bytes(-(-SIDE // 8) * SIDE)
+    bits = generator.integers(0, 2, SIDE * SIDE)
     yield "pnm P1", b"P1" + head + b" ".join(b"%d" % bit for bit in bits)
-    pixels = generator.bytes(WIDTH * HEIGHT * 3)
-    yield "pnm comment", b"P6\n# a comment\n%d # another\n%d\n255\n" % (WIDTH, HEIGHT) + pixels
-    yield "pnm spaces", b"P6   %d\t%d\r\n255 " % (WIDTH, HEIGHT) + pixels
-    yield "pnm pixels missing", b"P6\n%d %d\n255\n" % (WIDTH, HEIGHT) + pixels[:-1]
-    yield "pnm pixels behind", b"P6\n%d %d\n255\n" % (WIDTH, HEIGHT) + pixels * 2
+    pixels = generator.bytes(SIDE * SIDE * 3)
+    yield "pnm comment", b"P6\n# a comment\n%d # another\n%d\n255\n" % (SIDE, SIDE) + pixels
+    yield "pnm spaces", b"P6   %d\t%d\r\n255 " % (SIDE, SIDE) + pixels
+    yield "pnm pixels missing", b"P6\n%d %d\n255\n" % (SIDE, SIDE) + pixels[:-1]
+    yield "pnm pixels behind", b"P6\n%d %d\n255\n" % (SIDE, SIDE) + pixels * 2
     yield (
         "pnm P7",
         b"P7\nWIDTH %d\nHEIGHT %d\nDEPTH 3\nMAXVAL 255\nENDHDR\n"
         % (
-            WIDTH,
-            HEIGHT,
+            SIDE,
+            SIDE,
         )
         + pixels,
     )

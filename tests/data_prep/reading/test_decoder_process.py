@@ -10,12 +10,12 @@ from data_prep.reading.decoder_process import DecoderProcess
 from data_prep.reading.verdict import Outcome, Suspect
 from lt_train.errors import UserError
 from tests.helpers.dying_decoder import DEADLY, DEADLY_ONCE
-from tests.helpers.odd_images import HEIGHT, WIDTH, whole_files
+from tests.helpers.odd_images import SIDE, whole_files
 
 
 def suspects(*names: str) -> list[Suspect]:
     files = whole_files(0)
-    return [Suspect(files[name], (WIDTH, HEIGHT)) for name in names]
+    return [Suspect(files[name], (SIDE, SIDE)) for name in names]
 
 
 def with_comment(suspect: Suspect, comment: bytes) -> Suspect:
@@ -40,7 +40,7 @@ def test_each_image_of_a_batch_has_its_own_verdict(process):
 
 def test_a_plain_image_of_another_size_than_was_said_is_looked_at_by_both(process):
     (image,) = suspects("jpeg plain")
-    assert outcomes(process, [Suspect(image.content, (HEIGHT, WIDTH))]) == ["SAME"]
+    assert outcomes(process, [Suspect(image.content, (SIDE + 1, SIDE))]) == ["SAME"]
 
 
 def test_an_image_that_kills_dali_is_named_and_the_others_are_judged():
