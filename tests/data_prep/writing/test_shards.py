@@ -18,6 +18,7 @@ from lt_train.errors import UserError
 from tests.helpers.data_prep_runs import identity, tree
 from tests.helpers.noise_sets import COUNTS, interrupt, plan_noise, run
 from tests.helpers.pictures import encode
+from tests.helpers.sources import pixels_of
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -118,6 +119,29 @@ def test_an_unusable_image_is_left_out_and_named_with_the_reason(tmp_path, kind)
 def test_a_file_that_vanished_is_left_out_and_named(tmp_path):
     summary = run(plan_with(tmp_path / "set", None), max_rejected=0.1)
     assert "No such file" in summary.rejected[0]["reason"]
+
+
+PPM_TO_100 = b"P6\n2 2\n100\n" + bytes(range(12))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_dali_reads_otherwise_is_stored_as_pillow_reads_it_and_noted(tmp_path, workers):
+    """The same bytes however many work; the other images keep theirs."""
+    summary = run(plan_with(tmp_path / "set", PPM_TO_100, PPM_TO_100), workers)
+    rows = [json.loads(line) for line in (tmp_path / "set" / "reencoded.jsonl").open()]
+    assert {(row["split"], row["key"]) for row in rows} == {("train", "bad_0"), ("train", "bad_1")}
+    assert all("DALI and Pillow differ by" in row["reason"] for row in rows)
+    assert summary.reencoded == rows and not (tmp_path / "set" / "rejected.jsonl").exists()
+    manifest = Manifest(tmp_path / "set", "train")
+    for sample_id in range(len(manifest)):
+        content = manifest.read(sample_id).tobytes()
+        if manifest.key(sample_id).startswith("good"):
+            assert content == image_bytes("JPEG", GRADIENT)
+        else:
+            assert content.startswith(b"\x89PNG")
+            assert (pixels_of(content) == pixels_of(PPM_TO_100)).all()
+    run(plan_with(tmp_path / "again", PPM_TO_100, PPM_TO_100), 3 - workers)
+    assert tree(tmp_path / "again") == tree(tmp_path / "set")
 
 
 def test_too_many_unusable_images_are_an_error_that_loses_no_work(tmp_path):
