@@ -54,13 +54,20 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
 
 def _checker(arguments: argparse.Namespace) -> Checker:
     decode = not arguments.no_decode_check
-    pillow_only = decode and find_spec("nvidia.dali") is None
+    pillow_only = decode and not _has_dali()
     if pillow_only:
         say(
             "note: DALI is not installed here: images are checked by Pillow alone, and training by"
             " DALI (data.loader=dali) may read odd ones otherwise"
         )
     return Checker(decode, arguments.resize, arguments.quality, pillow_only)
+
+
+def _has_dali() -> bool:
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nor is anything else of nvidia's
+        return False
 
 
 def _understood(source: Source) -> str:

@@ -74,6 +74,13 @@ def test_a_process_that_is_killed_is_one_line(process):
     assert outcomes(process, suspects("webp")) == ["SAME"]
 
 
+def test_a_broken_dali_is_one_line():
+    without = DecoderProcess("tests.helpers.no_decoder")
+    for _ in range(2):
+        with pytest.raises(UserError, match="DALI, .* cannot be imported: .* --no-decode-check"):
+            without.judge(suspects("webp"))
+
+
 def test_a_forked_process_has_one_of_its_own(process):
     images = suspects("webp", "tiff 1")
     expected = outcomes(process, images)
