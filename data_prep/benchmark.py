@@ -9,14 +9,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.reading.check import DECODED, Checker
+from data_prep.reading.check import DECODED, Checker, checked
 from data_prep.reading.images import ImageFiles, Picked
 from data_prep.reading.source import Images
 from data_prep.writing import shards
@@ -82,10 +81,8 @@ def _sample(plan: Plan, workers: int) -> Plan:
 
 
 def _check_shard(plan: Plan, shard: ShardPlan) -> None:
-    images = plan.source.splits[shard.split].images
-    for index in map(int, shard.indices):
-        with suppress(OSError, ValueError):  # rejected, at the same cost
-            DECODED(images.read(index))
+    for _ in checked(plan.source.splits[shard.split], shard.indices, DECODED):
+        pass
 
 
 def _write(plan: Plan, checker: Checker, out: Path, workers: int) -> None:

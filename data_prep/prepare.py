@@ -1,6 +1,7 @@
 """``python -m data_prep DATASET``: from the options to the finished data set."""
 
 import argparse
+from importlib.util import find_spec
 
 from rich.console import Console
 
@@ -17,7 +18,7 @@ from lt_train.errors import unreadable
 def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
     """Write the data set, or go on with it; ``made_by``: the command that it keeps."""
     check_limits(arguments)
-    checker = Checker(not arguments.no_decode_check, arguments.resize, arguments.quality)
+    checker = _checker(arguments)
     try:
         with working("looking through the source"):
             source = recipe.make_source(arguments)
@@ -50,6 +51,24 @@ def prepare(recipe: Recipe, arguments: argparse.Namespace, made_by: str) -> int:
     return 0
 
 
+def _checker(arguments: argparse.Namespace) -> Checker:
+    decode = not arguments.no_decode_check
+    pillow_only = decode and not _has_dali()
+    if pillow_only:
+        say(
+            "note: DALI is not installed here: images are checked by Pillow alone, and training by"
+            " DALI (data.loader=dali) may read odd ones otherwise"
+        )
+    return Checker(decode, arguments.resize, arguments.quality, pillow_only)
+
+
+def _has_dali() -> bool:
+    try:
+        return find_spec("nvidia.dali") is not None
+    except ModuleNotFoundError:  # nor is anything else of nvidia's
+        return False
+
+
 def _understood(source: Source) -> str:
     """What the data set will hold, in one line."""
     sizes = {name: len(split.keys) for name, split in source.splits.items()}
@@ -76,6 +95,8 @@ def _told(plan: Plan, summary: shards.Summary, task: Task) -> str:
         line += f", {summary.skipped_shards} shards were finished before"
     if summary.rejected:
         line += f", {len(summary.rejected)} rejected (rejected.jsonl)"
+    if summary.reencoded:
+        line += f", {len(summary.reencoded)} re-encoded (reencoded.jsonl)"
     if summary.missing:
         return (
             f"{line}; {summary.missing} shards of other tasks are missing, the last task to end"

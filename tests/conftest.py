@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source, SourceSplit
 from data_prep.sets import demo
 from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
@@ -50,6 +51,7 @@ def prepare(tmp_path_factory) -> Callable[..., Path]:
         splits: dict[str, tuple[Sequence[bytes], Sequence[int]]],
         classes: int = 0,
         samples_per_shard: int = 8,
+        checker: Checker = DECODED,
     ) -> Path:
         out = tmp_path_factory.mktemp("prepared") / "set"
         classes = classes or 1 + max(max(labels) for _, labels in splits.values())
@@ -58,7 +60,7 @@ def prepare(tmp_path_factory) -> Callable[..., Path]:
             keys = [f"{index:05d}" for index in range(len(labels))]
             parts[name] = SourceSplit(np.asarray(labels), keys, Encoded(contents))
         source = Source("set", [f"class_{label}" for label in range(classes)], parts)
-        return prepared(source, out, samples_per_shard)
+        return prepared(source, out, samples_per_shard, checker)
 
     return make
 

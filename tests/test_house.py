@@ -30,12 +30,14 @@ GROUND = [
     "lt_train.console",
     "lt_train.locks",
 ]
-ON_DISK = [  # the formats of data sets and of scores
+ON_DISK = [  # the formats of data sets, of images and of scores
     "lt_train.data.dataset",
     "lt_train.data.tables",
     "lt_train.data.manifest",
     "lt_train.data.shard_files",
     "lt_train.data.scores",
+    "lt_train.data.image_size",
+    "lt_train.data.decoder",
 ]
 BESIDE = {  # packages beside lt_train: what they may import of it
     "data_prep": [*GROUND, "lt_train.config", *ON_DISK],

@@ -3,9 +3,17 @@ preparation decodes.
 """
 
 import io
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
+
+from data_prep.reading.decoder_process import IMAGES_AT_ONCE, DecoderProcess
+from data_prep.reading.plain import is_raw
+from data_prep.reading.source import SourceSplit
+from data_prep.reading.verdict import Outcome, Suspect, Verdict, by_pillow, pixels_of
+from lt_train.data.image_size import jpeg_size
+from lt_train.errors import MachineFault, is_fault
 
 EXTENSIONS = {
     "JPEG": "jpg",
@@ -17,20 +25,31 @@ EXTENSIONS = {
     "MPO": "jpg",  # a JPEG with more pictures behind it
 }
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-# markers of JPEG among those of frame headers that begin tables instead
-TABLES = (0xC4, 0xC8, 0xCC)
+PIXELS_AT_ONCE = 2**23  # what is decoded at once takes three bytes a pixel
+BYTES_AT_ONCE = 2**25
+_decoders = DecoderProcess()
 
 
 @dataclass(frozen=True)
 class Checked:
     """An image as it is stored: ``width`` and ``height`` in pixels before any EXIF rotation, which
-    torchvision does not apply either.
+    torchvision does not apply either. ``note``: why it is not the source's file, but its pixels.
+    ``settled``: nothing is left to find out about its pixels.
     """
 
     content: bytes
     extension: str
     width: int
     height: int
+    note: str = ""
+    settled: bool = False
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image that cannot be used."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -39,35 +58,46 @@ class Checker:
 
     ``decode``: decode it whole, not only its header. ``resize``: re-encode with this shorter side
     in pixels, as JPEG of ``quality``, if it is larger; None keeps the original bytes.
+    ``pillow_only``: there is no DALI to ask how training will read the image.
     """
 
     decode: bool = True
     resize: int | None = None
     quality: int = 90
+    pillow_only: bool = False
 
-    def __call__(self, content: bytes) -> Checked:
-        """The image to store, or ValueError with the reason why it cannot be used."""
+    def __call__(self, contents: Sequence[bytes]) -> list[Checked | Rejected]:
+        """Each image as it is to be stored, or the reason why it cannot be used."""
+        return self.decided([self.look(content) for content in contents])
+
+    def look(self, content: bytes) -> Checked | Rejected:
+        """What its header says; ``decided`` has the last word."""
         if not self.decode and self.resize is None and (size := jpeg_size(content)):
             return Checked(content, "jpg", *size)
         try:
             with Image.open(io.BytesIO(content)) as image:
                 if image.format not in EXTENSIONS:
-                    raise ValueError(
+                    return Rejected(
                         f"the format {image.format} is not supported; convert it to JPEG or PNG"
                     )
                 if image.mode not in EIGHT_BIT_MODES or _is_narrowed(image):
-                    raise ValueError(f"not 8 bits a channel (mode {image.mode})")
+                    return Rejected(f"not 8 bits a channel (mode {image.mode})")
                 if self.resize is not None and min(image.size) > self.resize:
                     return self._shrunk(image)
-                if self.decode:
-                    image.load()
-                return Checked(content, EXTENSIONS[image.format], image.width, image.height)
-        except UnidentifiedImageError as error:
-            raise ValueError("not an image" if content else "empty file") from error
-        except ValueError:
-            raise
+                extension, settled = EXTENSIONS[image.format], is_raw(content)
+                return Checked(content, extension, *image.size, settled=settled)
+        except UnidentifiedImageError:
+            return Rejected("not an image" if content else "empty file")
         except Exception as error:  # a damaged image can raise anything
-            raise ValueError(f"does not decode: {error}") from error
+            return Rejected(f"does not decode: {error}")
+
+    def decided(self, looked: Sequence[Checked | Rejected]) -> list[Checked | Rejected]:
+        """After their pixels were seen, where that is asked for."""
+        if not self.decode:
+            return list(looked)
+        judge = _by_pillow if self.pillow_only else _decoders.judge
+        # what was re-encoded is looked at as well: there are images of which DALI takes no PNG
+        return _judged(_judged(looked, judge), judge)
 
     def _shrunk(self, image: Image.Image) -> Checked:
         scale = self.resize / min(image.size)
@@ -75,10 +105,89 @@ class Checker:
         small = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=self.quality)
-        return Checked(buffer.getvalue(), "jpg", *small.size)
+        return Checked(buffer.getvalue(), "jpg", *small.size, settled=True)
 
 
 DECODED = Checker()  # what make_plan takes where nothing else is asked for
+
+
+def checked(
+    split: SourceSplit, indices: Sequence[int], checker: Checker
+) -> Iterator[tuple[int, Checked | Rejected]]:
+    """Each index with its image, in order; read and decoded a batch at a time.
+
+    A :class:`MachineFault` if a disk or network fails, which says nothing of the image.
+    """
+    waiting: list[tuple[int, Checked | Rejected]] = []
+    number_of_bytes = pixels = 0
+    for index in map(int, indices):
+        image = _looked(split, index, checker)
+        waiting.append((index, image))
+        if isinstance(image, Checked):
+            number_of_bytes += len(image.content)
+            pixels += image.width * image.height
+        full = number_of_bytes > BYTES_AT_ONCE or pixels > PIXELS_AT_ONCE
+        if full or len(waiting) == IMAGES_AT_ONCE:
+            yield from _decided(waiting, checker)
+            waiting, number_of_bytes, pixels = [], 0, 0
+    yield from _decided(waiting, checker)
+
+
+def _looked(split: SourceSplit, index: int, checker: Checker) -> Checked | Rejected:
+    try:
+        return checker.look(split.images.read(index))
+    except (OSError, ValueError) as error:
+        if is_fault(error):
+            message = f"cannot read {split.keys[index]} of the source: {error.strerror}"
+            raise MachineFault(f"{message}; the same command again goes on from there") from error
+        return Rejected(str(error))
+
+
+def _decided(
+    waiting: list[tuple[int, Checked | Rejected]], checker: Checker
+) -> Iterator[tuple[int, Checked | Rejected]]:
+    decided = checker.decided([image for _, image in waiting])
+    for (index, _), image in zip(waiting, decided, strict=True):
+        yield index, image
+
+
+def _by_pillow(suspects: Sequence[Suspect]) -> list[Verdict]:
+    return list(map(by_pillow, suspects))
+
+
+def _judged(
+    images: Sequence[Checked | Rejected], judge: Callable[[Sequence[Suspect]], list[Verdict]]
+) -> list[Checked | Rejected]:
+    """The same images, or what has become of them."""
+    judged = list(images)
+    places = [place for place, image in enumerate(images) if _is_open(image)]
+    suspects = [_suspect(images[place]) for place in places]
+    for place, verdict in zip(places, judge(suspects), strict=True):
+        judged[place] = _after(images[place], verdict)
+    return judged
+
+
+def _is_open(image: Checked | Rejected) -> bool:
+    return isinstance(image, Checked) and not image.settled
+
+
+def _suspect(image: Checked) -> Suspect:
+    return Suspect(image.content, (image.width, image.height))
+
+
+def _after(image: Checked, verdict: Verdict) -> Checked | Rejected:
+    """The image as it is, as Pillow reads it, or none."""
+    if verdict.outcome is Outcome.SAME:
+        return replace(image, settled=True)
+    if image.note:
+        return Rejected(f"{image.note}, nor a PNG of its pixels: {verdict.reason}")
+    if verdict.outcome is Outcome.DAMAGED:
+        return Rejected(f"does not decode: {verdict.reason}")
+    pixels = pixels_of(image.content)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    height, width, _ = pixels.shape
+    return Checked(buffer.getvalue(), "png", width, height, verdict.reason)
 
 
 def _is_narrowed(image: Image.Image) -> bool:
@@ -89,21 +198,3 @@ def _is_narrowed(image: Image.Image) -> bool:
         return True
     arguments = image.tile[0].args if image.format == "PPM" else None
     return isinstance(arguments, tuple) and arguments[1] > 255
-
-
-def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG of 8 bits, from its frame header (ITU T.81, B.2), in a tenth of
-    Pillow's time; None: let Pillow look.
-    """
-    at = 2
-    if content[:at] != b"\xff\xd8":
-        return None
-    while content[at : at + 1] == b"\xff" and at + 9 <= len(content):
-        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in TABLES:
-            bits = content[at + 4]
-            height = int.from_bytes(content[at + 5 : at + 7])
-            width = int.from_bytes(content[at + 7 : at + 9])
-            return (width, height) if bits == 8 and width and height else None
-        at += 2 + length
-    return None

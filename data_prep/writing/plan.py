@@ -10,7 +10,7 @@ import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,7 @@ class Plan:
 
     def checker_of(self, split: str) -> Checker:
         """Only training images are re-encoded: evaluation wants the published pixels."""
-        return self.checker if split == "train" else Checker(self.checker.decode)
+        return self.checker if split == "train" else replace(self.checker, resize=None)
 
 
 def make_plan(
@@ -84,7 +84,10 @@ def make_plan(
     for name, split in source.splits.items():
         for number, indices in enumerate(_deal(name, split, seed, samples_per_shard)):
             shards.append(ShardPlan(f"{name}-{number:06d}.tar", name, number, indices))
-    options = [source.name, source.classes, seed, samples_per_shard, asdict(checker)]
+    checks = asdict(checker)
+    if not checks["pillow_only"]:
+        del checks["pillow_only"]  # which early versions did not know
+    options = [source.name, source.classes, seed, samples_per_shard, checks]
     digest = hashlib.sha256(json.dumps(options).encode())
     for name, split in source.splits.items():
         digest.update(name.encode())

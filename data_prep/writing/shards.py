@@ -11,13 +11,14 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from data_prep.reading.check import Checked, Rejected, checked
 from data_prep.reading.source import SourceSplit
 from data_prep.writing.plan import ALONE, Plan, ShardPlan, Task, claim, finishing, is_complete, tidy
 from data_prep.writing.tar_writer import TarWriter
@@ -25,7 +26,7 @@ from data_prep.writing.workers import in_workers
 from lt_train import __version__
 from lt_train.data.dataset import Dataset, Shard, Split, write_dataset
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
-from lt_train.errors import MachineFault, UserError, is_fault, unreadable
+from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 
 ROWS = ".rows.arrow"  # after a shard's name: its manifest rows
@@ -49,6 +50,7 @@ class Summary:
     skipped_shards: int = 0
     missing: int = 0
     rejected: list[dict] = field(default_factory=list)
+    reencoded: list[dict] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -98,15 +100,14 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
     bytes).
     """
     split = plan.source.splits[shard.split]
-    checker = plan.checker_of(shard.split)
-    rows, rejected = [], []
+    images = checked(split, shard.indices, plan.checker_of(shard.split))
+    rows = _Rows()
     temporary = plan.partial / f"{shard.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb", buffering=0) as file:
             writer = TarWriter(file)
-            for index in map(int, shard.indices):
-                row = _add_sample(writer, split, checker, index)
-                (rejected if "reason" in row else rows).append(row)
+            for index, image in images:
+                _add_sample(writer, rows, split, index, image)
             writer.close()
             file.flush()
             os.fsync(file.fileno())
@@ -114,27 +115,36 @@ def _write_shard(plan: Plan, shard: ShardPlan) -> tuple[int, int, int]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _write_rows(plan, shard, rows, rejected, writer)
-    return len(shard.indices), len(rejected), writer.offset
+    _write_rows(plan, shard, rows, writer)
+    return len(shard.indices), len(rows.rejected), writer.offset
 
 
-def _write_rows(
-    plan: Plan, shard: ShardPlan, rows: list[dict], rejected: list[dict], writer: TarWriter
-) -> None:
+@dataclass
+class _Rows:
+    """What became of a shard's samples; those re-encoded are among the samples."""
+
+    samples: list[dict] = field(default_factory=list)
+    rejected: list[dict] = field(default_factory=list)
+    reencoded: list[dict] = field(default_factory=list)
+
+
+def _write_rows(plan: Plan, shard: ShardPlan, rows: _Rows, writer: TarWriter) -> None:
     """The manifest rows of a shard, whose file says that it is finished."""
     split = plan.source.splits[shard.split]
     schema = _schema(split)
-    columns = {"shard": np.full(len(rows), shard.number, np.int32)}
+    samples = rows.samples
+    columns = {"shard": np.full(len(samples), shard.number, np.int32)}
     for name in MANIFEST_SCHEMA.names:
         if name != "shard":
-            columns[name] = [row[name] for row in rows]
-    indices = [row["index"] for row in rows]
+            columns[name] = [row[name] for row in samples]
+    indices = [row["index"] for row in samples]
     columns |= {name: column[indices] for name, column in split.columns.items()}
     about = {
-        "samples": len(rows),
+        "samples": len(samples),
         "bytes": writer.offset,
         "sha256": writer.sha256(),
-        "rejected": rejected,
+        "rejected": rows.rejected,
+        "reencoded": rows.reencoded,
     }
     table = pa.table(
         {name: columns[name] for name in schema.names},
@@ -149,21 +159,21 @@ def _schema(split: SourceSplit) -> pa.Schema:
     return pa.schema([*MANIFEST_SCHEMA, *(pa.field(*field) for field in more)])
 
 
-def _add_sample(writer: TarWriter, split: SourceSplit, checker: Callable, index: int) -> dict:
-    """Check, add and describe one sample; a dict with a ``reason`` if it was left out."""
+def _add_sample(
+    writer: TarWriter, rows: _Rows, split: SourceSplit, index: int, image: Checked | Rejected
+) -> None:
+    """Add one sample to the shard, if it can be used, and describe it."""
     key = split.keys[index]
     label = UNLABELED if split.labels is None else int(split.labels[index])
-    try:
-        image = checker(split.images.read(index))
-    except (OSError, ValueError) as error:
-        if is_fault(error):  # says nothing of the image
-            message = f"cannot read {key} of the source: {error.strerror}"
-            raise MachineFault(f"{message}; the same command again goes on from there") from error
-        return {"key": key, "label": label, "reason": str(error)}
+    if isinstance(image, Rejected):
+        rows.rejected.append({"key": key, "label": label, "reason": image.reason})
+        return
+    if image.note:
+        rows.reencoded.append({"key": key, "label": label, "reason": image.note})
     offset = writer.add(f"{key}.{image.extension}", image.content)
     if label != UNLABELED:
         writer.add(f"{key}.cls", b"%d" % label)
-    return {
+    row = {
         "index": index,
         "key": key,
         "offset": offset,
@@ -173,6 +183,7 @@ def _add_sample(writer: TarWriter, split: SourceSplit, checker: Callable, index:
         "height": image.height,
         "crc32": zlib.crc32(image.content),
     }
+    rows.samples.append(row)
 
 
 def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> None:
@@ -192,6 +203,10 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
             Shard(shard.name, about["samples"], about["bytes"], about["sha256"])
         )
         summary.rejected += [{"split": shard.split, **row} for row in about["rejected"]]
+        reencoded = about.get("reencoded", [])  # a shard of an early version has none
+        summary.reencoded += [{"split": shard.split, **row} for row in reencoded]
+    _write_lines(plan.out / "reencoded.jsonl", summary.reencoded)
+    _write_lines(plan.out / "rejected.jsonl", summary.rejected)
     _check_rejected(plan, max_rejected, summary)
     for name, split in plan.source.splits.items():
         shards = splits[name].shards
@@ -211,12 +226,15 @@ def _finish(plan: Plan, max_rejected: float, command: str, summary: Summary) -> 
     write_dataset(plan.out, Dataset(plan.source.name, plan.source.classes, splits, made_by))
 
 
+def _write_lines(path: Path, rows: Sequence[dict]) -> None:
+    """A file of these rows, if there are any."""
+    if rows:
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
 def _check_rejected(plan: Plan, max_rejected: float, summary: Summary) -> None:
     total = sum(len(shard.indices) for shard in plan.shards)
     count = len(summary.rejected)
-    if count:
-        lines = "".join(json.dumps(row) + "\n" for row in summary.rejected)
-        write_atomically(plan.out / "rejected.jsonl", lines.encode())
     first = "; ".join(f"{row['key']}: {row['reason']}" for row in summary.rejected[:3])
     if count == total:
         raise UserError(f"none of the {total} images can be used ({first})")

@@ -1,6 +1,8 @@
 """Which samples and views a batch has: a pure function of the step."""
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -145,6 +147,9 @@ class EvalPlan:
         return [draw_view(self.view, 0, sample_ids, 0, *sizes)]
 
 
+NONE_FAILED: Mapping[int, Container[int]] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class EncodedBatch:
     """The images of a batch as they lie on disk, and what is known of them."""
@@ -154,15 +159,21 @@ class EncodedBatch:
     contents: list[np.ndarray]  # of bytes
 
 
-def read_batch(plan: BatchPlan, index: int) -> EncodedBatch:
-    """Batch ``index``, damaged samples replaced or left out as the plan says."""
+def read_batch(
+    plan: BatchPlan, index: int, failed: Mapping[int, Container[int]] = NONE_FAILED
+) -> EncodedBatch:
+    """Batch ``index``, damaged samples replaced or left out as the plan says.
+
+    ``failed``: by place in the global batch, the samples that did not decode there.
+    """
     batches = range(index, index + 1)
     wanted, places = plan.sample_ids(batches), plan.places(batches)
+    pairs = zip(wanted, [failed.get(place, ()) for place in places.tolist()])
     if plan.replace_bad:
-        pairs = [plan.manifest.read_or_replace(sample_id) for sample_id in wanted]
-        sample_ids = np.array([sample_id for sample_id, _ in pairs], np.int64)
-        return EncodedBatch(sample_ids, places, [content for _, content in pairs])
-    contents = [plan.manifest.read(sample_id) for sample_id in wanted]
+        found = [plan.manifest.read_or_replace(*pair) for pair in pairs]
+        sample_ids = np.array([sample_id for sample_id, _ in found], np.int64)
+        return EncodedBatch(sample_ids, places, [content for _, content in found])
+    contents = [None if ids else plan.manifest.read(sample_id) for sample_id, ids in pairs]
     intact = np.array([content is not None for content in contents], bool)
     kept = [content for content in contents if content is not None]
     return EncodedBatch(wanted[intact], places[intact], kept)

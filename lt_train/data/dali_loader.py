@@ -11,7 +11,8 @@ against 1.27 ms for 270 x 370 -> 224 x 224).
 """
 
 import itertools
-from collections import deque
+import re
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ from torch.nn import functional as F
 from lt_train.data.augment import View
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan, EncodedBatch, read_batch
+from lt_train.data.decoder import TINY, Decoder, decoded, reason_of
 from lt_train.data.pixels import normalize
 from lt_train.distributed import rank_share
 
+# of an error that no image is to blame for
+OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cudaError|CUDA runtime", re.IGNORECASE)
 CONTEXT = 2  # output pixels; how far beyond a box an antialiased resize looks, with one to spare
 
 
@@ -45,6 +49,31 @@ class DaliLoader:
         source = _Source(self.plan, whole=on_gpu)
         by_dali = on_gpu or not self.plan.replace_bad  # evaluation's boxes may be fractional
         resize = _resize_by_dali if by_dali else _TorchResize(self.threads)
+        pipeline = self._pipeline(source, resize)
+        stream = torch.cuda.current_stream() if on_gpu else None
+        while True:
+            try:
+                outputs = pipeline.run(stream)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not self._found_undecodable(source, error):
+                    raise
+                pipeline = self._pipeline(source, resize)  # one that has failed is of no more use
+                continue
+            planned = source.planned.popleft()
+            sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
+            yield Batch(
+                # `normalize` copies to float, so DALI may reuse its memory for the next run
+                views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
+                label=self._upload(manifest.labels[sample_ids].astype(np.int64)),
+                sample_id=self._upload(sample_ids),
+                place=planned.encoded.places,
+                is_labeled=manifest.is_labeled(sample_ids),
+            )
+
+    def _pipeline(self, source: "_Source", resize: Callable):
+        on_gpu = self.device.type == "cuda"
         pipeline = _pipeline(
             source,
             self.plan,
@@ -56,22 +85,27 @@ class DaliLoader:
             prefetch_queue_depth=2,
         )
         pipeline.build()
-        stream = torch.cuda.current_stream() if on_gpu else None
-        while True:
-            try:
-                outputs = pipeline.run(stream)
-            except StopIteration:
-                return
-            planned = source.planned.popleft()
-            sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
-            yield Batch(
-                # `normalize` copies to float, so DALI may reuse its memory for the next run
-                views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
-                label=self._upload(manifest.labels[sample_ids].astype(np.int64)),
-                sample_id=self._upload(sample_ids),
-                place=planned.encoded.places,
-                is_labeled=manifest.is_labeled(sample_ids),
-            )
+        return pipeline
+
+    def _found_undecodable(self, source: "_Source", error: RuntimeError) -> bool:
+        """Whether images are to blame for ``error``: DALI names none, or not by its sample id.
+
+        Then the source goes back to the batch that failed, to do without them.
+        """
+        if OUT_OF_MEMORY.search(str(error)):
+            return False
+        on_gpu = self.device.type == "cuda"
+        decoder = Decoder(1, "mixed" if on_gpu else "cpu", self.device.index if on_gpu else None)
+        found = False
+        for planned in source.planned:
+            for place, sample_id, reason in _undecodable(planned, decoder):
+                decoder([TINY])  # where this fails too, something else is at fault
+                self.plan.manifest.count_bad(sample_id, f"it does not decode: {reason}")
+                source.failed[planned.index].setdefault(place, set()).add(sample_id)
+                found = True
+        if found:
+            source.go_back()
+        return found
 
     def _normalized(self, output, view: View) -> torch.Tensor:
         colour = None if view.colour is None else self._upload(view.colour)
@@ -86,30 +120,36 @@ class DaliLoader:
 
 @dataclass(frozen=True)
 class _Planned:
+    """A batch on its way; ``inputs``: what the graph is fed with."""
+
+    index: int
     encoded: EncodedBatch
     views: list[View]
+    inputs: list
 
 
 class _Source:
     """Feeds the graph.
 
     DALI asks ahead, so what does not pass through the graph waits in ``planned``, first in,
-    first out.
+    first out. ``failed``: by batch and place in it, the samples that did not decode there. Another
+    part of the same image may decode: were it then left out as well, what is trained on would
+    depend on what this process happened to see before.
     """
 
     def __init__(self, plan: BatchPlan, whole: bool):
         self.plan, self.whole = plan, whole
         self.indices = iter(plan.batches)
         self.planned: deque[_Planned] = deque()
+        self.failed: defaultdict[int, dict[int, set[int]]] = defaultdict(dict)
 
     def __call__(self, _batch_info) -> list:
         index = next(self.indices)
-        encoded = read_batch(self.plan, index)
+        encoded = read_batch(self.plan, index, self.failed[index])
         while not encoded.contents:  # evaluation may leave out a whole batch of damaged samples
             index = next(self.indices)
-            encoded = read_batch(self.plan, index)
+            encoded = read_batch(self.plan, index, self.failed[index])
         views = self.plan.views(range(index, index + 1), encoded.sample_ids)
-        self.planned.append(_Planned(encoded, views))
         manifest = self.plan.manifest
         sides = manifest.heights[encoded.sample_ids], manifest.widths[encoded.sample_ids]
         sizes = np.stack(sides, 1)
@@ -117,7 +157,24 @@ class _Source:
         inputs = [encoded.contents] if self.whole else [encoded.contents, start, stop - start]
         for view, blur in zip(views, self.plan.blurs):
             inputs += _view_inputs(view, start, blur)
+        self.planned.append(_Planned(index, encoded, views, inputs))
         return inputs
+
+    def go_back(self) -> None:
+        """To the first batch that is not done."""
+        self.indices = iter(range(self.planned[0].index, self.plan.batches.stop))
+        self.planned.clear()
+
+
+def _undecodable(planned: _Planned, decoder: Decoder) -> Iterator[tuple[int, int, str]]:
+    """Place, sample id and reason of every image whose part that is needed does not decode."""
+    per_image = planned.inputs[: 1 if decoder.device == "mixed" else 3]
+    ids, places = planned.encoded.sample_ids.tolist(), planned.encoded.places.tolist()
+    for place, sample_id, *inputs in zip(places, ids, *per_image, strict=True):
+        try:
+            decoder(*([value] for value in inputs))
+        except RuntimeError as error:
+            yield place, sample_id, reason_of(error)
 
 
 def _needed_part(views: list[View], sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,14 +210,7 @@ def _pipeline(source: _Source, plan: BatchPlan, resize: Callable, device: str):
     inputs = fn.external_source(
         source, num_outputs=per_image + sum(per_view), batch=True, batch_info=True
     )
-    # as torchvision: no EXIF rotation
-    settings = {"device": device, "output_type": types.RGB, "adjust_orientation": False}
-    if source.whole:
-        image = fn.decoders.image(inputs[0], **settings)
-    else:
-        image = fn.decoders.image_slice(
-            inputs[0], start=inputs[1], shape=inputs[2], axis_names="HW", **settings
-        )
+    image = decoded(inputs[0], device, *inputs[1:per_image])
     outputs = []
     for view in range(len(plan.sizes)):
         first = per_image + sum(per_view[:view])

@@ -16,6 +16,7 @@ import copy
 import functools
 import logging
 import zlib
+from collections.abc import Container
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ import pyarrow as pa
 from lt_train.console import working
 from lt_train.data.columns import Chained, Column, Shifted, Text, row_type, slices, take
 from lt_train.data.dataset import Split, read_dataset
+from lt_train.data.image_size import header_size
 from lt_train.data.shard_files import ShardFiles
 from lt_train.data.tables import (
     UNLABELED,
@@ -119,6 +121,7 @@ class Manifest:
         self._files = ShardFiles(self.paths)
         self._verified = np.zeros(len(self), bool)
         self.bad: dict[int, str] = {}  # sample_id -> why it cannot be used
+        self._rejected: set[int] = set()  # of those, the ones that are not read again
 
     def subset(self, rows: slice | np.ndarray) -> "Manifest":
         """Some of the samples, by sample_id, as a manifest of their own: ids count from 0."""
@@ -202,24 +205,32 @@ class Manifest:
     def read(self, sample_id: int) -> np.ndarray | None:
         """The encoded image as (size,) uint8, or None if it is damaged.
 
-        Then ``bad`` says why. The checksum is compared the first time, so that no decoder ever sees
-        bytes that data_prep did not. Threads may read at once.
+        Then ``bad`` says why. Checksum, and size in pixels, are compared the first time, so that no
+        decoder ever sees bytes that data_prep did not. Threads may read at once.
         """
         sample_id = int(sample_id)
-        if sample_id in self.bad:
+        if sample_id in self._rejected:
             return None
         columns = self._shard, self._offset, self._size
         content = self._files.read(*(int(column[sample_id]) for column in columns))
         if content is None:
-            return self._reject(sample_id, "the shard is truncated")
+            return self.reject(sample_id, "the shard is truncated")
         if not self._verified[sample_id]:
             if zlib.crc32(content) != self._crc32[sample_id]:
-                return self._reject(sample_id, "its bytes do not match the manifest's crc32")
+                return self.reject(sample_id, "its bytes do not match the manifest's crc32")
+            expected = int(self.widths[sample_id]), int(self.heights[sample_id])
+            found = header_size(content)
+            if found not in (None, expected):
+                return self.reject(sample_id, wrong_size(found, expected))
             self._verified[sample_id] = True
         return content
 
-    def read_or_replace(self, sample_id: int) -> tuple[int, np.ndarray]:
-        """Like :meth:`read`; in place of a damaged sample the next intact one of its class."""
+    def read_or_replace(
+        self, sample_id: int, without: Container[int] = ()
+    ) -> tuple[int, np.ndarray]:
+        """Like :meth:`read`; in place of a damaged sample, or one of ``without``, the next intact
+        one of its class.
+        """
         label = self.labels[sample_id]
         if label == UNLABELED:
             ids, first = range(len(self)), int(sample_id)
@@ -228,15 +239,28 @@ class Manifest:
             first = int(np.searchsorted(ids, ids.dtype.type(sample_id)))
         for step in range(len(ids)):
             candidate = int(ids[(first + step) % len(ids)])
-            content = self.read(candidate)
+            content = None if candidate in without else self.read(candidate)
             if content is not None:
                 return candidate, content
         what = "" if label == UNLABELED else f" of class '{self.classes[label]}'"
         raise UserError(f"every sample{what} in {self.root}/{self.split} is damaged")
 
-    def _reject(self, sample_id: int, reason: str) -> None:
+    def reject(self, sample_id: int, reason: str) -> None:
+        """Not to be read again, whoever asks: a matter of its bytes alone."""
+        self._rejected.add(sample_id)
+        self.count_bad(sample_id, reason)
+
+    def count_bad(self, sample_id: int, reason: str) -> None:
+        """Name and count a sample that could not be used, once; it may still be read."""
+        if sample_id in self.bad:
+            return
         self.bad[sample_id] = reason
         path = self.paths[self._shard[sample_id]]
         log.warning(
             "bad sample %s in %s (sample_id %d): %s", self.key(sample_id), path, sample_id, reason
         )
+
+
+def wrong_size(found: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Why an image of other sides than the manifest's, both (width, height), cannot be used."""
+    return "it is {} x {} pixels, the manifest says {} x {}".format(*found, *expected)

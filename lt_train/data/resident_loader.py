@@ -19,7 +19,7 @@ from lt_train.console import working
 from lt_train.data.augment import View
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan
-from lt_train.data.manifest import Manifest
+from lt_train.data.manifest import Manifest, wrong_size
 from lt_train.data.pixels import normalize
 from lt_train.errors import UserError
 
@@ -49,8 +49,19 @@ def load_resident(
 
     def decode(sample_id: int) -> None:
         content = manifest.read(sample_id)
-        if content is not None:
-            inner[sample_id] = _decode(content, side)
+        if content is None:
+            return
+        try:
+            image = _decode(content, side)
+        except MemoryError:  # no fault of the image
+            raise
+        except Exception as error:  # a damaged image can raise anything
+            manifest.reject(sample_id, f"it does not decode: {error}")
+            return
+        if image.shape == (side, side, 3):
+            inner[sample_id] = image
+        else:
+            manifest.reject(sample_id, wrong_size(image.shape[1::-1], (side, side)))
 
     done = 0
     where = f"{manifest.root}/{manifest.split}"
@@ -67,7 +78,7 @@ def _decode(content: np.ndarray, side: int) -> np.ndarray:
     """An encoded image of ``side`` x ``side`` pixels as (side, side, 3) uint8."""
     header = b"P6\n%d %d\n255\n" % (side, side)
     # raw pixels, as pools are stored: 30 times as fast
-    if content[: len(header)].tobytes() == header:
+    if content[: len(header)].tobytes() == header and len(content) == len(header) + 3 * side**2:
         return content[len(header) :].reshape(side, side, 3)
     with Image.open(io.BytesIO(content)) as image:
         return np.asarray(image.convert("RGB"))

@@ -228,8 +228,9 @@ def check_bad_samples(bad: int, manifest: Manifest, max_share: float) -> None:
         roots = dict.fromkeys(str(path.parent) for path in manifest.paths)
         raise UserError(
             f"{bad} of {len(manifest)} samples of {' and '.join(roots)} ({manifest.split}) "
-            f"are damaged, more than data.max_bad_share={max_share}; "
-            f"python -m data_prep verify {' or '.join(roots)} lists them"
+            f"are damaged or do not decode, more than data.max_bad_share={max_share}; the warnings "
+            f"before this line say why; python -m data_prep verify {' or '.join(roots)} says "
+            "whether files have changed since they were written"
         )
 
 

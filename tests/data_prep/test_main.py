@@ -208,3 +208,32 @@ def test_a_module_that_brings_no_sets_is_told_in_one_line(tmp_path, content, wor
     done = call("--import", "my_sets", "mine", "--out", "out", cwd=tmp_path)
     assert_one_line(done, *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["DALI", "all of nvidia"])
+def test_without_dali_pillow_checks_alone_and_a_line_says_so(
+    class_folders, missing, capsys, monkeypatch
+):
+    """The same set comes out, as nothing is odd in it; it is another plan, so that tasks with DALI
+    and tasks without do not share the work on one.
+    """
+
+    def find_spec(name: str) -> None:
+        if missing != "DALI":
+            raise ModuleNotFoundError(name)
+
+    monkeypatch.chdir(class_folders)
+    (class_folders / "images/a/cut.png").write_bytes(noise_png(9, 64)[:-5000])
+    arguments = ["folder", "--source", "images", "--max-rejected", "0.2", "--out"]
+    assert main([*arguments, "with"]) == 0
+    monkeypatch.setattr("data_prep.prepare.find_spec", find_spec)
+    monkeypatch.setattr("data_prep.reading.check._decoders", None)  # nobody asks it
+    assert "DALI is not installed" not in capsys.readouterr().err
+    assert main([*arguments, "without"]) == 0
+    assert "note: DALI is not installed here" in capsys.readouterr().err
+    found = [read_dataset(class_folders / name) for name in ("with", "without")]
+    assert found[0].splits["train"].shards == found[1].splits["train"].shards
+    assert found[0].made_by["fingerprint"] != found[1].made_by["fingerprint"]
+    (class_folders / "images/a/cut.png").unlink()
+    assert main([*arguments, "trusting", "--no-decode-check"]) == 0
+    assert "DALI" not in capsys.readouterr().err, "nothing is decoded"

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source
 from data_prep.recipes import RECIPES
 from data_prep.writing.plan import make_plan
@@ -26,9 +27,12 @@ def source_of(name: str, *arguments) -> Source:
     return RECIPES[name].make_source(parser.parse_args([*map(str, arguments)]))
 
 
-def prepared(source: Source, out: Path, samples_per_shard: int = 100) -> Path:
+def prepared(
+    source: Source, out: Path, samples_per_shard: int = 100, checker: Checker = DECODED
+) -> Path:
     """The folder that ``python -m data_prep`` would write."""
-    write(make_plan(source, out, 0, samples_per_shard), 1, 0.0, "tests", lambda images, size: None)
+    plan = make_plan(source, out, 0, samples_per_shard, checker)
+    write(plan, 1, 0.0, "tests", lambda images, size: None)
     return out
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from nvidia.dali import fn, pipeline_def, types
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
@@ -23,10 +23,14 @@ def odd_images() -> dict[str, bytes]:
     gray_16_bit = np.asarray(image.convert("L")).astype(np.uint16) * 256
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = ROTATED_BY_90
+    turned = TiffImagePlugin.ImageFileDirectory_v2()
+    turned[EXIF_ORIENTATION] = ROTATED_BY_90
     return {
         "plain.jpg": encode(image, "JPEG", quality=90),
         "rotated.jpg": encode(image, "JPEG", quality=90, exif=exif),
         "cmyk.jpg": encode(image.convert("CMYK"), "JPEG", quality=90),
+        "turned.tif": encode(image, "TIFF", tiffinfo=turned),
+        "cut.png": encode(image, "PNG")[:-12],
         "16 bits.png": encode(Image.fromarray(gray_16_bit), "PNG"),
         "empty.jpg": b"",
         "truncated.jpg": encode(image, "JPEG", quality=90)[:-200],
@@ -42,7 +46,9 @@ def odd(odd_images, tmp_path_factory) -> Path:
     """All of them, prepared."""
     root = tmp_path_factory.mktemp("odd")
     fill(root / "images" / "a", odd_images)
-    succeed("folder", "--source", root / "images", "--out", root / "set", "--max-rejected", "0.6")
+    arguments = ["--source", root / "images", "--out", root / "set", "--max-rejected", "0.6"]
+    done = succeed("folder", *arguments)
+    assert "5 rejected (rejected.jsonl), 1 re-encoded (reencoded.jsonl)" in done.stderr
     return root / "set"
 
 
@@ -52,16 +58,22 @@ def stored(manifest: Manifest) -> dict[str, bytes]:
     return {manifest.key(sample_id): manifest.read(sample_id).tobytes() for sample_id in ids}
 
 
-def test_odd_images_are_kept_as_they_are_or_named_with_the_reason(odd, odd_images):
+def test_odd_images_are_kept_re_encoded_or_named_with_the_reason(odd, odd_images):
     manifest = Manifest(odd, "train")
-    assert len(manifest) == len(GOOD)
-    assert stored(manifest) == {f"a/{name}": odd_images[f"{name}.jpg"] for name in GOOD}
-    sizes = set(zip(manifest.widths.tolist(), manifest.heights.tolist()))
-    assert sizes == {(60, 40)}, "as stored, whatever EXIF says"
+    found = stored(manifest)
+    turned = found.pop("a/turned")
+    assert found == {f"a/{name}": odd_images[f"{name}.jpg"] for name in GOOD}
+    sizes = zip(manifest.widths.tolist(), manifest.heights.tolist())
+    expected = {key: (60, 40) for key in found}  # as stored, whatever EXIF says
+    keys = map(manifest.key, range(len(manifest)))
+    assert dict(zip(keys, sizes)) == expected | {"a/turned": (40, 60)}
+    np.testing.assert_array_equal(pixels_of(turned), pixels_of(odd_images["turned.tif"]))
+    assert json.loads((odd / "reencoded.jsonl").read_text())["key"] == "a/turned"
     rows = [json.loads(line) for line in (odd / "rejected.jsonl").read_text().splitlines()]
     rejected = {row["key"]: row["reason"] for row in rows}
     reasons = {
         "16 bits": "not 8 bits",
+        "cut": "a part is missing",
         "empty": "empty file",
         "truncated": "does not decode",
         "text": "not an image",
@@ -73,15 +85,19 @@ def test_odd_images_are_kept_as_they_are_or_named_with_the_reason(odd, odd_image
 def test_dali_decodes_cmyk_as_pillow_does(odd, odd_images):
     tar = str(odd / "train-000000.tar")
 
-    @pipeline_def(batch_size=3, num_threads=1, device_id=None)
+    @pipeline_def(batch_size=len(GOOD), num_threads=1, device_id=None)
     def pipeline():
-        contents = fn.readers.webdataset(paths=[tar], ext=["jpg"])
+        contents = fn.readers.webdataset(
+            paths=[tar], ext=["jpg"], missing_component_behavior="skip"
+        )
         return fn.decoders.image(contents, device="cpu", output_type=types.RGB)
 
     pipe = pipeline()
     pipe.build()
     (images,) = pipe.run()
-    keys = [Manifest(odd, "train").key(sample_id) for sample_id in range(3)]
+    manifest = Manifest(odd, "train")
+    keys = [manifest.key(sample_id) for sample_id in range(len(manifest))]
+    keys.remove("a/turned")
     found = np.array(images[keys.index("a/cmyk")]).astype(int)
     expected = pixels_of(odd_images["cmyk.jpg"]).astype(int)
     assert np.abs(found - expected).max() <= 1

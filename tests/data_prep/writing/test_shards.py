@@ -19,6 +19,7 @@ from lt_train.errors import MachineFault, UserError
 from tests.helpers.data_prep_runs import identity, tree
 from tests.helpers.noise_sets import COUNTS, interrupt, plan_noise, run
 from tests.helpers.pictures import encode
+from tests.helpers.sources import pixels_of
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -137,6 +138,29 @@ def test_a_source_that_cannot_be_read_rejects_nothing(tmp_path, monkeypatch, wor
             run(plan, workers=workers, max_rejected=1.0)
     assert len(run(plan, max_rejected=1.0).rejected) == 1, "the same command goes on"
     assert len(Manifest(tmp_path / "set", "train")) == 10
+
+
+PPM_TO_100 = b"P6\n2 2\n100\n" + bytes(range(12))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_dali_reads_otherwise_is_stored_as_pillow_reads_it_and_noted(tmp_path, workers):
+    """The same bytes however many work; the other images keep theirs."""
+    summary = run(plan_with(tmp_path / "set", PPM_TO_100, PPM_TO_100), workers)
+    rows = [json.loads(line) for line in (tmp_path / "set" / "reencoded.jsonl").open()]
+    assert {(row["split"], row["key"]) for row in rows} == {("train", "bad_0"), ("train", "bad_1")}
+    assert all("DALI and Pillow differ by" in row["reason"] for row in rows)
+    assert summary.reencoded == rows and not (tmp_path / "set" / "rejected.jsonl").exists()
+    manifest = Manifest(tmp_path / "set", "train")
+    for sample_id in range(len(manifest)):
+        content = manifest.read(sample_id).tobytes()
+        if manifest.key(sample_id).startswith("good"):
+            assert content == image_bytes("JPEG", GRADIENT)
+        else:
+            assert content.startswith(b"\x89PNG")
+            assert (pixels_of(content) == pixels_of(PPM_TO_100)).all()
+    run(plan_with(tmp_path / "again", PPM_TO_100, PPM_TO_100), 3 - workers)
+    assert tree(tmp_path / "again") == tree(tmp_path / "set")
 
 
 def test_too_many_unusable_images_are_an_error_that_loses_no_work(tmp_path):

@@ -360,3 +360,20 @@ def test_shot_groups_are_those_of_the_literature():
     groups = shot_groups(np.array([500, 101, 100, 20, 19, 0]))
     members = {name: np.flatnonzero(own).tolist() for name, own in groups.items()}
     assert members == {"many_shot": [0, 1], "medium_shot": [2, 3], "few_shot": [4, 5]}
+
+
+def test_a_rejected_sample_is_read_no_more_and_a_counted_one_is(small, caplog):
+    """Both are named once, and read_or_replace passes over what it is told to."""
+    manifest = Manifest(small.root, "train")
+    members = np.flatnonzero(manifest.labels == 1).tolist()
+    for _ in range(2):
+        manifest.reject(members[0], "it does not decode")
+        manifest.count_bad(members[1], "a part does not decode")
+    assert manifest.bad.keys() == {members[0], members[1]}
+    assert sum("bad sample" in record.message for record in caplog.records) == 2
+    assert manifest.read(members[0]) is None and manifest.read(members[1]) is not None
+    assert manifest.read_or_replace(members[0])[0] == members[1]
+    assert manifest.read_or_replace(members[1])[0] == members[1]
+    assert manifest.read_or_replace(members[0], members[1:3])[0] == members[3]
+    with pytest.raises(UserError, match="every sample of class 'class_1'"):
+        manifest.read_or_replace(members[0], members)
