@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LEFTOVER = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)  # what atomic_file calls its temporaries
+# what atomic_file calls its temporaries; earlier versions named no host
+LEFTOVER = re.compile(r"\..+?(?:@(?P<host>[\w.-]+))?\.(?P<pid>[0-9]+)\.tmp", re.DOTALL)
+ABANDONED_AFTER = 3600.0  # seconds in which a living writer has written something
 
 
 def file_sha256(path: Path) -> str:
@@ -33,7 +37,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Also after a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -51,11 +55,39 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what is to become ``path``."""
+    return path.with_name(f".{path.name}@{socket.gethostname()}.{os.getpid()}.tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove what writers that were killed have left of :func:`atomic_file` in a folder."""
+    """Remove what writers that were killed have left of :func:`atomic_file` in a folder.
+
+    What a living process of this machine writes, or any process has written to lately, stays.
+    """
     for path in folder.iterdir():
-        if LEFTOVER.fullmatch(path.name) and path.is_file():
+        name = LEFTOVER.fullmatch(path.name)
+        if name and path.is_file() and _is_abandoned(path, name["host"], int(name["pid"])):
             path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path, host: str | None, pid: int) -> bool:
+    if host == socket.gethostname():
+        return not process_exists(pid)
+    with suppress(FileNotFoundError):
+        return time.time() - path.stat().st_mtime > ABANDONED_AFTER
+    return True
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process of this machine has this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; an id that no process can have
+        return pid < 2**31
+    return True
 
 
 def parse_object(content: bytes) -> dict[str, Any]:

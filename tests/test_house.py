@@ -13,6 +13,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = [  # from the ground up; a room imports from lower floors, and from its own folder
     ["lt_train.errors"],
     ["lt_train.files", "lt_train.random_streams", "lt_train.console", "lt_train.distributed"],
+    ["lt_train.locks"],
     ["lt_train.config"],
     ["lt_train.models", "lt_train.data"],
     ["lt_train.methods"],
@@ -22,7 +23,13 @@ FLOORS = [  # from the ground up; a room imports from lower floors, and from its
     ["lt_train.__main__"],
     ["launch"],
 ]
-GROUND = ["lt_train.errors", "lt_train.files", "lt_train.random_streams", "lt_train.console"]
+GROUND = [
+    "lt_train.errors",
+    "lt_train.files",
+    "lt_train.random_streams",
+    "lt_train.console",
+    "lt_train.locks",
+]
 ON_DISK = [  # the formats of data sets and of scores
     "lt_train.data.dataset",
     "lt_train.data.tables",

@@ -2,7 +2,6 @@
 locks keep two runs apart.
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -10,7 +9,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source, SourceSplit
 from lt_train.errors import UserError
 from lt_train.files import write_atomically
+from lt_train.locks import locked
 
 PARTIAL = ".partial"
 KEYS_AT_ONCE = 65536
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems without locks
 
 
 @dataclass(frozen=True)
@@ -197,17 +196,9 @@ def finishing(plan: Plan) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _locked(path: Path, kind: int) -> Iterator[None]:
-    with open(path, "w+") as file:  # NFS wants a shared lock's file to be readable
-        try:
-            fcntl.flock(file, kind)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another data_prep is writing to '{path.parent.parent}' now; wait for it or choose"
-                " another --out"
-            ) from error
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        yield
+def _locked(path: Path, kind: int) -> AbstractContextManager[None]:
+    busy = (
+        f"another data_prep is writing to '{path.parent.parent}' now; wait for it or choose another"
+        " --out"
+    )
+    return locked(path, kind, busy)

@@ -1,5 +1,6 @@
 """The weights that were best on a split, kept where ``run.select`` asks for them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ class BestWeights:
     estimate, and reports say so.
     """
 
-    def __init__(self, folder: Path, select: str):
-        self.path, self.select = folder / "best.pt", select
+    def __init__(self, folder: Path, select: str, check: Callable[[], None] = lambda: None):
+        """``check``: called before anything is written; see :meth:`FolderLock.check`."""
+        self.path, self.select, self.check = folder / "best.pt", select, check
         self._metric: float | None = None  # of what lies there, as far as it is known
 
     def exists(self) -> bool:
@@ -30,6 +32,7 @@ class BestWeights:
 
     def forget(self) -> None:
         """Called by one rank of a run that starts anew."""
+        self.check()
         self.path.unlink(missing_ok=True)
         self._metric = None
 
@@ -46,6 +49,7 @@ class BestWeights:
         try:
             with atomic_file(self.path) as file:
                 torch.save(content, file)
+                self.check()
             self._metric = metric
         except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch.save
             reason = getattr(error, "strerror", None) or error

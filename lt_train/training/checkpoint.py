@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lt_train.errors import UserError, unreadable
 from lt_train.files import file_sha256, fsync, parse_object, write_atomically
 
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as CheckpointStore.save writes it
+# what it is before and, where another takes its place, after
+PARTIAL = re.compile(rf"\.{NAME.pattern}(\.[0-9a-f]+)?\.partial")
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +39,28 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Every method is collective."""
+    """The checkpoints of one run. Every method is collective.
 
-    def __init__(self, folder: Path, keep: int, world: World):
-        self.folder, self.keep, self.world = folder, keep, world
+    ``check``: called by the main rank before it writes; see :meth:`FolderLock.check`.
+    """
+
+    def __init__(
+        self, folder: Path, keep: int, world: World, check: Callable[[], None] = lambda: None
+    ):
+        self.folder, self.keep, self.world, self.check = folder, keep, world, check
 
     def save(self, step: int, meta: dict, write: Callable[[Path], None]) -> None:
         """Save one checkpoint: every rank calls ``write(folder)``, which may write any files."""
         final = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{final.name}.partial"
         try:
-            if self.world.is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self.world.barrier()
+            partial = broadcast_object(self._begin(final) if self.world.is_main else None)
             write(partial)
             self.world.barrier()
             if self.world.is_main:
                 self._seal(partial, {**meta, "step": step})
+                self.check()
                 if final.exists():  # of a run that a damaged newer checkpoint sent back here
-                    shutil.rmtree(final)
+                    os.replace(final, self._partial(final))  # not removed, which could be cut short
                 os.replace(partial, final)
                 fsync(self.folder)
                 self._prune(step)
@@ -108,6 +113,16 @@ class CheckpointStore:
             )
         return checkpoint
 
+    def _begin(self, final: Path) -> Path:
+        self.check()
+        partial = self._partial(final)
+        partial.mkdir(parents=True)
+        return partial
+
+    def _partial(self, final: Path) -> Path:
+        """A name of its own: a run that was overtaken may still write files of the same step."""
+        return self.folder / f".{final.name}.{secrets.token_hex(4)}.partial"
+
     def _seal(self, folder: Path, meta: dict) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:
@@ -125,9 +140,8 @@ class CheckpointStore:
         paths = saved_checkpoints(self.folder)
         older = [path for step, path in paths.items() if step <= newest]
         later = [path for step, path in paths.items() if step > newest]
-        names = [path.name for path in self.folder.glob(".step-*.partial")]
-        partial = [name for name in names if NAME.fullmatch(name[1:].removesuffix(".partial"))]
-        for path in (*older[: -self.keep], *later, *map(self.folder.joinpath, partial)):
+        partial = [path for path in self.folder.iterdir() if PARTIAL.fullmatch(path.name)]
+        for path in (*older[: -self.keep], *later, *partial):
             shutil.rmtree(path, ignore_errors=True)
 
 

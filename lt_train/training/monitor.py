@@ -5,6 +5,7 @@ Only rank 0 writes.
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,18 @@ log = logging.getLogger(__name__)
 class Monitor:
     """Records of one run: ``record`` at log steps, ``evaluated`` after an evaluation.
 
-    A context manager.
+    A context manager. ``check``: called before anything is written; see :meth:`FolderLock.check`.
     """
 
-    def __init__(self, folder: Path, first_step: int, last_step: int, enabled: bool):
-        self.enabled, self.step = enabled, first_step
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        last_step: int,
+        enabled: bool,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.enabled, self.step, self._check = enabled, first_step, check
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -111,11 +119,13 @@ class Monitor:
         self._append({"step": step, "split": split, **scalars}, split)
 
     def _append(self, record: dict, prefix: str) -> None:
+        self._check()
         with open(self._file, "a") as file:
             file.write(json.dumps(record) + "\n")
         for name, value in record.items():
             if isinstance(value, (int, float)) and name != "step":
                 self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
+        self._writer.flush()  # or its thread would write later, and unchecked
 
     def _drop_after(self, step: int) -> set[tuple[int, str]]:
         """Forget records past the checkpoint that the run goes on from: it writes them again.

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ from safetensors import SafetensorError
 
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
-from lt_train.distributed import World
+from lt_train.distributed import World, broadcast_object
 from lt_train.errors import UserError, unreadable
 from lt_train.files import parse_object, remove_leftovers, write_atomically
+from lt_train.locks import FolderLock
 from lt_train.methods.base import Method
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
 from lt_train.training.checkpoint import saved_checkpoints
@@ -26,10 +29,30 @@ class RunFolder:
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
         self.path = Path(config.run.dir)
+        self.lock = FolderLock(self.path)  # rank 0's
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def has_this_config(self) -> bool:
+        """Whether config.yaml is as :meth:`claim` would write it."""
+        try:
+            return (self.path / "config.yaml").read_text("utf-8") == to_yaml(self.config)
+        except (OSError, ValueError):
+            return False
+
+    def take(self) -> str | None:
+        """Take the folder's lock, before anything in it is looked at that is to be gone on with.
+
+        Returns who holds it instead, if somebody still does after some seconds. Collective.
+        """
+        busy = None
+        if self.world.is_main:
+            with self._writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                busy = self.lock.take()
+        return broadcast_object(busy)
 
     def claim(
         self, before: dict[str, Any] | None = None, data: dict[str, str] | None = None
@@ -41,7 +64,7 @@ class RunFolder:
         """
         if self.world.is_main:
             before, data = before or {}, data or {}
-            try:
+            with self._writing():
                 self.path.mkdir(parents=True, exist_ok=True)
                 moved = self._check_same_data(before, data)
                 saved = self.path / "config.yaml"
@@ -49,13 +72,21 @@ class RunFolder:
                     check_same_config(str(self.path), _read_config(saved), self.config, moved)
                 if "config" in before:
                     check_same_config(str(self.path), before["config"], self.config, moved)
-                remove_leftovers(self.path)
-                write_atomically(saved, to_yaml(self.config).encode())
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to run.dir {self.path}: {error.strerror}; choose another run.dir"
-                ) from error
+                if self.lock.is_held:
+                    remove_leftovers(self.path)
+                if not self.has_this_config():
+                    self.lock.check()
+                    write_atomically(saved, to_yaml(self.config).encode())
         self.world.barrier()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write to run.dir {self.path}: {error.strerror}; choose another run.dir"
+            ) from error
 
     def about(self, data: dict[str, str]) -> dict[str, Any]:
         """What result.json and a checkpoint's meta.json hold, to know the run again by."""
@@ -88,10 +119,13 @@ class RunFolder:
                 "steps": str(result["steps"]),
             }
             try:
+                self.lock.check()
                 export_weights(method.backbone, self.path / BACKBONE_FILE, about)
                 if hasattr(method, "classifier"):
+                    self.lock.check()
                     export_weights(method.classifier, self.path / CLASSIFIER_FILE, about)
                 content = (json.dumps(result, indent=1) + "\n").encode()
+                self.lock.check()
                 write_atomically(self.path / "result.json", content)
             except (OSError, SafetensorError) as error:
                 raise UserError(
@@ -102,6 +136,7 @@ class RunFolder:
     def stop_nonfinite(self, step: int, loss: float, sample_ids: list[int]) -> None:
         """Name the step and the samples whose loss was not finite, and raise."""
         if self.world.is_main:
+            self.lock.check()
             content = json.dumps({"step": step, "sample_ids": sample_ids}).encode()
             write_atomically(self.path / "nonfinite.json", content)
         raise UserError(

@@ -3,6 +3,7 @@
 import datetime
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from lt_train.console import working
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
-from lt_train.distributed import World, broadcast_object, on_main
+from lt_train.distributed import World, broadcast_object, gather_objects, on_main
 from lt_train.errors import UserError
 from lt_train.methods.base import Counts, Method
 from lt_train.models.weights import BACKBONE_FILE, load_weights
@@ -35,6 +36,7 @@ from lt_train.training.same_run import data_digests
 from lt_train.training.saved_state import broadcast_module
 from lt_train.training.shapes import check_shapes
 
+WAIT = "LT_TRAIN_WAIT"  # set: a run waits for another one in its folder, instead of refusing
 log = logging.getLogger(__name__)
 
 
@@ -66,8 +68,10 @@ class Trainer:
         self.schedule = Schedule(config, self.data.positions_per_epoch)
         total = self.schedule.total_steps
         self.last_step = min(total, config.max_steps or total)
-        self.store = CheckpointStore(self.folder.checkpoints, config.run.keep_checkpoints, world)
-        self.best = BestWeights(self.folder.path, config.run.select)
+        check = self.folder.lock.check
+        keep = config.run.keep_checkpoints
+        self.store = CheckpointStore(self.folder.checkpoints, keep, world, check)
+        self.best = BestWeights(self.folder.path, config.run.select, check)
         self.selected_step = self.last_step
         if config.run.select != "last" and self._selection_split() not in self._splits():
             raise UserError(
@@ -86,14 +90,31 @@ class Trainer:
         try:
             return self._claim_and_run()
         finally:
+            self.folder.lock.release()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def _take_folder(self) -> None:
+        """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective."""
+        told = False
+        while busy := self.folder.take():
+            if not os.environ.get(WAIT):
+                raise UserError(f"{busy}; wait for it, stop it, or choose another run.dir")
+            if not told:
+                log.info("%s: waiting for it to end", busy)
+            told = True
+            if broadcast_object(self.leave_requested):
+                raise Preempted("stopped as asked, before it began; the same command begins again")
 
     def _claim_and_run(self) -> dict:
         started = time.monotonic()
         tell_data(self.data, self._evaluated_splits())
         tell_schedule(self.config, self.world, self.schedule, self.last_step)
         finished, checkpoint = self.folder.finished(self.last_step), None
+        is_over = finished is not None and self.folder.has_this_config()
+        if not all(gather_objects(is_over)):
+            self._take_folder()
+            finished = self.folder.finished(self.last_step)  # it may have ended meanwhile
         if finished is None and self.config.resume.enabled:
             checkpoint = self.store.newest()
         self.folder.claim(checkpoint.meta if checkpoint else finished, self.digests)
@@ -113,7 +134,8 @@ class Trainer:
             self.best.forget()
         self._seconds = lambda: seconds_before + time.monotonic() - started
         path = self.folder.path
-        with Monitor(path, first_step, self.last_step, self.world.is_main) as self.monitor:
+        is_main, check = self.world.is_main, self.folder.lock.check
+        with Monitor(path, first_step, self.last_step, is_main, check) as self.monitor:
             with working(self.monitor.present):
                 self.train(self.data.train(first_step, self.last_step), first_step)
             if self.config.run.select != "last":

@@ -1,0 +1,282 @@
+"""Who may write to a folder: locks of the kernel, and a run's lock, which others can read.
+
+Locks are flock's: on Linux NFS and Lustre make them hold on all nodes, they vanish with their
+process or its node, and reading the file through another descriptor does not lose them, as it would
+lose fcntl's.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from lt_train.console import say
+from lt_train.errors import UserError
+from lt_train.files import parse_object, process_exists, temporary_of
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems without locks
+GRACE = 5.0  # seconds that a killed process may take to be gone
+BEAT = 10.0  # seconds between a holder's signs of life
+LOST_AFTER = 60.0  # seconds without one: the holder is gone
+LONG_AGO = 3600.0  # seconds by the clocks of two machines, which may be wrong by less
+POLL = 0.5  # seconds
+
+
+def lock_file(descriptor: int, kind: int) -> bool:
+    """Lock an open file as ``fcntl.flock`` does; false where the file system has no locks.
+
+    A :class:`BlockingIOError` with ``LOCK_NB`` if another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, kind)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def locked(path: Path, kind: int = fcntl.LOCK_EX, busy: str = "it is in use") -> Iterator[None]:
+    """Hold the lock of a file, which is made and stays; by default wait for it.
+
+    With ``LOCK_NB`` in ``kind``, a :class:`UserError` says ``busy`` if another process holds it.
+    """
+    with open(path, "w+") as file:  # NFS wants a shared lock's file to be readable
+        try:
+            lock_file(file.fileno(), kind)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who writes to a folder: the content of its lock's file.
+
+    ``machine`` tells kernels, and worlds of process ids, apart. ``job`` and ``restart`` are
+    Slurm's, "" and 0 without it. A later holder has a higher ``token``.
+    """
+
+    token: int
+    user: str
+    pid: int
+    host: str
+    machine: str
+    job: str
+    restart: int
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"pid {self.pid} on {self.host} ({self.user}{job}), since {self.since}"
+
+    def follows(self, other: "Holder") -> bool:
+        """Whether this is a later attempt of the same Slurm job, whose ``other`` is to end."""
+        return bool(self.job) and self.job == other.job and self.restart > other.restart
+
+
+def this_process(token: int) -> Holder:
+    """This process as a holder from now on."""
+    return Holder(
+        token=token,
+        user=os.environ.get("USER") or f"uid {os.getuid()}",
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        machine=_machine(),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        since=time.strftime("%F %T %Z"),
+        command=shlex.join(sys.argv),
+    )
+
+
+@cache
+def _machine() -> str:
+    """Equal in two processes only if a kernel and its process ids are the same for both."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def read_holder(content: bytes) -> Holder | None:
+    """The holder in a lock's file; None if it names none."""
+    try:
+        found = parse_object(content)
+        kinds = Holder.__annotations__
+        if all(type(found[name]) is kind for name, kind in kinds.items()):
+            return Holder(**{name: found[name] for name in kinds})
+    except (ValueError, KeyError):
+        pass  # nobody has written it yet, or whoever held it was no lt_train
+    return None
+
+
+class FolderLock:
+    """The one writer of a folder, and its token, in ``run.lock``.
+
+    A later attempt of the same Slurm job takes the lock over: the old one may still write, on a
+    node that Slurm has lost. So that it stops, a writer calls :meth:`check` before it writes.
+    Every holder has a file of its own, locked before it is put in place: who was overtaken keeps
+    a lock of a file that is no longer there. On file systems without locks, or with locks that hold
+    on one node only, it counts who shows signs of life.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / "run.lock"
+        self._descriptor: int | None = None
+        self._content = b""
+        self._stop = threading.Event()
+        # of a holder on another machine: the last sign of life, and when it was first seen
+        self._seen: tuple[int, float] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        return self._descriptor is not None
+
+    def take(self, patience: float = GRACE) -> str | None:
+        """Take the lock; who holds it instead, if it is still held after ``patience`` seconds.
+
+        Longer if it must be waited for a holder on another machine to show a sign of life.
+        """
+        started = time.monotonic()
+        while True:
+            with self._file() as descriptor:
+                known = self._holder(descriptor)
+                if known is None:
+                    return None
+                who, is_certain = known
+            waited = time.monotonic() - started
+            if waited >= (patience if is_certain else LOST_AFTER + patience):
+                return f"{self.folder} is in use by {who}"
+            time.sleep(POLL)
+
+    @contextmanager
+    def _file(self) -> Iterator[int]:
+        """The lock's file that is in place now, made if there is none."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _holder(self, descriptor: int) -> tuple[str, bool] | None:
+        """Who holds the lock of the file, and whether that is certain; None: it is ours now."""
+        try:
+            has_locks, is_free = lock_file(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), True
+        except BlockingIOError:
+            has_locks, is_free = True, False
+        if not self._is_in_place(descriptor):  # another has come in between
+            return "another process", True
+        other = read_holder(os.pread(descriptor, 1 << 16, 0))
+        mine = this_process(other.token + 1 if other else time.time_ns())
+        if other is None and not is_free:
+            return "another process", True
+        if other is None or mine.follows(other):
+            self._put_in_place(mine, has_locks)
+        elif not is_free:
+            return str(other), True
+        elif other.machine == mine.machine:
+            if not has_locks and process_exists(other.pid):
+                return str(other), True
+            self._put_in_place(mine, has_locks)
+        else:
+            may_live, is_certain = self._signs_of_life(os.fstat(descriptor))
+            if may_live:
+                return str(other), is_certain
+            self._put_in_place(mine, has_locks)
+        return None
+
+    def _is_in_place(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _signs_of_life(self, status: os.stat_result) -> tuple[bool, bool]:
+        """Whether a holder on another machine may live, and whether it has just shown that it does.
+
+        By what is seen of it with our own clock: two machines' may differ.
+        """
+        now, last = time.monotonic(), self._seen
+        is_new = last is None or last[0] != status.st_mtime_ns
+        if is_new:
+            self._seen = (status.st_mtime_ns, now)
+        long_ago = time.time() - status.st_mtime > LONG_AGO
+        may_live = not long_ago and now - self._seen[1] < LOST_AFTER
+        return may_live, is_new and last is not None
+
+    def _put_in_place(self, mine: Holder, has_locks: bool) -> None:
+        if not has_locks:
+            say(f"{self.folder}: its file system has no locks; a token in {self.path.name} counts")
+        self._content = (json.dumps(asdict(mine), indent=1) + "\n").encode()
+        own = temporary_of(self.path)
+        descriptor = os.open(own, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            lock_file(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.write(descriptor, self._content)
+            os.fsync(descriptor)
+            os.replace(own, self.path)
+        except BaseException:
+            os.close(descriptor)
+            own.unlink(missing_ok=True)
+            raise
+        self._descriptor, self._stop = descriptor, threading.Event()
+        _held.add(descriptor)
+        beat = (descriptor, self._stop)
+        threading.Thread(target=_show_life, args=beat, name="run.lock", daemon=True).start()
+
+    def check(self) -> None:
+        """A :class:`UserError` if another has taken the lock over; nothing where it is not held."""
+        if not self.is_held:
+            return
+        try:
+            found = self.path.read_bytes()
+        except FileNotFoundError:
+            found = b""
+        if found != self._content:
+            other = read_holder(found)
+            by = f"by {other}" if other else "by a run that has ended since, or removed"
+            raise UserError(
+                f"{self.folder} was taken over {by}; this run (pid {os.getpid()} on "
+                f"{socket.gethostname()}) stops and writes nothing more"
+            )
+
+    def release(self) -> None:
+        """Give the lock back; nothing of it is left. Does nothing where it is not held."""
+        if self._descriptor is None:
+            return
+        self._stop.set()
+        with suppress(UserError, OSError):  # taken over, or the folder is gone
+            self.check()
+            self.path.unlink()
+        _held.discard(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = None
+
+
+_held: set[int] = set()  # descriptors of locks
+
+
+def _forget_in_child() -> None:
+    """A lock is its process's own: a forked child that outlives it must not keep it."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _show_life(descriptor: int, stop: threading.Event) -> None:
+    while not stop.wait(BEAT):
+        with suppress(OSError):  # a server that is away is no reason to end
+            os.utime(descriptor)
