@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
+from lt_train.config.run_name import override_name
 from lt_train.config.schema import Config
 from lt_train.errors import UserError
 from lt_train.files import parse_object
@@ -129,26 +131,28 @@ def listing() -> str:
     return "\n".join([*lines, ""])
 
 
-def load_experiment(name: str, overrides: list[str], suffix: str = "") -> Experiment:
+def load_experiment(name: str, overrides: list[str], more: Sequence[str] = ()) -> Experiment:
     """The pipeline or config ``name``, checked whole before anything runs.
 
-    Overrides are ``key=value`` for every stage, or ``STAGE:key=value`` for one. ``suffix`` sets
-    this one's folder apart from others'.
+    Overrides are ``key=value`` for every stage, or ``STAGE:key=value`` for one. ``more`` of them
+    set this one's folder apart from others', also where run.dir is given.
     """
-    member = find_member(PIPELINE_DIR, name)
-    if member is None:
-        find_config(name, [pipeline for pipeline, _ in list_pipelines()])
-        run_dir = load_config(name, overrides).run.dir + suffix
-        told = (*overrides, f"run.dir={run_dir}")
-        stage = StageJob(Path(name).stem, "train", run_dir, config=name, overrides=told)
-        return Experiment(Path(name).stem + suffix, run_dir, (stage,), False)
-    return make_experiment(member, overrides, suffix)
+    member, told = find_member(PIPELINE_DIR, name), [*overrides, *more]
+    if member is not None:
+        return make_experiment(member, told)
+    find_config(name, [pipeline for pipeline, _ in list_pipelines()])
+    run_dir = load_config(name, told).run.dir
+    if more and run_dir == load_config(name, overrides).run.dir:
+        run_dir += override_name(more)
+    words = (*told, f"run.dir={run_dir}")
+    stage = StageJob(Path(name).stem, "train", run_dir, config=name, overrides=words)
+    return Experiment(Path(name).stem + override_name(told), run_dir, (stage,), False)
 
 
-def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> Experiment:
+def make_experiment(member: Member, overrides: list[str]) -> Experiment:
     """A pipeline's experiment; see :func:`load_experiment`."""
     name = member.name
-    root = f"runs/{name}{suffix}"
+    root = f"runs/{name}{override_name(overrides)}"
     wanted = {
         stage: about for stage, about in member.stages.items() if _check_stage(stage, about, member)
     }
@@ -161,7 +165,10 @@ def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> E
             raise UserError(f"{where} comes after '{unknown[0]}', which is not a stage before it")
         folders = {other: made.run_dir for other, made in stages.items()}
         words = {**member.words, "here": root, **folders}
-        run_dir = fill(about["dir"], words, where) + suffix if "dir" in about else f"{root}/{stage}"
+        run_dir = f"{root}/{stage}"
+        if "dir" in about:
+            run_dir = fill(about["dir"], words, where)
+            run_dir += override_name(_overrides_before(stage, wanted, overrides))
         own = _overrides_of(stage, overrides)
         if any(item.startswith("run.dir=") for item in own):
             raise UserError(
@@ -172,17 +179,29 @@ def make_experiment(member: Member, overrides: list[str], suffix: str = "") -> E
             own = [*_what_it_is(member, own), *own]
         stages[stage] = _make_stage(stage, about, where, run_dir, words, own)
     _check_targets(overrides, name, stages)
-    return Experiment(name + suffix, root, tuple(stages.values()), True)
+    return Experiment(Path(root).name, root, tuple(stages.values()), True)
+
+
+def _overrides_before(stage: str, stages: dict[str, Any], overrides: list[str]) -> list[str]:
+    """Those that concern the stage or any that it builds on, as they were given: what others of
+    this pipeline change makes no difference to a folder that pipelines share.
+    """
+    concerned = {stage, *stages[stage].get("after", [])}
+    for other in reversed(stages):
+        if other in concerned:
+            concerned |= {*stages[other].get("after", [])}
+    return [item for item in overrides if _target_of(item) in {"", *concerned}]
+
+
+def _target_of(override: str) -> str:
+    """The stage that it is for; "" if it is for all."""
+    return override.split("=")[0].rpartition(":")[0]
 
 
 def _overrides_of(stage: str, overrides: list[str]) -> list[str]:
     """Those for all stages, and the stage's own without its name."""
-    mine = f"{stage}:"
-    return [
-        item.removeprefix(mine)
-        for item in overrides
-        if ":" not in item.split("=")[0] or item.startswith(mine)
-    ]
+    wanted = [item for item in overrides if _target_of(item) in ("", stage)]
+    return [item.removeprefix(f"{stage}:") for item in wanted]
 
 
 def _check_targets(overrides: list[str], name: str, stages: dict[str, StageJob]) -> None:

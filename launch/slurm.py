@@ -80,8 +80,8 @@ def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
     if arguments.benchmark:
         return _benchmark(arguments.experiment, arguments.overrides, arguments.seconds, site)
     experiments = [
-        load_experiment(arguments.experiment, [*arguments.overrides, *more], suffix)
-        for more, suffix in _seeds(arguments.array_seeds)
+        load_experiment(arguments.experiment, arguments.overrides, more)
+        for more in _seeds(arguments.array_seeds)
     ]
     if arguments.dry_run:
         for experiment in experiments:
@@ -135,15 +135,15 @@ def _parse(words: list[str], program: str) -> argparse.Namespace:
     return parser.parse_intermixed_args(words)
 
 
-def _seeds(text: str | None) -> list[tuple[list[str], str]]:
-    """More overrides, and what sets the run's folder apart, for each seed."""
+def _seeds(text: str | None) -> list[list[str]]:
+    """What is overridden beside the rest, for each seed."""
     if text is None:
-        return [([], "")]
+        return [[]]
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if last < first:
         raise UserError(f"--array-seeds must be like 0-4, not '{text}'")
-    return [([f"seed={seed}"], f"-seed{seed}") for seed in range(first, last + 1)]
+    return [[f"seed={seed}"] for seed in range(first, last + 1)]
 
 
 def _submit(

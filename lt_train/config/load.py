@@ -35,6 +35,7 @@ from lt_train.config.reading import (
     read_yaml,
     to_dict,
 )
+from lt_train.config.run_name import override_name
 from lt_train.config.schema import Config, ViewConfig
 from lt_train.errors import UserError, nearest
 
@@ -96,8 +97,8 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         layers += _read_override(override)
     resolved = _merge(layers, path)
     if not resolved.run.dir:
-        variants = "".join(override for override in overrides if override.startswith("+"))
-        run = dataclasses.replace(resolved.run, dir=f"runs/{path.stem}{variants}")
+        folder = f"runs/{path.stem}{override_name(overrides)}"
+        run = dataclasses.replace(resolved.run, dir=folder)
         resolved = dataclasses.replace(resolved, run=run)
     resolved = _with_homes(resolved)
     _check_texts(resolved)

@@ -11,7 +11,9 @@ from typing import Any, Literal, Optional
 
 @dataclass(frozen=True)
 class RunConfig:
-    dir: str = ""  # where everything of the run goes; empty: runs/<config name>
+    # where everything of the run goes; empty: runs/<config name>, with +NAME and the overrides that
+    # change what is learnt
+    dir: str = ""
     log_every: int = 20  # steps; the only times at which the host waits for the device
     checkpoint_every: int = 500  # steps
     keep_checkpoints: int = 2

@@ -8,24 +8,11 @@ from typing import Any
 import numpy as np
 
 from lt_train.config.load import RENAMED, flatten, to_dict
+from lt_train.config.run_name import FREE_KEYS
 from lt_train.config.schema import Config
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.errors import UserError
-
-# may change between a run and its resumption without changing what is learnt
-FREE_KEYS = (
-    "description",
-    "reference_error",
-    "max_steps",
-    "run.",
-    "resume.",
-    "data.decode_threads",
-    "data.eval_batch_size",
-    "data.cache_dir",
-    "engine.name",
-    "engine.zero_stage",
-)
 
 
 def check_same_config(

@@ -224,8 +224,8 @@ def test_semi_supervised_rows_label_d_u_with_their_own_classifier(data):
 
 def test_seeds_draw_pseudo_labels_of_their_own():
     folders = []
-    for suffix in ("-seed0", "-seed1"):
-        stages = load_experiment("cifar10_lt_semi_50_1", [], suffix).stages
+    for seed in ("seed=0", "seed=1"):
+        stages = load_experiment("cifar10_lt_semi_50_1", [], [seed]).stages
         folders.append({stage.name: stage.run_dir for stage in stages})
     first, second = folders
     assert [name for name in first if first[name] == second[name]] == ["labeled"]

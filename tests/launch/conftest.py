@@ -14,10 +14,13 @@ def grid(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "PIPELINE_DIR", tmp_path)
 
     def load(
-        name: str, text: str = HEAD + STAGES, overrides: tuple[str, ...] = (), suffix: str = ""
+        name: str,
+        text: str = HEAD + STAGES,
+        overrides: tuple[str, ...] = (),
+        more: tuple[str, ...] = (),
     ):
         (tmp_path / "trial.yaml").write_text(text)
-        return load_experiment(name, list(overrides), suffix)
+        return load_experiment(name, list(overrides), more)
 
     return load
 

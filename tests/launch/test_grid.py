@@ -9,21 +9,21 @@ from tests.launch.helpers import HEAD, STAGES
 
 
 def test_a_member_is_an_ordinary_pipeline(grid):
-    experiment = grid("demo_ce", overrides=("compress=2", "train:seed=3"), suffix="-seed3")
+    experiment = grid("demo_ce", overrides=("compress=2",), more=("train:seed=3",))
     labeled, before, train, posthoc = experiment.stages
     assert (experiment.name, experiment.root, experiment.has_report) == (
-        "demo_ce-seed3",
-        "runs/demo_ce-seed3",
+        "demo_ce,compress=2,train@seed=3",
+        "runs/demo_ce,compress=2,train@seed=3",
         True,
     )
     assert labeled.command == ("demo", "--out", "data/demo")
     assert before.command == (
         "moco_demo",
-        "run.dir=runs/demo/before-seed3",
+        "run.dir=runs/demo/before,compress=2",
         "data.root=data/demo",
         "compress=2",
     )
-    root = "runs/demo_ce-seed3/train"
+    root = "runs/demo_ce,compress=2,train@seed=3/train"
     told = ('description="Drawn objects, ce: a trial"', "reference_error=12.5")
     assert train.command == (
         "classifier_demo",
@@ -46,7 +46,12 @@ def test_a_member_is_an_ordinary_pipeline(grid):
         ("train",),
         {"nodes": 1},
     ) and not posthoc.is_finished()
-    assert posthoc.command == ("posthoc", root, "--out", "runs/demo_ce-seed3/posthoc")
+    assert posthoc.command == (
+        "posthoc",
+        root,
+        "--out",
+        "runs/demo_ce,compress=2,train@seed=3/posthoc",
+    )
 
 
 def test_members_differ_by_their_values(grid):

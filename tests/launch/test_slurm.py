@@ -38,7 +38,7 @@ def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
         "demo", "--dry-run", "--nodes", "2", "--after", "99", "moco:epochs=2"
     )
     assert (status, errors) == (0, "")
-    root = tmp_path / "here" / "runs" / "demo" / "slurm" / "1"
+    root = tmp_path / "here" / "runs" / "demo,moco@epochs=2" / "slurm" / "1"
     assert "# site nodes: 2\n" in out and out.count("#!/bin/bash") == 5
     for name, waits in {
         "data": "afterok:99",
@@ -74,7 +74,7 @@ def test_list_needs_no_slurm(launch):
 def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
     status, out, _ = launch("moco_demo", "--dry-run", "--array-seeds", "3-4")
     assert status == 0 and [
-        f"{tmp_path}/here/runs/moco_demo-seed{seed}/slurm/1/moco_demo\n" in out
+        f"{tmp_path}/here/runs/moco_demo,seed={seed}/slurm/1/moco_demo\n" in out
         for seed in (2, 3, 4, 5)
     ] == [False, True, True, False]
     assert out.count("#!/bin/bash") == 2 and "--dependency" not in out

@@ -48,9 +48,7 @@ def test_the_newest_submission_is_read(tmp_path):
 def test_stages_are_chained_and_two_seeds_prepare_their_data_once(scripts):
     done = []
     for seed in (0, 1):
-        done += submit(
-            load_experiment("demo", [f"seed={seed}"], f"-seed{seed}"), Site(), {}, "99", done
-        )
+        done += submit(load_experiment("demo", [], [f"seed={seed}"]), Site(), {}, "99", done)
     found = scripts()
     waits = [
         (found[number]["job-name"], found[number].get("dependency"))
@@ -69,7 +67,7 @@ def test_stages_are_chained_and_two_seeds_prepare_their_data_once(scripts):
         ("pretrained", "afterok:6"),
         ("crt", "afterok:8"),
     ]
-    assert [stage.job for stage in read_submission(Path("runs/demo-seed1"))] == [
+    assert [stage.job for stage in read_submission(Path("runs/demo,seed=1"))] == [
         "1",
         "6",
         "7",
@@ -126,7 +124,7 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
         scripts()["6"]["dependency"] == "afterok:2" and scripts()["7"]["dependency"] == "afterok:6"
     )
     third = submit(
-        load_experiment("cifar10_lt_rotation_ce_100", [], "-seed1"), Site(), {}, None, []
+        load_experiment("cifar10_lt_rotation_ce_100", [], ["seed=1"]), Site(), {}, None, []
     )
     assert [stage.job for stage in third] == ["1", "8", "9", "10", "11"] and scripts()["8"][
         "dependency"
@@ -136,14 +134,14 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
         match="stage rotation: job 2 trains in runs/cifar10_lt_100/rotation with other keys",
     ) as caught:
         submit(
-            load_experiment("cifar10_lt_rotation_focal_100", ["rotation:optim.lr=0.2"]),
+            load_experiment("cifar10_lt_rotation_focal_100", ["rotation:run.log_every=7"]),
             Site(),
             {},
             None,
             [],
         )
     one_line(caught)
-    assert len(scripts()) == 11 and not Path("runs/cifar10_lt_rotation_focal_100").exists()
+    assert len(scripts()) == 11 and not list(Path("runs").glob("cifar10_lt_rotation_focal_100*"))
     stub(tmp_path / "bin", "scancel", f'echo "$@" >> {tmp_path}/cancelled')
     assert (
         cancel(Path("runs/cifar10_lt_rotation_resample_100")) == ["6", "7"]
@@ -151,7 +149,7 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
     )
     queue("FAILED")
     again = submit(
-        load_experiment("cifar10_lt_rotation_focal_100", ["rotation:optim.lr=0.2"]),
+        load_experiment("cifar10_lt_rotation_focal_100", ["rotation:run.log_every=7"]),
         Site(),
         {},
         None,

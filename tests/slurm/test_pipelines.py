@@ -78,6 +78,12 @@ def files_of(root: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in root.iterdir()}
 
 
+def root_of(bench) -> Path:
+    """The folder of the only experiment there, which is named after its overrides too."""
+    (root,) = (bench.folder / "runs").glob("small,*")
+    return root
+
+
 def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(bench, code):
     said = bench.launch("small", "--site", "site.yaml", "--follow", *SETTINGS, code=code)
     jobs = jobs_of(said)
@@ -92,7 +98,7 @@ def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(ben
     first, second, look = (rows[jobs[name]] for name in ("first", "second", "look"))
     assert max(row[3] for row in tasks) <= first[2] <= first[3] <= second[2]
     assert [first[4], second[4], look[4]] == ["2", "1", "2"] and second[3] <= look[2]
-    root = bench.folder / "runs" / "small"
+    root = root_of(bench)
     evaluation = json.loads((root / "second" / "evaluation.json").read_text())
     assert evaluation["metrics"]["train"]["samples"] == 30
     assert "second" in (root / "report.md").read_text()
@@ -117,7 +123,7 @@ def test_a_failed_stage_cancels_those_that_wait_for_it(bench, code):
     jobs = jobs_of(said)
     bench.wait(jobs["first"], "CANCELLED")
     bench.wait(jobs["second"], "CANCELLED")
-    assert not (bench.folder / "runs" / "small" / "first").exists()
+    assert not (root_of(bench) / "first").exists()
     log = bench.log()
     assert "cannot be used" in log and "a restart would not mend" in log
 
@@ -148,7 +154,7 @@ def test_a_pool_is_sharded_and_scored_by_array_jobs(bench, code):
     said = bench.launch("small", "--site", "site.yaml", "--follow", *small, code=code)
     assert list(jobs_of(said)) == ["data", "pool", "source", "score"]
     pool = read_dataset(bench.folder / "data" / "pool")
-    parts = list(ScoreStore(bench.folder / "runs" / "small" / "source" / "scores", pool).read(3))
+    parts = list(ScoreStore(root_of(bench) / "source" / "scores", pool).read(3))
     assert [len(labels) for _, labels, _ in parts] == [25] * 6
     assert all((scores > 0).all() for _, _, scores in parts)
     log = bench.log()
@@ -161,7 +167,7 @@ def test_seeds_have_folders_and_jobs_of_their_own(bench):
     assert len(jobs) == 2
     for job, seed in zip(jobs, (3, 4)):
         bench.wait(job)
-        run = bench.folder / f"run-seed{seed}"
+        run = bench.folder / f"run,seed={seed}"
         assert f"\nseed: {seed}\n" in (run / "config.yaml").read_text()
         assert (run / "result.json").exists()
 

@@ -120,9 +120,9 @@ def test_a_variant_goes_over_the_config_and_under_what_comes_after_it(empty):
     assert other.loss.weights_from_epoch == 160
 
 
-def test_the_run_folder_is_named_after_the_variants_too(empty):
-    config = load_config(empty, ["seed=3", "+ldam", "+resample"])
-    assert config.run.dir == "runs/empty+ldam+resample"
+def test_the_run_folder_is_named_after_variants_and_overrides_too(empty):
+    config = load_config(empty, ["seed=3", "+ldam", "+resample", "run.log_every=2"])
+    assert config.run.dir == "runs/empty+ldam+resample,seed=3"
 
 
 @pytest.mark.parametrize("name", [name for name, _ in list_variants()])
@@ -147,6 +147,7 @@ def test_compress_divides_every_number_of_epochs_and_nothing_else(empty):
         "optim.step_epochs=[160,180]",
         "optim.step_factors=[0.1,0.01]",
         "loss.weights_from_epoch=160",
+        "run.dir=run",
     ]
     whole, short = load_config(empty, epochs), load_config(empty, [*epochs, "compress=20"])
     assert changes(whole, short) == {
