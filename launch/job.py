@@ -22,6 +22,7 @@ from pathlib import Path
 
 from launch.console import say
 from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, exit_status
+from lt_train.locks import WAIT
 
 # MASTER_PORT is one of these by the job's number, so that jobs on one node do not meet
 FIRST_PORT, PORTS = 20_000, 20_000
@@ -80,6 +81,7 @@ class TaskJob:
 
 def train(words: list[str]) -> int:
     """``python -m lt_train`` in this process."""
+    os.environ.setdefault(WAIT, "1")  # a run that another job makes is no failure of this one
     from lt_train.__main__ import main
 
     return main(words)

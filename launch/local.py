@@ -16,6 +16,7 @@ from launch.arguments import make_parser
 from launch.console import say
 from launch.pipeline import Experiment, StageJob, listing, load_experiment
 from lt_train.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, run_cli
+from lt_train.locks import WAIT
 
 PROGRAM = "python launch/local.py"
 
@@ -34,7 +35,7 @@ def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
     for number, stage in enumerate(experiment.stages, 1):
         what = f"stage {number}/{len(experiment.stages)}: {stage.name}"
         if stage.kind == "prepare" and stage.is_finished():
-            say(f"{what}: finished, skipped ({stage.run_dir})")
+            say(f"{what}: finished, skipped ({stage.run_dir}{stage.made_by()})")
             continue
         if stage.kind == "prepare":
             say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
@@ -87,6 +88,7 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
 
     # the failing rank says what is wrong, in one line
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault(WAIT, "1")  # another pipeline may be making the stage that they share
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
     config = LaunchConfig(
         min_nodes=1,

@@ -88,6 +88,16 @@ class StageJob:
             return False
         return has_result and saved == to_yaml(self.resolve())
 
+    def made_by(self) -> str:
+        """How the data set of a finished prepare stage was made, which other options may have."""
+        if self.kind != "prepare":
+            return ""
+        try:
+            made_by = parse_object(Path(self.run_dir, "dataset.json").read_bytes())["made_by"]
+            return f", made by: {made_by['command']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
 
 @dataclass(frozen=True)
 class Experiment:

@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from launch.snapshot import take_snapshot
 from lt_train.config.load import to_yaml
 from lt_train.errors import UserError
 from lt_train.files import write_atomically
+from lt_train.locks import one_at_a_time
 
 SHARED = ("prepare", "train")  # kinds of stages whose folder may be another experiment's too
 
@@ -66,21 +67,34 @@ def submit(
     for stage in experiment.stages:  # a mistake is told before any stage is in the queue
         site_of(stage, experiment, site, options)
     root = Path(experiment.root).resolve()
-    refuse_live(root)
-    beside = _beside(root)
-    shared = {stage.name: _shared(stage, others, beside) for stage in experiment.stages}
-    folder = new_folder(root)
-    commit = take_snapshot(folder / "code")
-    submitted: list[Submitted] = []
-    try:
-        for stage in experiment.stages:
-            mine = site_of(stage, experiment, site, options)
-            submitted.append(
-                shared[stage.name] or _submit_stage(stage, mine, folder, submitted, after)
-            )
-    finally:  # also when a later stage is refused: what is in the queue must be known
-        _write_submission(folder, experiment.name, commit, submitted)
+    with _alone(root.parent):
+        refuse_live(root)
+        beside = _beside(root)
+        shared = {stage.name: _shared(stage, others, beside) for stage in experiment.stages}
+        folder = new_folder(root)
+        commit = take_snapshot(folder / "code")
+        submitted: list[Submitted] = []
+        try:
+            for stage in experiment.stages:
+                mine = site_of(stage, experiment, site, options)
+                submitted.append(
+                    shared[stage.name] or _submit_stage(stage, mine, folder, submitted, after)
+                )
+        finally:  # also when a later stage is refused: what is in the queue must be known
+            _write_submission(folder, experiment.name, commit, submitted)
     return submitted
+
+
+@contextlib.contextmanager
+def _alone(runs: Path) -> Iterator[None]:
+    """Wait for other submissions of experiments in this folder: what they submit must be seen."""
+    with contextlib.ExitStack() as stack:
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(one_at_a_time(runs / ".submission.lock"))
+        except OSError as error:
+            raise UserError(f"cannot write to {runs}: {error.strerror}") from error
+        yield
 
 
 def site_of(stage: StageJob, experiment: Experiment, site: Site, options: dict[str, Any]) -> Site:

@@ -24,6 +24,7 @@ from lt_train.console import say
 from lt_train.errors import UserError
 from lt_train.files import parse_object, process_exists, temporary_of
 
+WAIT = "LT_TRAIN_WAIT"  # set by launchers: a run waits for another one in its folder
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # of file systems without locks
 GRACE = 5.0  # seconds that a killed process may take to be gone
 BEAT = 10.0  # seconds between a holder's signs of life
@@ -47,8 +48,8 @@ def lock_file(descriptor: int, kind: int) -> bool:
 
 
 @contextmanager
-def locked(path: Path, kind: int = fcntl.LOCK_EX, busy: str = "it is in use") -> Iterator[None]:
-    """Hold the lock of a file, which is made and stays; by default wait for it.
+def locked(path: Path, kind: int, busy: str) -> Iterator[None]:
+    """Hold the lock of a file, which is made and stays.
 
     With ``LOCK_NB`` in ``kind``, a :class:`UserError` says ``busy`` if another process holds it.
     """
@@ -58,6 +59,29 @@ def locked(path: Path, kind: int = fcntl.LOCK_EX, busy: str = "it is in use") ->
         except BlockingIOError as error:
             raise UserError(busy) from error
         yield
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait for the lock of a file, and hold it; the file is there only meanwhile."""
+    while True:
+        with open(path, "a+") as file:
+            lock_file(file.fileno(), fcntl.LOCK_EX)
+            if not _is_in_place(path, file.fileno()):
+                continue  # who held it before has removed it, and the next one has made it anew
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_in_place(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one of this name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -175,7 +199,7 @@ class FolderLock:
             has_locks, is_free = lock_file(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), True
         except BlockingIOError:
             has_locks, is_free = True, False
-        if not self._is_in_place(descriptor):  # another has come in between
+        if not _is_in_place(self.path, descriptor):  # another has come in between
             return "another process", True
         other = read_holder(os.pread(descriptor, 1 << 16, 0))
         mine = this_process(other.token + 1 if other else time.time_ns())
@@ -195,12 +219,6 @@ class FolderLock:
                 return str(other), is_certain
             self._put_in_place(mine, has_locks)
         return None
-
-    def _is_in_place(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.stat(self.path), os.fstat(descriptor))
-        except FileNotFoundError:
-            return False
 
     def _signs_of_life(self, status: os.stat_result) -> tuple[bool, bool]:
         """Whether a holder on another machine may live, and whether it has just shown that it does.
@@ -233,7 +251,8 @@ class FolderLock:
         self._descriptor, self._stop = descriptor, threading.Event()
         _held.add(descriptor)
         beat = (descriptor, self._stop)
-        threading.Thread(target=_show_life, args=beat, name="run.lock", daemon=True).start()
+        self._life = threading.Thread(target=_show_life, args=beat, name="run.lock", daemon=True)
+        self._life.start()
 
     def check(self) -> None:
         """A :class:`UserError` if another has taken the lock over; nothing where it is not held."""
@@ -256,6 +275,7 @@ class FolderLock:
         if self._descriptor is None:
             return
         self._stop.set()
+        self._life.join(timeout=GRACE)  # its descriptor is to be another file's next
         with suppress(UserError, OSError):  # taken over, or the folder is gone
             self.check()
             self.path.unlink()

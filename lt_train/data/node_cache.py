@@ -11,6 +11,7 @@ from lt_train.data.dataset import Dataset, read_dataset
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, file_sha256, write_atomically
+from lt_train.locks import one_at_a_time
 
 log = logging.getLogger(__name__)
 COPIED_AT_ONCE = 1 << 24  # bytes
@@ -40,6 +41,12 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
 
 def _copy(root: Path, local: Path, dataset: Dataset) -> None:
     local.mkdir(parents=True, exist_ok=True)
+    # another job's copy, perhaps of other columns, comes first
+    with one_at_a_time(local / ".lock"):
+        _copy_files(root, local, dataset)
+
+
+def _copy_files(root: Path, local: Path, dataset: Dataset) -> None:
     shards = list(chain.from_iterable(split.shards for split in dataset.splits.values()))
     total, done = sum(shard.bytes for shard in shards), 0
     log.info("node cache: %s, %.4g GB in %d shards, to %s", root, total / 1e9, len(shards), local)

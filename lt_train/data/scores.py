@@ -19,6 +19,7 @@ import pyarrow as pa
 from lt_train.data.dataset import Dataset
 from lt_train.errors import UserError
 from lt_train.files import atomic_file, write_atomically
+from lt_train.locks import one_at_a_time
 
 SPLIT = "train"  # the one split of a pool
 SCHEMA = pa.schema([("sourced_label", pa.int32()), ("score", pa.float32())])
@@ -39,14 +40,15 @@ class ScoreStore:
         """
         about = {"pool": self.pool.made_by.get("fingerprint"), "classes": classes, "model": model}
         path = self.folder / "scores.json"
-        if path.is_file() and self._about() != about:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(self.folder / ".lock"):  # of two that begin at once, one comes first
+            if not path.is_file():
+                write_atomically(path, json.dumps(about).encode())
+        if self._about() != about:
             raise UserError(
                 f"'{self.folder}' holds scores of another pool or by another model; "
                 "choose another folder or remove it"
             )
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(about).encode())
 
     def is_done(self, shard: int) -> bool:
         return self._path(shard).is_file()

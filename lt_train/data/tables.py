@@ -16,6 +16,7 @@ from lt_train.data.dataset import Dataset, Split, read_dataset, write_dataset
 from lt_train.data.spool import Spool
 from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256
+from lt_train.locks import one_at_a_time
 
 WRITE_AT_ONCE = 1 << 26  # bytes
 ROWS_AT_ONCE = 1 << 22  # what a check holds in memory is bounded
@@ -64,10 +65,15 @@ def write_manifest(
 def add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: str) -> None:
     """Give the manifest of ``split`` these columns (N,), in place of any of the same names.
 
-    dataset.json says first which table is to come, then the table is put in place, then
-    dataset.json names its columns: killed anywhere between, the set can be read, and the same call
-    mends it.
+    Waits while another process does so, whose columns are kept. dataset.json says first which table
+    is to come, then the table is put in place, then dataset.json names its columns: killed anywhere
+    between, the set can be read, and the same call mends it.
     """
+    with one_at_a_time(root / ".lock"):
+        _add_columns(root, split, columns, made_by)
+
+
+def _add_columns(root: Path, split: str, columns: dict[str, pa.Array], made_by: str) -> None:
     dataset = read_dataset(root)
     name, part = f"{split}.arrow", dataset.splits[split]
 

@@ -21,6 +21,7 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World, broadcast_object, gather_objects, on_main
 from lt_train.errors import UserError
+from lt_train.locks import WAIT
 from lt_train.methods.base import Counts, Method
 from lt_train.models.weights import BACKBONE_FILE, load_weights
 from lt_train.training.best_weights import BestWeights
@@ -36,7 +37,6 @@ from lt_train.training.same_run import data_digests
 from lt_train.training.saved_state import broadcast_module
 from lt_train.training.shapes import check_shapes
 
-WAIT = "LT_TRAIN_WAIT"  # set: a run waits for another one in its folder, instead of refusing
 log = logging.getLogger(__name__)
 
 

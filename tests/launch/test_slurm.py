@@ -119,7 +119,7 @@ def test_a_mistake_on_the_command_line_is_one_line(launch, words, message):
 def test_the_script_itself_says_that_there_is_no_slurm(tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / "slurm.py", "demo"],
-        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -16,7 +16,7 @@ import pytest
 
 from lt_train import locks
 from lt_train.errors import UserError
-from lt_train.locks import FolderLock, Holder, locked, read_holder, this_process
+from lt_train.locks import FolderLock, Holder, one_at_a_time, read_holder, this_process
 
 HOLD = """
 import sys, time
@@ -147,10 +147,10 @@ def test_a_file_that_names_nobody_is_in_nobody_s_way(lock, tmp_path, content):
 
 def test_a_forked_child_that_outlives_the_holder_does_not_keep_it(lock, tmp_path):
     fork = HOLD.replace(
-        "time.sleep", "import os; child = os.fork(); print(child, flush=True)\ntime.sleep"
+        "time.sleep", "import os; print(os.fork() or time.sleep(120), flush=True)\ntime.sleep"
     )
     with held_by_another(tmp_path, fork) as other:
-        child = max(int(other.stdout.readline()) for _ in range(2))  # itself it calls 0
+        child = int(other.stdout.readline())
         other.kill()
         try:
             assert lock.take(locks.GRACE) is None
@@ -230,7 +230,7 @@ def test_without_locks_the_token_counts_and_that_is_told(
         lock.check()
     lock.release()
     assert FolderLock(tmp_path).take(0) is None, "after a minute without a sign"
-    with locked(tmp_path / "other.lock"):
+    with one_at_a_time(tmp_path / "other"):
         pass
 
 
@@ -241,3 +241,23 @@ def test_other_errors_of_locks_are_not_passed_over(lock, monkeypatch):
     monkeypatch.setattr(locks.fcntl, "flock", fail)
     with pytest.raises(OSError, match="broken"):
         lock.take(0)
+
+
+COUNT = """
+import sys
+from pathlib import Path
+from lt_train.locks import one_at_a_time
+counter = Path(sys.argv[1]) / "counter"
+for _ in range(200):
+    with one_at_a_time(counter.with_name(".lock")):
+        counter.write_text(str(int(counter.read_text()) + 1))
+"""
+
+
+def test_of_several_one_at_a_time_reads_and_writes_and_nothing_is_left(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    command = [sys.executable, "-c", COUNT, str(tmp_path)]
+    writers = [subprocess.Popen(command) for _ in range(3)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "600"
+    assert [path.name for path in tmp_path.iterdir()] == ["counter"]

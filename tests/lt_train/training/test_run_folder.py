@@ -1,16 +1,28 @@
 """Whose a run's folder is, and what it keeps."""
 
 import json
-from dataclasses import replace
+import os
+import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from lt_train import locks
 from lt_train.config.load import read_yaml
 from lt_train.config.schema import Config, OptimConfig, ResumeConfig, RunConfig
 from lt_train.distributed import World
 from lt_train.errors import UserError
+from lt_train.files import temporary_of
+from lt_train.training.best_weights import BestWeights
+from lt_train.training.checkpoint import CheckpointStore, saved_checkpoints
+from lt_train.training.monitor import Monitor
 from lt_train.training.run_folder import RunFolder
+from tests.helpers.data_prep_runs import tree
+
+VALUES = {"loss": 1.0, "images_per_s": 1.0, "seconds_left": 0.0}
 
 
 @pytest.fixture
@@ -173,11 +185,83 @@ def test_a_damaged_config_is_told_with_the_way_out(config):
         claimed(config)
 
 
-def test_what_killed_writers_have_left_goes_and_nothing_else(config):
-    path = claimed(config)
+@pytest.fixture
+def running(config):
+    """The folder of a run that holds its lock."""
+    folder = RunFolder(config, World())
+    assert folder.take() is None
+    folder.claim()
+    yield folder
+    folder.lock.release()
+
+
+def dead_process() -> int:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    return child.pid
+
+
+def test_what_killed_writers_have_left_goes_and_nothing_else(running):
+    path, here = running.path, temporary_of(running.path / "x").name
     kept = [".notes.tmp", "result.json.12.tmp", ".mine.12.tmpx", ".12.tmp"]
-    for name in (*kept, ".result.json.12.tmp", ".best.pt.3456.tmp", ".config.yaml.7.tmp"):
+    living = [here, ".best.pt@node7.12.tmp", ".best.pt.12.tmp"]
+    for name in (*kept, ".result.json.12.tmp", ".best.pt@node7.3456.tmp"):
+        (path / name).touch()
+        os.utime(path / name, (1, 1))  # nobody writes to them now
+    for name in (*living, here.replace(f".{os.getpid()}.", f".{dead_process()}.")):
         (path / name).touch()
     (path / ".a.12.tmp").mkdir()
-    claimed(config)
-    assert {entry.name for entry in path.iterdir()} == {*kept, ".a.12.tmp", "config.yaml"}
+    running.claim()
+    others = {".a.12.tmp", "config.yaml", "run.lock", *living}
+    assert {entry.name for entry in path.iterdir()} == {*kept, *others}
+
+
+def test_a_second_run_is_told_who_has_the_folder(running, config, monkeypatch):
+    monkeypatch.setattr(locks, "POLL", 0.0)
+    other = RunFolder(replace(config, seed=4), World())
+    assert f"in use by pid {os.getpid()} on" in other.lock.take(0)
+    assert read_yaml(running.path / "config.yaml")["seed"] == 3
+
+
+def overtake(folder: RunFolder) -> None:
+    """As a later attempt of the same job does."""
+    holder = replace(locks.this_process(2**62), host="node7")
+    (folder.path / "run.lock").write_text(json.dumps(asdict(holder)))
+
+
+def test_a_run_that_was_overtaken_writes_nothing_more(running):
+    path, check, network = running.path, running.lock.check, torch.nn.Linear(2, 2)
+    store = CheckpointStore(running.checkpoints, 2, World(), check)
+    best, monitor = BestWeights(path, "val", check), Monitor(path, 0, 9, True, check)
+    best.offer(1, 5.0, network)
+    monitor.record(1, VALUES)
+    overtake(running)
+    before = tree(path)
+    writers = {
+        "a checkpoint": lambda: store.save(4, {}, lambda _: None),
+        "better weights": lambda: best.offer(2, 6.0, network),
+        "a new start": best.forget,
+        "a row": lambda: monitor.record(3, VALUES),
+        "an evaluation": lambda: monitor.evaluated(3, "val", {"top1": 1.0}),
+        "its end": lambda: running.finish(SimpleNamespace(backbone=network), {"steps": 9}),
+        "its samples": lambda: running.stop_nonfinite(3, float("nan"), [1]),
+    }
+    for name, write in writers.items():
+        with pytest.raises(UserError, match="taken over by pid .* on node7"):
+            write()
+        assert tree(path) == before, name
+    with monitor:
+        pass
+    assert tree(path) == before, "closing a file of events adds nothing"
+
+
+def test_a_checkpoint_that_was_begun_before_is_not_put_in_place(running):
+    store = CheckpointStore(running.checkpoints, 2, World(), running.lock.check)
+
+    def write(folder: Path) -> None:
+        (folder / "state.pt").write_bytes(b"state")
+        overtake(running)
+
+    with pytest.raises(UserError, match="taken over"):
+        store.save(4, {}, write)
+    assert saved_checkpoints(running.checkpoints) == {}
