@@ -145,6 +145,14 @@ def read_holder(content: bytes) -> Holder | None:
     return None
 
 
+@dataclass(frozen=True)
+class Busy:
+    """Who has a folder, in words; not certain if it is on another machine and may be gone."""
+
+    who: str
+    is_certain: bool
+
+
 class FolderLock:
     """The one writer of a folder, and its token, in ``run.lock``.
 
@@ -160,68 +168,51 @@ class FolderLock:
         self._descriptor: int | None = None
         self._content = b""
         self._stop = threading.Event()
-        # of a holder on another machine: the last sign of life, and when it was first seen
+        # of a holder that has no lock: its last sign of life, and when it was first seen
         self._seen: tuple[int, float] | None = None
 
     @property
     def is_held(self) -> bool:
         return self._descriptor is not None
 
-    def take(self, patience: float = GRACE) -> str | None:
-        """Take the lock; who holds it instead, if it is still held after ``patience`` seconds.
-
-        Longer if it must be waited for a holder on another machine to show a sign of life.
-        """
+    def take(self, patience: float = GRACE) -> Busy | None:
+        """Take the lock; who holds it instead, if it is still held after ``patience`` seconds."""
         started = time.monotonic()
         while True:
-            with self._file() as descriptor:
-                known = self._holder(descriptor)
-                if known is None:
-                    return None
-                who, is_certain = known
-            waited = time.monotonic() - started
-            if waited >= (patience if is_certain else LOST_AFTER + patience):
-                return f"{self.folder} is in use by {who}"
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                busy = self._take(descriptor)
+            finally:
+                os.close(descriptor)
+            if busy is None or time.monotonic() - started >= patience:
+                return busy
             time.sleep(POLL)
 
-    @contextmanager
-    def _file(self) -> Iterator[int]:
-        """The lock's file that is in place now, made if there is none."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _holder(self, descriptor: int) -> tuple[str, bool] | None:
-        """Who holds the lock of the file, and whether that is certain; None: it is ours now."""
+    def _take(self, descriptor: int) -> Busy | None:
+        """Take the lock with the file that was in place, if nobody holds it."""
         try:
             has_locks, is_free = lock_file(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB), True
         except BlockingIOError:
             has_locks, is_free = True, False
-        if not _is_in_place(self.path, descriptor):  # another has come in between
-            return "another process", True
         other = read_holder(os.pread(descriptor, 1 << 16, 0))
+        if not _is_in_place(self.path, descriptor) or (other is None and not is_free):
+            return self._busy("another process", True)  # which has come in between
         mine = this_process(other.token + 1 if other else time.time_ns())
-        if other is None and not is_free:
-            return "another process", True
-        if other is None or mine.follows(other):
-            self._put_in_place(mine, has_locks)
-        elif not is_free:
-            return str(other), True
-        elif other.machine == mine.machine:
-            if not has_locks and process_exists(other.pid):
-                return str(other), True
-            self._put_in_place(mine, has_locks)
-        else:
+        if other is not None and not mine.follows(other):
+            if not is_free:
+                return self._busy(other, True)
+            is_near = other.machine == mine.machine
             may_live, is_certain = self._signs_of_life(os.fstat(descriptor))
-            if may_live:
-                return str(other), is_certain
-            self._put_in_place(mine, has_locks)
+            if may_live and not (is_near and (has_locks or not process_exists(other.pid))):
+                return self._busy(other, is_certain)
+        self._put_in_place(mine, has_locks)
         return None
 
+    def _busy(self, who: Holder | str, is_certain: bool) -> Busy:
+        return Busy(f"{self.folder} is in use by {who}", is_certain)
+
     def _signs_of_life(self, status: os.stat_result) -> tuple[bool, bool]:
-        """Whether a holder on another machine may live, and whether it has just shown that it does.
+        """Whether a holder without a lock may live, and whether it has just shown that it does.
 
         By what is seen of it with our own clock: two machines' may differ.
         """

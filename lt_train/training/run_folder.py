@@ -14,7 +14,7 @@ from lt_train.config.schema import Config
 from lt_train.distributed import World, broadcast_object
 from lt_train.errors import UserError, unreadable
 from lt_train.files import parse_object, remove_leftovers, write_atomically
-from lt_train.locks import FolderLock
+from lt_train.locks import Busy, FolderLock
 from lt_train.methods.base import Method
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
 from lt_train.training.checkpoint import saved_checkpoints
@@ -42,7 +42,7 @@ class RunFolder:
         except (OSError, ValueError):
             return False
 
-    def take(self) -> str | None:
+    def take(self) -> Busy | None:
         """Take the folder's lock, before anything in it is looked at that is to be gone on with.
 
         Returns who holds it instead, if somebody still does after some seconds. Collective.

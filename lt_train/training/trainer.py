@@ -98,10 +98,10 @@ class Trainer:
         """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective."""
         told = False
         while busy := self.folder.take():
-            if not os.environ.get(WAIT):
-                raise UserError(f"{busy}; wait for it, stop it, or choose another run.dir")
+            if busy.is_certain and not os.environ.get(WAIT):
+                raise UserError(f"{busy.who}; wait for it, stop it, or choose another run.dir")
             if not told:
-                log.info("%s: waiting for it to end", busy)
+                log.info("%s: waiting for it to end", busy.who)
             told = True
             if broadcast_object(self.leave_requested):
                 raise Preempted("stopped as asked, before it began; the same command begins again")

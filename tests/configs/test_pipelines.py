@@ -231,6 +231,28 @@ def test_seeds_draw_pseudo_labels_of_their_own():
     assert [name for name in first if first[name] == second[name]] == ["labeled"]
 
 
+def test_a_shared_folder_is_named_after_the_overrides_that_concern_it():
+    """Its own and those of stages that it builds on; what is learnt later makes no difference."""
+
+    def folders(*overrides: str) -> list[str]:
+        stages = load_experiment("imagenet_lt_moco_crt", list(overrides)).stages
+        return [stage.run_dir for stage in stages if stage.kind == "train"]
+
+    root, shared = "runs/imagenet_lt_moco_crt", "runs/imagenet_lt/moco"
+    assert folders() == [shared, f"{shared}_ce", f"{root}/train"]
+    assert folders("run.log_every=5") == folders()
+    later, before, all_of_them = ",train@epochs=3", ",ce@epochs=3", ",epochs=3"
+    assert folders("train:epochs=3") == [shared, f"{shared}_ce", f"{root}{later}/train"]
+    assert folders("ce:epochs=3") == [shared, f"{shared}_ce{before}", f"{root}{before}/train"]
+    assert folders("epochs=3") == [
+        f"{shared}{all_of_them}",
+        f"{shared}_ce{all_of_them}",
+        f"{root}{all_of_them}/train",
+    ]
+    first = ",moco@epochs=3"
+    assert folders("moco:epochs=3")[:2] == [f"{shared}{first}", f"{shared}_ce{first}"]
+
+
 def test_what_comes_before_the_classifier_is_shared_by_all_methods():
     first, second = (
         configs("cifar10_lt_rotation_ce_100"),

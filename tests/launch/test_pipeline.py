@@ -1,5 +1,6 @@
 """Pipelines: kinds and order of stages, overrides for all or one of them, and what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -193,4 +194,19 @@ def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
         assert train.is_finished() == finished and not prepare.is_finished()
     assert not replace(train, overrides=("epochs=99",)).is_finished(), "asked for more since"
     (tmp_path / "dataset.json").write_text("{}")
-    assert prepare.is_finished() and not score.is_finished()
+    assert prepare.is_finished() and not score.is_finished() and prepare.made_by() == ""
+    command = "python -m data_prep demo --largest 50"
+    (tmp_path / "dataset.json").write_text(json.dumps({"made_by": {"command": command}}))
+    assert prepare.made_by() == f", made by: {command}" and train.made_by() == ""
+
+
+def test_seeds_of_a_run_with_a_folder_of_its_own_are_told_apart_too():
+    folders = [
+        load_experiment("moco_demo", words, [f"seed={seed}"]).root
+        for words, seed in ((["run.dir=mine"], 3), ([], 3), (["optim.lr=0.1", "view.size=32"], 3))
+    ]
+    assert folders == [
+        "mine,seed=3",
+        "runs/moco_demo,seed=3",
+        "runs/moco_demo,optim.lr=0.1,seed=3,view.size=32",
+    ]

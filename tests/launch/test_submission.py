@@ -1,5 +1,6 @@
 """Submission, to an sbatch that answers as Slurm's and keeps the scripts."""
 
+import fcntl
 import hashlib
 import json
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import job
+from launch import job, submission
 from launch.pipeline import load_experiment
 from launch.sites import Site
 from launch.status import cancel
@@ -179,6 +180,28 @@ def test_jobs_are_told_apart_by_the_digests_of_their_configs(scripts, queue):
         place.write_text(json.dumps(content))
     with pytest.raises(UserError, match="stage rotation: job 2 trains in .* with other keys"):
         submit(load_experiment("cifar10_lt_rotation_focal_100", []), Site(), {}, None, [])
+
+
+def test_two_submissions_at_once_come_one_after_the_other(scripts, monkeypatch):
+    """Each must see what the other has submitted, or both would make the same."""
+    seen = []
+
+    def look(folder: Path) -> str:
+        with open("runs/.submission.lock") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        seen.append(folder)
+        return ""
+
+    monkeypatch.setattr(submission, "take_snapshot", look)
+    submit(load_experiment("moco_demo", []), Site(), {}, None, [])
+    assert seen and [path.name for path in Path("runs").iterdir()] == ["moco_demo"]
+
+
+def test_runs_that_cannot_be_made_are_one_line(scripts):
+    Path("runs").write_text("a file")
+    with pytest.raises(UserError, match="cannot write to .*runs: File exists") as caught:
+        submit(load_experiment("moco_demo", []), Site(), {}, None, [])
+    one_line(caught)
 
 
 def test_a_damaged_submission_of_another_experiment_is_no_hindrance(scripts):

@@ -1,6 +1,7 @@
 """Columns that are added to a prepared set's manifest."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,21 @@ def test_added_columns_replace_those_of_their_names_and_nothing_else(copy):
         assert after._table[name].to_pylist() == before._table[name].to_pylist()
     assert shards == checksums(copy) and list(problems(copy)) == []
     assert before.dataset.splits["train"].class_counts == after.dataset.splits["train"].class_counts
+
+
+def test_columns_of_several_at_once_are_all_there(copy):
+    names = [f"column_{number}" for number in range(6)]
+    values = {name: pa.array(np.full(11, int(name[-1]), np.int32)) for name in names}
+
+    def add(name: str) -> None:
+        add_columns(copy, "train", {name: values[name]}, "tests")
+
+    with ThreadPoolExecutor(len(names)) as writers:
+        list(writers.map(add, names))
+    manifest = Manifest(copy, "train")
+    for name in names:
+        assert manifest.column(name).tolist() == values[name].to_pylist()
+    assert list(problems(copy)) == [] and not list(copy.glob(".*"))
 
 
 def test_who_has_the_manifest_open_goes_on(copy):

@@ -182,6 +182,28 @@ def test_step_is_saved_again_over_a_damaged_one(store):
     assert (store.newest().step, store.newest().meta["seconds"]) == (3, 31.0)
 
 
+@pytest.mark.parametrize("renames", range(3))  # meta.json, the old one aside, the new one
+def test_a_kill_while_a_checkpoint_takes_another_s_place_leaves_none_torn(
+    tmp_path, monkeypatch, renames
+):
+    store, done = CheckpointStore(tmp_path, 1, World()), []
+    store.save(3, {}, write_state(3))
+
+    def killed(source: Path, target: Path) -> None:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(rename(source, target))
+
+    rename = os.replace
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        store.save(3, {}, write_state(30))
+    newest = store.newest()  # which would raise if all were damaged
+    assert (newest is None) == (renames == 2)
+    store.save(4, {}, write_state(4))
+    assert names(tmp_path) == ["step-00000004"], "nothing is left of the old one, either"
+
+
 @pytest.mark.parametrize("keep", [1, 2, 5])
 def test_prune_keeps_the_newest(tmp_path, keep):
     store = CheckpointStore(tmp_path, keep, World())

@@ -219,7 +219,7 @@ def test_what_killed_writers_have_left_goes_and_nothing_else(running):
 def test_a_second_run_is_told_who_has_the_folder(running, config, monkeypatch):
     monkeypatch.setattr(locks, "POLL", 0.0)
     other = RunFolder(replace(config, seed=4), World())
-    assert f"in use by pid {os.getpid()} on" in other.lock.take(0)
+    assert f"in use by pid {os.getpid()} on" in other.lock.take(0).who
     assert read_yaml(running.path / "config.yaml")["seed"] == 3
 
 
