@@ -119,13 +119,14 @@ class Monitor:
         self._append({"step": step, "split": split, **scalars}, split)
 
     def _append(self, record: dict, prefix: str) -> None:
-        self._check()
         with open(self._file, "a") as file:
+            # only now: whoever takes the folder over puts another file in this one's place first
+            self._check()
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
+            self._writer.flush()  # or its thread would write later, and unchecked
             file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if isinstance(value, (int, float)) and name != "step":
-                self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
-        self._writer.flush()  # or its thread would write later, and unchecked
 
     def _drop_after(self, step: int) -> set[tuple[int, str]]:
         """Forget records past the checkpoint that the run goes on from: it writes them again.
@@ -149,6 +150,7 @@ class Monitor:
                 evaluated.add(evaluation)
         if odd:
             log.warning("%s: %d unreadable line(s) are dropped", self._file, odd)
+        self._check()
         write_atomically(self._file, b"".join(kept))
         return evaluated
 

@@ -71,7 +71,8 @@ def calm(demo_root, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_of_two_trainings_in_one_folder_one_ends_and_the_other_is_told(ranks, demo_root, tmp_path):
     folder = tmp_path / "run"
-    command = torchrun(ranks, "lt_train", CONFIG, *settings(demo_root, folder, *OPTIONS))
+    options = settings(demo_root, folder, *OPTIONS, "epochs=8")
+    command = torchrun(ranks, "lt_train", CONFIG, *options)
     with running(command) as first, running(command) as second:
         said = [process.communicate(timeout=LIMIT)[1] for process in (first, second)]
         statuses = [first.returncode, second.returncode]
@@ -88,6 +89,7 @@ def test_a_killed_holder_is_in_nobody_s_way(demo_root, calm, tmp_path):
     command = single("lt_train", CONFIG, *settings(demo_root, folder, *OPTIONS))
     with running(command) as process:
         wait_for_step(6, process, folder)
+        process.send_signal(signal.SIGSTOP)  # or it would end meanwhile
         refused = call(command)
         (line,) = errors_of(refused.stderr)
         assert refused.returncode == 2 and f"in use by pid {process.pid} on" in line
@@ -131,11 +133,18 @@ def test_whoever_is_asked_to_waits_and_finds_the_run_done(demo_root, tmp_path):
     words = settings(demo_root, folder, *OPTIONS)
     with running(single("lt_train", CONFIG, *words)) as first:
         wait_for_step(1, first, folder)
+        first.send_signal(signal.SIGSTOP)
         with running(local(CONFIG, *words)) as second:
+            assert f"in use by pid {first.pid} on" in until_it_waits(second)
+            first.send_signal(signal.SIGCONT)
             _, said = second.communicate(timeout=LIMIT)
         assert second.returncode == 0, said
-        assert f"in use by pid {first.pid} on" in said and "waiting for it to end" in said
         assert "already done" in said and first.wait(timeout=LIMIT) == 0
+
+
+def until_it_waits(process: subprocess.Popen) -> str:
+    """The line that says so."""
+    return next(line for line in process.stderr if "waiting for it to end" in line)
 
 
 def test_who_waits_can_be_asked_to_leave(demo_root, tmp_path):
@@ -145,9 +154,7 @@ def test_who_waits_can_be_asked_to_leave(demo_root, tmp_path):
         wait_for_step(1, first, folder)
         first.send_signal(signal.SIGSTOP)
         with running(command, **{WAIT: "1"}) as second:
-            for line in second.stderr:
-                if "waiting for it to end" in line:
-                    break
+            until_it_waits(second)
             second.send_signal(signal.SIGTERM)
             _, said = second.communicate(timeout=LIMIT)
         assert second.returncode == 75 and "stopped as asked" in said
