@@ -56,6 +56,7 @@ def one_thread() -> Iterator[None]:
     """A rank each: two that spin for each other's threads take ten times as long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CPUS_PER_TASK", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
         yield
 
 
@@ -71,14 +72,14 @@ def calm(demo_root, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_of_two_trainings_in_one_folder_one_ends_and_the_other_is_told(ranks, demo_root, tmp_path):
     folder = tmp_path / "run"
-    options = settings(demo_root, folder, *OPTIONS, "epochs=8")
-    command = torchrun(ranks, "lt_train", CONFIG, *options)
+    words = ("lt_train", CONFIG, *settings(demo_root, folder, *OPTIONS))
+    command = single(*words) if ranks == 1 else torchrun(ranks, *words)
     with running(command) as first, running(command) as second:
         said = [process.communicate(timeout=LIMIT)[1] for process in (first, second)]
         statuses = [first.returncode, second.returncode]
     assert sorted(status == 0 for status in statuses) == [False, True]
     lost = said[statuses.index(max(statuses))]
-    (line,) = errors_of(lost)
+    (line,) = {*errors_of(lost)}  # of one rank or, on a busy machine, of both
     assert re.search(IN_USE, line)
     steps = column(folder, "step")
     assert steps == list(range(1, len(steps) + 1))
