@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
-from lt_train.distributed import World, broadcast_object
+from lt_train.distributed import World, broadcast_object, on_main
 from lt_train.errors import UserError, unreadable
 from lt_train.files import parse_object, remove_leftovers, write_atomically
 from lt_train.locks import Busy, FolderLock
@@ -47,12 +47,12 @@ class RunFolder:
 
         Returns who holds it instead, if somebody still does after some seconds. Collective.
         """
-        busy = None
-        if self.world.is_main:
-            with self._writing():
-                self.path.mkdir(parents=True, exist_ok=True)
-                busy = self.lock.take()
-        return broadcast_object(busy)
+        return broadcast_object(on_main(self._take))
+
+    def _take(self) -> Busy | None:
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            return self.lock.take()
 
     def claim(
         self, before: dict[str, Any] | None = None, data: dict[str, str] | None = None
