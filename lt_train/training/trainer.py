@@ -94,8 +94,11 @@ class Trainer:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    def _take_folder(self) -> None:
-        """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective."""
+    def _take_folder(self) -> bool:
+        """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective.
+
+        Returns whether another has held it meanwhile.
+        """
         told = False
         while busy := self.folder.take():
             if busy.is_certain and not os.environ.get(WAIT):
@@ -105,6 +108,7 @@ class Trainer:
             told = True
             if broadcast_object(self.leave_requested):
                 raise Preempted("stopped as asked, before it began; the same command begins again")
+        return told
 
     def _claim_and_run(self) -> dict:
         started = time.monotonic()
@@ -112,9 +116,8 @@ class Trainer:
         tell_schedule(self.config, self.world, self.schedule, self.last_step)
         finished, checkpoint = self.folder.finished(self.last_step), None
         is_over = finished is not None and self.folder.has_this_config()
-        if not all(gather_objects(is_over)):
-            self._take_folder()
-            finished = self.folder.finished(self.last_step)  # it may have ended meanwhile
+        if not all(gather_objects(is_over)) and self._take_folder():
+            finished = self.folder.finished(self.last_step)
         if finished is None and self.config.resume.enabled:
             checkpoint = self.store.newest()
         self.folder.claim(checkpoint.meta if checkpoint else finished, self.digests)
