@@ -28,22 +28,44 @@ class MachineFault(UserError):
     status = EXIT_MACHINE
 
 
-# of an OSError: what is not there, not permitted or not possible stays so until somebody mends it
+class DamagedFile(UserError):
+    """A file that is there, can be read, and is not as it was written."""
+
+
+# of an OSError: what is not there, not permitted or not possible stays so until somebody mends the
+# command. A full disk (ENOSPC, EDQUOT) is none of them: the same command goes on once there is room
 LASTING = {
     errno.ENOENT,
     errno.ENOTDIR,
     errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
     errno.EACCES,
     errno.EPERM,
+    errno.EROFS,
+    errno.EINVAL,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
     errno.ELOOP,
     None,
 }
 
 
-def unreadable(error: OSError, message: str) -> UserError:
-    """What to raise, with this message, for a file that cannot be read."""
-    return UserError(message) if error.errno in LASTING else MachineFault(message)
+def is_fault(error: Exception) -> bool:
+    """Whether the machine has failed, not the user."""
+    return isinstance(error, OSError) and error.errno not in LASTING
+
+
+def unreadable(error: Exception, message: str) -> UserError:
+    """What to raise, with this message, for a file that cannot be read, or be written."""
+    return MachineFault(message) if is_fault(error) else UserError(message)
+
+
+def unwritable(error: Exception, message: str) -> UserError:
+    """The same where the writer may be torch or safetensors, whose errors keep no errno: what they
+    were given can be written, so the disk is full or failed.
+    """
+    return unreadable(error, message) if isinstance(error, OSError) else MachineFault(message)
 
 
 class LostPeer(UserError):
@@ -67,6 +89,12 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
         return error.status
     except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
         return 1
+    except OSError as error:
+        if not is_fault(error):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        report_error(program, f"{place}{error.strerror}; the machine failed, try again")
+        return EXIT_MACHINE
     except KeyboardInterrupt:
         report_error(program, "interrupted")
         return EXIT_INTERRUPTED
