@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lt_train.distributed import World, broadcast_object, is_lost_peer, on_main
-from lt_train.errors import UserError, unreadable
+from lt_train.errors import UserError, unreadable, unwritable
 from lt_train.files import file_sha256, fsync, parse_object, write_atomically
 
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as CheckpointStore.save writes it
@@ -68,9 +68,10 @@ class CheckpointStore:
             if is_lost_peer(error):
                 raise
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
+            raise unwritable(
+                error,
                 f"cannot write the checkpoint {final}: {reason}; is the disk full? "
-                "The last good one is kept"
+                "The last good one is kept",
             ) from error
         self.world.barrier()
 

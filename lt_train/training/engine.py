@@ -154,8 +154,8 @@ class DeepSpeedEngine(Engine):
                     ),
                     "zero_optimization": {"stage": config.engine.zero_stage},
                     "zero_allow_untested_optimizer": True,
-                    # parameters stay float32, as with DDP; its own "bf16" mode would round batch norm
-                    # and MoCo's queue too
+                    # parameters stay float32, as with DDP; its own "bf16" mode would round batch
+                    # norm and MoCo's queue too
                     "torch_autocast": {
                         "enabled": self.dtype == torch.bfloat16,
                         "dtype": "bfloat16",

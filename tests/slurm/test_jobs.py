@@ -29,8 +29,8 @@ def assert_same(state: dict, expected: dict) -> None:
     assert not different
 
 
-def has_two_ranks(attempt: Path) -> bool:
-    return len(list(attempt.glob("rank-*"))) == 2
+def has_ranks(attempt: Path, number: int = 2) -> bool:
+    return len(list(attempt.glob("rank-*"))) == number
 
 
 def test_the_check_tells_every_nodes_ranks_and_network(bench):
@@ -91,14 +91,14 @@ def test_a_killed_rank_ends_the_others_and_the_job_starts_again(bench, undisturb
     assert time.monotonic() - killed < 40
     bench.wait(job)
     assert_same(bench.final_state(), undisturbed)
-    assert "restart 1 of at most 5" in bench.log()
+    assert "rank 1 on n2 was killed: restart 1 of at most 5" in bench.log()
 
 
 def test_crashes_are_capped_and_a_node_that_fails_twice_is_left(bench, undisturbed):
     job = bench.submit(*bench.settings())
     submitted = bench.folder / "run" / "slurm" / "1" / "classifier_demo"
     for attempt in range(2):
-        started = partial(has_two_ranks, submitted / "attempts" / str(attempt))
+        started = partial(has_ranks, submitted / "attempts" / str(attempt))
         wait_for(started, f"attempt {attempt}", LIMIT)
         time.sleep(1)
         bench.kill_rank_on("n2")
@@ -106,6 +106,34 @@ def test_crashes_are_capped_and_a_node_that_fails_twice_is_left(bench, undisturb
     assert "excluded: n2" in bench.log()
     nodes = bench.cluster.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "NodeList").split()[-1]
     assert "n2" not in bench.cluster.run("scontrol", "show", "hostnames", nodes).split()
+    assert_same(bench.final_state(), undisturbed)
+
+
+def test_no_node_is_left_that_the_job_cannot_do_without(bench):
+    """All four are needed: the job goes on with the bad one, and ends when that does not help."""
+    job = bench.submit(*bench.settings(epochs=400), "--max-requeues", "2", nodes=4)
+    attempts = bench.folder / "run" / "slurm" / "1" / "classifier_demo" / "attempts"
+    for number in range(3):
+        started = partial(has_ranks, attempts / str(number), 4)
+        wait_for(started, f"attempt {number}", LIMIT)
+        time.sleep(1)
+        bench.kill_rank_on("n3")
+    bench.wait(job, "FAILED")
+    log = bench.log()
+    assert "rank 2 on n3 was killed: restart 2 of at most 2" in log
+    assert "node n3 failed 2 times, but the job cannot do without it" in log
+    assert "excluded" not in log
+
+
+def test_a_restart_of_the_controller_loses_no_job(bench, undisturbed):
+    job = bench.submit(*bench.settings())
+    bench.wait_for_step(8)
+    bench.cluster.stop_controller()
+    bench.kill_rank_on("n2")
+    wait_for(lambda: "slurmctld does not answer" in bench.log(), "the job to ask", LIMIT)
+    bench.cluster.start_controller()
+    bench.wait(job)
+    assert "rank 1 on n2 was killed: restart 1 of at most 5" in bench.log()
     assert_same(bench.final_state(), undisturbed)
 
 
