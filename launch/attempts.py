@@ -111,13 +111,12 @@ def endings(attempt: Path) -> list[Ending]:
     return sorted(found, key=lambda ending: ending.rank)
 
 
-def first_to_end(attempt: Path) -> Ending | None:
+def first_to_end(ranks: list[Ending]) -> Ending | None:
     """The rank that ended an attempt: the first, by its own clock, with a reason of its own.
 
     If all that have said something lost contact with another, and those that have said nothing were
     on one node, it is one of these. None if nobody can tell: all ranks may have been killed.
     """
-    ranks = endings(attempt)
     own = [rank for rank in ranks if rank.status and rank.status not in CONSEQUENCES]
     if own:
         return min(own, key=lambda rank: rank.time)
@@ -128,30 +127,37 @@ def first_to_end(attempt: Path) -> Ending | None:
     return None
 
 
-def is_mistake(attempt: Path) -> bool:
+def is_mistake(ranks: list[Ending]) -> bool:
     """Whether an attempt ended with a mistake that only the user can mend.
 
     Rank 0 meets it, or ranks of several nodes do: what one node alone calls a mistake, such as a
     data set that is not there, may be the node's fault.
     """
-    first = first_to_end(attempt)
+    first = first_to_end(ranks)
     if first is None or first.status != MISTAKE:
         return False
-    told = [rank for rank in endings(attempt) if rank.status == MISTAKE]
+    told = [rank for rank in ranks if rank.status == MISTAKE]
     return told[0].rank == 0 or len({rank.node for rank in told}) > 1
 
 
-def bad_nodes(attempts: Path, before: int) -> list[str]:
-    """Nodes that ended at least two attempts with numbers below ``before``, the worst first.
+def blamed(ranks: list[Ending]) -> str | None:
+    """The node that ended an attempt.
 
-    Whoever was asked to leave, by a time limit or for another job, or made the user's mistake, has
-    not failed.
+    None where ranks were asked to leave, by a time limit or for another job, or met the user's
+    mistake; nor where ranks of several nodes were killed: Slurm asks before it kills, so these did
+    it themselves, as NCCL's watchdogs do where all hang.
     """
-    failures: Counter[str] = Counter()
-    for attempt in (attempts / str(restart) for restart in range(before)):
-        first = first_to_end(attempt)
-        if first and first.status != ASKED and not is_mistake(attempt):
-            failures[first.node] += 1
+    first = first_to_end(ranks)
+    killed = {rank.node for rank in ranks if rank.status == KILLED}
+    if first is None or first.status == ASKED or len(killed) > 1 or is_mistake(ranks):
+        return None
+    return first.node
+
+
+def bad_nodes(attempts: Path, before: int) -> list[str]:
+    """Nodes that ended at least two attempts with numbers below ``before``, the worst first."""
+    ended = [blamed(endings(attempts / str(restart))) for restart in range(before)]
+    failures = Counter(node for node in ended if node is not None)
     return [node for node, count in failures.most_common() if count >= EXCLUDE_AFTER]
 
 

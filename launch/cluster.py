@@ -2,11 +2,29 @@
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 
 from lt_train.errors import UserError
 
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "SIGNALING", "RESIZING"}
+# why squeue says that a job waits, where it would wait for ever: what to do
+FOR_EVER = {
+    "PartitionNodeLimit": "the partition gives no job so many nodes: fewer --nodes, or another"
+    " --partition",
+    "PartitionTimeLimit": "the partition gives no job so long: a shorter --time, or another"
+    " --partition",
+    "PartitionDown": "the partition is closed: another --partition, or wait until it is opened",
+    "PartitionInactive": "the partition is closed: another --partition, or wait until it is opened",
+    "BadConstraints": "no node is as asked for: another --constraint, or fewer nodes",
+    "AccountNotAllowed": "the partition is not for this --account",
+    "QOSNotAllowed": "the partition is not for this --qos",
+    "InvalidAccount": "this --account may not be used",
+    "InvalidQOS": "this --qos may not be used",
+    "DependencyNeverSatisfied": "a job that it comes after has failed",
+    "JobHeldUser": "you hold it: scontrol release gives it free",
+    "JobHeldAdmin": "an administrator holds it",
+}
 NO_SLURM = (
     "this host has no Slurm (sbatch is not there): run on this machine with python launch/local.py,"
     " or on a login node of the cluster"
@@ -54,6 +72,37 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
     for name, task in tasks.items():
         of_jobs.setdefault(name.split("_")[0], []).append(task)
     return {job: _together(of_jobs[job]) for job in jobs}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a job is not running yet, and when Slurm expects it to start ("": it does not know)."""
+
+    reason: str
+    start: str
+
+    @property
+    def for_ever(self) -> bool:
+        """Whether it will not start unless somebody changes it."""
+        return self.reason in FOR_EVER
+
+    def __str__(self) -> str:
+        advice = FOR_EVER.get(self.reason)
+        if advice:
+            return f"{self.reason}: {advice}"
+        return f"{self.reason}, expected to start {self.start}" if self.start else self.reason
+
+
+def waiting(jobs: list[str]) -> dict[str, Waiting]:
+    """Job id -> why it waits, of those that do and of which Slurm has said why."""
+    if not jobs:
+        return {}
+    found = {}
+    for line in slurm("squeue", "-h", "-a", "-t", "PENDING", "-o", "%F|%S|%r").splitlines():
+        job, start, reason = line.split("|", 2)
+        if job in jobs and reason != "None":
+            found.setdefault(job, Waiting(reason, "" if start == "N/A" else start))
+    return found
 
 
 def _accounted(jobs: list[str]) -> dict[str, tuple[str, int]]:

@@ -26,6 +26,7 @@ from launch.attempts import (
     LEAVE,
     Mark,
     bad_nodes,
+    endings,
     first_to_end,
     fruitless_restarts,
     is_mistake,
@@ -181,16 +182,16 @@ def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:
     """
     if status == 0:
         return 0
-    attempt = _attempt(attempts)
-    if is_mistake(attempt):
+    ranks = endings(_attempt(attempts))
+    if is_mistake(ranks):
         say("a rank stopped with a mistake that a restart would not mend; see its message above")
         return EXIT_MISTAKE
-    first = first_to_end(attempt)
+    first = first_to_end(ranks)
     what = str(first) if first else f"ended with status {status}"
     fruitless = 0
     if first is None or first.status != ASKED:
         step = newest_step(run_dir)
-        note_failure(attempt, step)
+        note_failure(_attempt(attempts), step)
         fruitless = fruitless_restarts(attempts, step)
     again = "submit again to go on from the last checkpoint"
     if fruitless >= FRUITLESS:

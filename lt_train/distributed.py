@@ -248,7 +248,7 @@ LOST_PEER = (
     "Broken pipe",
     "Socket closed",
     "Timed out waiting",
-    "timed out after",
+    "collective operation timeout",
     "remote process exited",
     "communicator was aborted",
     "ncclRemoteError",

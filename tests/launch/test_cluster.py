@@ -3,7 +3,7 @@
 import pytest
 
 from launch import cluster
-from launch.cluster import is_live, job_states
+from launch.cluster import Waiting, is_live, job_states, waiting
 from lt_train.errors import UserError
 from tests.helpers.stubs import stub
 
@@ -48,6 +48,20 @@ def test_the_state_of_a_job(monkeypatch, sacct, squeue, expected):
     monkeypatch.setattr(cluster, "slurm", answer)
     assert job_states(["7"]) == {"7": expected} and job_states([]) == {}
     assert is_live(expected[0]) == (expected[0] in ("RUNNING", "PENDING", "COMPLETING"))
+
+
+def test_why_jobs_wait_and_when_they_may_start(monkeypatch):
+    lines = (
+        "7|N/A|PartitionNodeLimit\n8|2026-11-28T10:12:22|Resources\n9|N/A|None\n"
+        "10|N/A|Dependency\n11|N/A|ReqNodeNotAvail, UnavailableNodes:n4\n12|N/A|Priority\n"
+    )
+    monkeypatch.setattr(cluster, "slurm", lambda *_: lines)
+    found = waiting(["7", "8", "9", "10", "11"])
+    assert waiting([]) == {} and list(found) == ["7", "8", "10", "11"]
+    assert [job for job, why in found.items() if why.for_ever] == ["7"]
+    assert "fewer --nodes" in str(found["7"])
+    assert str(found["8"]) == "Resources, expected to start 2026-11-28T10:12:22"
+    assert found["10"] == Waiting("Dependency", "") and str(found["10"]) == "Dependency"
 
 
 def test_states_cannot_be_had_without_slurm(monkeypatch, tmp_path):

@@ -115,7 +115,7 @@ def test_what_is_wrong_in_the_environment_is_the_user_s(tmp_path, change):
         ("[gloo/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation", 76),
         ("NCCL communicator was aborted on rank 3.", 76),
         ("NCCL error: remote process exited or there was a network error, ncclRemoteError", 76),
-        ("[Rank 1] Watchdog caught collective operation timeout: ran for timed out after 9 ms", 76),
+        ("[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3) ran for 9", 76),
         ("CUDA out of memory. Tried to allocate 2 GiB", EXIT_MISTAKE),
         ("CUDA error: uncorrectable ECC error encountered", None),
         ("shape '[2, 3]' is invalid for input of size 4", None),
