@@ -96,14 +96,23 @@ def _stand_by(reads: int, writes: int, file: Path, node: str) -> None:
 
 
 def _write(file: Path, node: str, status: int | str, when: float) -> None:
-    file.write_text(f"{node} {status} {when:.3f}")
+    with contextlib.suppress(OSError):  # of a full disk the rank itself has told
+        file.write_text(f"{node} {status} {when:.3f}")
+
+
+def _read(file: Path) -> str:
+    """A file's text; nothing where it cannot be read: the job goes on with what is known."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def endings(attempt: Path) -> list[Ending]:
     """How the ranks of an attempt ended, as far as they have said."""
     found = []
     for path in attempt.glob("rank-*"):
-        node, *how = path.read_text().split() or [""]
+        node, *how = _read(path).split() or [""]
         rank = path.name.removeprefix("rank-")
         if node and rank.isdecimal():
             status, when = how if len(how) == 2 else ("", "0")
@@ -169,12 +178,13 @@ def newest_step(run_dir: Path) -> int:
 
 def note_failure(attempt: Path, step: int) -> None:
     """Note that an attempt failed while the newest checkpoint was of ``step``."""
-    (attempt / "failed").write_text(str(step))
+    with contextlib.suppress(OSError):  # it starts again all the same
+        (attempt / "failed").write_text(str(step))
 
 
 def fruitless_restarts(attempts: Path, step: int) -> int:
     """Restarts that failed since the checkpoint of ``step`` was written: all noted failures at it
     but the first, whose attempt has written it, or was the first of all.
     """
-    noted = [path.read_text() for path in attempts.glob("*/failed")]
+    noted = [_read(path) for path in attempts.glob("*/failed")]
     return max(0, sum(text.isdecimal() and int(text) >= step for text in noted) - 1)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from launch.sites import parse_time
 from lt_train.errors import UserError
 
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
@@ -44,6 +45,8 @@ def slurm(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} does not answer; is slurmctld up?") from error
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode:
         raise UserError(
             f"{command[0]}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}"
@@ -103,6 +106,41 @@ def waiting(jobs: list[str]) -> dict[str, Waiting]:
         if job in jobs and reason != "None":
             found.setdefault(job, Waiting(reason, "" if start == "N/A" else start))
     return found
+
+
+def partition_limits(names: str | None, nodes: int, minutes: int) -> list[str]:
+    """What stands against a job of so many nodes and minutes in the partitions ``names`` (None: the
+    default one), a text each; nothing if one of them takes it, or Slurm does not tell.
+    """
+    try:
+        lines = slurm("scontrol", "show", "partition", "-o").splitlines()
+    except UserError:
+        return []
+    found = [_keys(line) for line in lines]
+    if names is None:
+        wanted = [about for about in found if about.get("Default") == "YES"]
+    else:
+        wanted = [about for about in found if about.get("PartitionName") in names.split(",")]
+    told = [_limits(about, nodes, minutes) for about in wanted]
+    return [text for text in told if text] if all(told) else []
+
+
+def _keys(line: str) -> dict[str, str]:
+    """A line of scontrol, KEY=VALUE KEY=VALUE ..., as a dict."""
+    return dict(word.partition("=")[::2] for word in line.split())
+
+
+def _limits(partition: dict[str, str], nodes: int, minutes: int) -> str:
+    """What in a line of `scontrol show partition` stands against a job; "" if nothing does."""
+    told = [] if partition.get("State", "UP") == "UP" else [f"is {partition['State']}"]
+    for key, text in {"TotalNodes": "has", "MaxNodes": "gives a job at most"}.items():
+        limit = partition.get(key, "")
+        if limit.isdecimal() and int(limit) < nodes:
+            told.append(f"{text} {limit} node(s), not {nodes}")
+    longest = partition.get("MaxTime", "")
+    if longest[:1].isdecimal() and parse_time(longest) < minutes:
+        told.append(f"gives a job at most {longest}, not {minutes} minutes")
+    return f"partition {partition['PartitionName']} {' and '.join(told)}" if told else ""
 
 
 def _accounted(jobs: list[str]) -> dict[str, tuple[str, int]]:

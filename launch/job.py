@@ -34,7 +34,7 @@ from launch.attempts import (
     note_failure,
 )
 from launch.console import say
-from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, UserError, exit_status
+from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, UserError, exit_status, run_cli
 from lt_train.locks import WAIT
 
 FRUITLESS = 3  # restarts without a new checkpoint, after which another would not help either
@@ -297,4 +297,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli("launch.job", main)

@@ -3,7 +3,6 @@
 """
 
 import argparse
-import contextlib
 import dataclasses
 import re
 import shlex
@@ -17,8 +16,8 @@ if __name__ == "__main__":  # the checkout that this file is of, not the folder 
 
 from launch.arguments import make_parser
 from launch.batch import script
-from launch.cluster import require_slurm, waiting
-from launch.console import results, say, show
+from launch.cluster import require_slurm
+from launch.console import results, show
 from launch.pipeline import COMMANDS, Experiment, StageJob, listing, load_experiment
 from launch.sites import SITE_FILE, Site, load_site
 from launch.snapshot import take_snapshot
@@ -173,10 +172,6 @@ def _submit(
         )
         show(f"  log: tail -F {job.logs}")
     show(f"status: python launch/slurm.py status {experiment.root}")
-    with contextlib.suppress(UserError):  # they are submitted, whatever squeue says
-        for job, why in waiting([stage.job for stage in stages if stage.job]).items():
-            if why.for_ever:
-                say(f"job {job} cannot start: {why}")
     return stages
 
 

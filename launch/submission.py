@@ -22,7 +22,7 @@ from typing import Any
 
 from launch import job
 from launch.batch import calls, parameters, send
-from launch.cluster import is_live, job_states, require_slurm
+from launch.cluster import is_live, job_states, partition_limits, require_slurm
 from launch.console import say
 from launch.pipeline import COMMANDS, Experiment, StageJob
 from launch.sites import Site, apply
@@ -67,6 +67,11 @@ def submit(
     """
     require_slurm()
     check_stages(experiment, site, options)
+    for stage in experiment.stages:
+        mine = site_of(stage, experiment, site, options)
+        nodes = 1 if stage.kind == "prepare" else mine.nodes
+        for why in partition_limits(mine.partition, nodes, mine.minutes):
+            say(f"stage {stage.name} may never start: {why}")
     root = Path(experiment.root).resolve()
     with _alone(root.parent):
         refuse_live(root)

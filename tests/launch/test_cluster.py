@@ -3,7 +3,7 @@
 import pytest
 
 from launch import cluster
-from launch.cluster import Waiting, is_live, job_states, waiting
+from launch.cluster import Waiting, is_live, job_states, partition_limits, waiting
 from lt_train.errors import UserError
 from tests.helpers.stubs import stub
 
@@ -62,6 +62,36 @@ def test_why_jobs_wait_and_when_they_may_start(monkeypatch):
     assert "fewer --nodes" in str(found["7"])
     assert str(found["8"]) == "Resources, expected to start 2026-11-28T10:12:22"
     assert found["10"] == Waiting("Dependency", "") and str(found["10"]) == "Dependency"
+
+
+PARTITIONS = """\
+PartitionName=normal AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP \
+TotalNodes=4 TRES=cpu=32,node=4
+PartitionName=short Default=NO MaxNodes=2 MaxTime=1-12:00:00 State=UP TotalNodes=4
+PartitionName=closed Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=DOWN TotalNodes=4
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "nodes", "minutes", "words"),
+    [
+        (None, 4, 10**6, ()),
+        (None, 6, 1, ("partition normal has 4 node(s), not 6",)),
+        ("short", 2, 36 * 60, ()),
+        ("short", 3, 1, ("partition short gives a job at most 2 node(s), not 3",)),
+        ("short", 1, 36 * 60 + 1, ("short gives a job at most 1-12:00:00, not 2161 minutes",)),
+        ("closed", 1, 1, ("partition closed is DOWN",)),
+        ("short,normal", 3, 1, ()),  # the second one takes it
+        ("short,closed", 3, 1, ("at most 2 node(s)", "is DOWN")),
+        ("unknown", 3, 1, ()),  # sbatch says so
+    ],
+)
+def test_limits_of_a_partition_are_told_before_a_job_waits(
+    monkeypatch, names, nodes, minutes, words
+):
+    monkeypatch.setattr(cluster, "slurm", lambda *_: PARTITIONS)
+    found = partition_limits(names, nodes, minutes)
+    assert len(found) == len(words) and all(word in text for word, text in zip(words, found))
 
 
 def test_states_cannot_be_had_without_slurm(monkeypatch, tmp_path):
