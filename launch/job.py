@@ -169,11 +169,9 @@ def begin(attempts: Path, max_requeues: int) -> int:
     here.mkdir(parents=True, exist_ok=True)
     for old in here.iterdir():
         old.unlink()
-    bad = bad_nodes(attempts, _restart())
-    again = [node for node in bad if node in _nodes()] if bad else []
-    if again and _restart() < max_requeues and _requeue(again, only_without=True):
-        return 1
-    return 0
+    bad = _bad_nodes_here(attempts, _restart())
+    moves = bool(bad) and _restart() < max_requeues
+    return int(moves and _requeue(bad, only_without=True))
 
 
 def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:
@@ -201,12 +199,15 @@ def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:
         say(f"{what}, after {_restart()} restarts: giving up; {again}")
         return status
     say(f"{what}: restart {_restart() + 1} of at most {max_requeues}")
-    _requeue(bad_nodes(attempts, _restart() + 1))
+    _requeue(_bad_nodes_here(attempts, _restart() + 1))
     return status
 
 
-def _nodes() -> list[str]:
-    return _ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).stdout.split()
+def _bad_nodes_here(attempts: Path, before: int) -> list[str]:
+    """Those of :func:`bad_nodes` that the job has now; it excludes earlier ones already."""
+    bad = bad_nodes(attempts, before)
+    own = _ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).stdout.split()
+    return [node for node in bad if node in own]
 
 
 def _requeue(bad: list[str], only_without: bool = False) -> bool:

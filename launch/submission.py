@@ -4,7 +4,7 @@ in the experiment's folder.
     slurm/N/submission.json    what was submitted: stages, job ids, resources, the command
     slurm/N/code/              the code, as it was then
     slurm/N/STAGE/             the resolved config, the batch script, logs, and submitit's files
-    slurm/N/STAGE/attempts/    nodes and exit statuses of every attempt, see launch/job.py
+    slurm/N/STAGE/attempts/    how ranks ended in every attempt, see launch/attempts.py
 """
 
 import contextlib

@@ -204,6 +204,10 @@ def test_a_job_leaves_a_node_that_failed_twice(slurm_job, asked, capsys, tmp_pat
     # Slurm gave it again
     assert begin(slurm_job(2), 9) == 1 and asked()[4:] == [trial, "requeue 71", update]
     assert begin(slurm_job(9), 9) == 0 and len(asked()) == 7  # no restart is left
+    mark(attempts, 3, rank_0="n1 killed 8", rank_1="n7 76 9")
+    stub(tmp_path, "scontrol", (tmp_path / "scontrol").read_text().replace("echo n2", "echo n7"))
+    end(slurm_job(3), attempts, 1, 9)
+    assert asked()[7:] == ["requeue 71"], "the node has been left"
 
 
 def test_a_job_does_not_leave_a_node_that_it_cannot_do_without(slurm_job, asked, capsys, tmp_path):
