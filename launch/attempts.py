@@ -67,32 +67,40 @@ class Mark:
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
 
     def end(self, status: int | str) -> None:
-        """Note how the rank ends. The first call counts: what comes later follows from it."""
+        """Note how the rank ends. The first call counts: what comes later follows from it, and so
+        does a failure of a rank that was asked to leave before.
+        """
         if not self._child:
             return
-        _write(self._file, self._node, status, time.time())
         signal.set_wakeup_fd(-1)
         with contextlib.suppress(OSError):  # a full pipe, or the child was killed
             os.write(self._pipe, self._DONE)
         os.close(self._pipe)
-        os.waitpid(self._child, 0)
+        _, left = os.waitpid(self._child, 0)
         self._child = 0
+        asked = os.waitstatus_to_exitcode(left) == EXIT_PREEMPTED
+        fails = str(status) not in (*CONSEQUENCES, MISTAKE)
+        _write(self._file, self._node, ASKED if asked and fails else status, time.time())
 
 
 def _stand_by(reads: int, writes: int, file: Path, node: str) -> None:
-    """The child's life: read signals until the rank is done or gone, and then say so."""
+    """The child's life: read signals until the rank is done or gone. Its exit status tells the rank
+    whether there was one to leave; of a rank that is gone it says so itself.
+    """
+    asked = 0.0
     try:
         for number in (*LEAVE, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         os.close(writes)
-        asked = 0.0
-        while (told := os.read(reads, 64)) and Mark._DONE not in told:
+        told = b"-"
+        while told and Mark._DONE not in told:
+            told = os.read(reads, 64)
             if not asked and set(told) & set(LEAVE):
                 asked = time.time()
         if not told:
             _write(file, node, ASKED if asked else KILLED, asked or time.time())
     finally:
-        os._exit(0)
+        os._exit(EXIT_PREEMPTED if asked else 0)
 
 
 def _write(file: Path, node: str, status: int | str, when: float) -> None:
@@ -121,14 +129,18 @@ def endings(attempt: Path) -> list[Ending]:
 
 
 def first_to_end(ranks: list[Ending]) -> Ending | None:
-    """The rank that ended an attempt: the first, by its own clock, with a reason of its own.
+    """The rank that ended an attempt: the first to fail, by its own clock, of those that had not
+    been asked to leave; for where one fails, srun asks the others.
 
-    If all that have said something lost contact with another, and those that have said nothing were
-    on one node, it is one of these. None if nobody can tell: all ranks may have been killed.
+    If none has failed, but all that have said something lost contact with another, and those that
+    have said nothing were on one node, it is one of these. None if nobody can tell: all ranks may
+    have been killed.
     """
-    own = [rank for rank in ranks if rank.status and rank.status not in CONSEQUENCES]
+    told = sorted((rank for rank in ranks if rank.status), key=lambda rank: rank.time)
+    own = [rank for rank in told if rank.status not in CONSEQUENCES]
+    failed = [rank for rank in own if rank.status != ASKED]
     if own:
-        return min(own, key=lambda rank: rank.time)
+        return (failed or own)[0]
     silent = [rank for rank in ranks if not rank.status]
     lost = any(rank.status == str(EXIT_LOST_PEER) for rank in ranks)
     if lost and len({rank.node for rank in silent}) == 1:

@@ -41,7 +41,7 @@ def attempt(folder: Path, *ranks: str) -> Path:
         (("n1 76 11", "n2 killed 10", "n3"), "rank 1 on n2 was killed"),
         # srun ends those that are not in training yet by SIGTERM: they were not asked to leave
         (("n1 75 12", "n2 killed 10", "n3 killed 13"), "rank 1 on n2 was killed"),
-        (("n1 75 10", "n2 killed 11"), "asked to leave"),  # killed, for it did not leave
+        (("n1 75 10", "n2 killed 10.1"), "rank 1 on n2 was killed"),  # n1's clock is behind
         (("n1 75 10", "n2 75 10.1"), "asked to leave"),
         (("n1 75 10", "n2"), "asked to leave"),
         (("n1 error 11", "n2 74 10"), "rank 1 on n2 ended with status 74"),
@@ -78,7 +78,7 @@ def test_a_mistake_of_the_user_is_not_what_one_node_alone_meets(tmp_path, ranks,
 
 
 RAISED = ("n1 76 11", "n2 error 10", "n3")
-LEFT = ("n1 75 10", "n2", "n3 killed 15")
+LEFT = ("n1 75 10", "n2", "n3 75 15")
 HUNG = ("n1 killed 10.5", "n2 killed 10", "n3 76 11")  # by NCCL's watchdogs, whoever is to blame
 
 
@@ -141,6 +141,9 @@ print("up", flush=True)
 """
 
 
+ASKED = "os.kill(os.getpid(), signal.SIGTERM)"
+
+
 def end_of(folder: Path, rest: str, *signals: int) -> tuple[str, float]:
     """Status and time of a rank that does ``rest``, or is sent signals."""
     command = [sys.executable, "-c", RANK.format(rest=rest), str(folder)]
@@ -168,6 +171,12 @@ def end_of(folder: Path, rest: str, *signals: int) -> tuple[str, float]:
         ("while True: time.sleep(1)", (signal.SIGTERM, signal.SIGKILL), "75"),
         ("while True: time.sleep(1)", (signal.SIGUSR2, signal.SIGKILL), "75"),
         ("mark.end(2); time.sleep(60)", (signal.SIGKILL,), "2"),
+        # after the signal: whatever fails then is no failure of the node
+        (f"{ASKED}; mark.end('error')", (), "75"),
+        (f"{ASKED}; mark.end(74)", (), "75"),
+        (f"{ASKED}; mark.end(76)", (), "76"),
+        (f"{ASKED}; mark.end(2)", (), "2"),
+        (f"{ASKED}; mark.end(0)", (), "0"),
     ],
 )
 def test_however_a_rank_ends_it_is_known(tmp_path, rest, signals, status):

@@ -130,7 +130,7 @@ def test_restarts_go_on_while_there_is_progress_and_end_without(slurm_job, asked
 def test_preemptions_before_the_first_checkpoint_are_not_fruitless(slurm_job, asked, tmp_path):
     for restart in range(6):
         attempts = slurm_job(restart)
-        mark(attempts, restart, rank_0="n1 75 9", rank_1="n2 killed 10")
+        mark(attempts, restart, rank_0="n1 75 9", rank_1="n2 75 10")
         end(attempts, tmp_path / "run", 75, 99)
     assert asked() == ["requeue 71"] * 6
 
