@@ -69,8 +69,10 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, i
     """
     in_slurm = "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
     named = "RANK" in environment and "WORLD_SIZE" in environment
-    # a login shell's RANK comes with the job; torchrun's comes with the name of its run
-    if named and not (in_slurm and "TORCHELASTIC_RUN_ID" not in environment):
+    # a login shell's RANK comes along with every task of srun. Another launcher's comes from within
+    # a task, of which there is one then; torchrun's has the name of its run beside it
+    is_leaked = in_slurm and environment.get("SLURM_NTASKS") != "1"
+    if named and ("TORCHELASTIC_RUN_ID" in environment or not is_leaked):
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     elif in_slurm:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
