@@ -77,7 +77,8 @@ def _shell(stage: StageJob, site: Site, folder: Path) -> dict[str, list[str]]:
     }
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     begin = f"{python} -m launch.job begin {attempts} {site.max_requeues} || exit $?"
-    end = f"{python} -m launch.job end {attempts} $status {site.max_requeues}"
+    run_dir = shlex.quote(stage.run_dir)
+    end = f"{python} -m launch.job end {attempts} {run_dir} $status {site.max_requeues}"
     return {
         "setup": [*site.setup, *exports, begin],
         "teardown": ["status=$?", end, "exit $?"],
@@ -95,7 +96,10 @@ def calls(stage: StageJob, site: Site, folder: Path) -> list[job.RankJob] | list
     if stage.kind == "prepare":
         chosen = any(word.partition("=")[0] == "--workers" for word in stage.words)
         words = stage.words if chosen else (*stage.words, "--workers", str(site.cpus_per_gpu))
-        return [job.TaskJob("data_prep", words, index, stage.tasks) for index in range(stage.tasks)]
+        return [
+            job.TaskJob("data_prep", words, index, stage.tasks, _of_task(attempts, stage, index))
+            for index in range(stage.tasks)
+        ]
     if stage.kind == "run":
         return [job.RankJob(job.train, ("lt_train", *stage.words), attempts)]
     config = str(folder / stage.name / f"{stage.name}.yaml")
@@ -104,9 +108,12 @@ def calls(stage: StageJob, site: Site, folder: Path) -> list[job.RankJob] | list
     found = []
     for index in range(stage.tasks):
         words = ("lt_train", "score", config, "--task", f"{index}/{stage.tasks}")
-        place = f"{attempts}/{index}" if stage.tasks > 1 else attempts
-        found.append(job.RankJob(job.train, words, place))
+        found.append(job.RankJob(job.train, words, _of_task(attempts, stage, index)))
     return found
+
+
+def _of_task(attempts: str, stage: StageJob, index: int) -> str:
+    return f"{attempts}/{index}" if stage.tasks > 1 else attempts
 
 
 def send(folder: Path, wanted: dict[str, Any], functions: Sequence[Any], site: Site) -> str:

@@ -2,11 +2,30 @@
 
 import shutil
 import subprocess
+from dataclasses import dataclass
 
+from launch.sites import parse_time
 from lt_train.errors import UserError
 
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "SIGNALING", "RESIZING"}
+# why squeue says that a job waits, where it would wait for ever: what to do
+FOR_EVER = {
+    "PartitionNodeLimit": "the partition gives no job so many nodes: fewer --nodes, or another"
+    " --partition",
+    "PartitionTimeLimit": "the partition gives no job so long: a shorter --time, or another"
+    " --partition",
+    "PartitionDown": "the partition is closed: another --partition, or wait until it is opened",
+    "PartitionInactive": "the partition is closed: another --partition, or wait until it is opened",
+    "BadConstraints": "no node is as asked for: another --constraint, or fewer nodes",
+    "AccountNotAllowed": "the partition is not for this --account",
+    "QOSNotAllowed": "the partition is not for this --qos",
+    "InvalidAccount": "this --account may not be used",
+    "InvalidQOS": "this --qos may not be used",
+    "DependencyNeverSatisfied": "a job that it comes after has failed",
+    "JobHeldUser": "you hold it: scontrol release gives it free",
+    "JobHeldAdmin": "an administrator holds it",
+}
 NO_SLURM = (
     "this host has no Slurm (sbatch is not there): run on this machine with python launch/local.py,"
     " or on a login node of the cluster"
@@ -26,6 +45,8 @@ def slurm(*command: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} does not answer; is slurmctld up?") from error
+    except OSError as error:
+        raise UserError(f"{command[0]} cannot be run: {error.strerror}") from error
     if done.returncode:
         raise UserError(
             f"{command[0]}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}"
@@ -54,6 +75,72 @@ def job_states(jobs: list[str]) -> dict[str, tuple[str, int]]:
     for name, task in tasks.items():
         of_jobs.setdefault(name.split("_")[0], []).append(task)
     return {job: _together(of_jobs[job]) for job in jobs}
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a job is not running yet, and when Slurm expects it to start ("": it does not know)."""
+
+    reason: str
+    start: str
+
+    @property
+    def for_ever(self) -> bool:
+        """Whether it will not start unless somebody changes it."""
+        return self.reason in FOR_EVER
+
+    def __str__(self) -> str:
+        advice = FOR_EVER.get(self.reason)
+        if advice:
+            return f"{self.reason}: {advice}"
+        return f"{self.reason}, expected to start {self.start}" if self.start else self.reason
+
+
+def waiting(jobs: list[str]) -> dict[str, Waiting]:
+    """Job id -> why it waits, of those that do and of which Slurm has said why."""
+    if not jobs:
+        return {}
+    found = {}
+    for line in slurm("squeue", "-h", "-a", "-t", "PENDING", "-o", "%F|%S|%r").splitlines():
+        job, start, reason = line.split("|", 2)
+        if job in jobs and reason != "None":
+            found.setdefault(job, Waiting(reason, "" if start == "N/A" else start))
+    return found
+
+
+def partition_limits(names: str | None, nodes: int, minutes: int) -> list[str]:
+    """What stands against a job of so many nodes and minutes in the partitions ``names`` (None: the
+    default one), a text each; nothing if one of them takes it, or Slurm does not tell.
+    """
+    try:
+        lines = slurm("scontrol", "show", "partition", "-o").splitlines()
+    except UserError:
+        return []
+    found = [_keys(line) for line in lines]
+    if names is None:
+        wanted = [about for about in found if about.get("Default") == "YES"]
+    else:
+        wanted = [about for about in found if about.get("PartitionName") in names.split(",")]
+    told = [_limits(about, nodes, minutes) for about in wanted]
+    return [text for text in told if text] if all(told) else []
+
+
+def _keys(line: str) -> dict[str, str]:
+    """A line of scontrol, KEY=VALUE KEY=VALUE ..., as a dict."""
+    return dict(word.partition("=")[::2] for word in line.split())
+
+
+def _limits(partition: dict[str, str], nodes: int, minutes: int) -> str:
+    """What in a line of `scontrol show partition` stands against a job; "" if nothing does."""
+    told = [] if partition.get("State", "UP") == "UP" else [f"is {partition['State']}"]
+    for key, text in {"TotalNodes": "has", "MaxNodes": "gives a job at most"}.items():
+        limit = partition.get(key, "")
+        if limit.isdecimal() and int(limit) < nodes:
+            told.append(f"{text} {limit} node(s), not {nodes}")
+    longest = partition.get("MaxTime", "")
+    if longest[:1].isdecimal() and parse_time(longest) < minutes:
+        told.append(f"gives a job at most {longest}, not {minutes} minutes")
+    return f"partition {partition['PartitionName']} {' and '.join(told)}" if told else ""
 
 
 def _accounted(jobs: list[str]) -> dict[str, tuple[str, int]]:

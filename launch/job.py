@@ -3,31 +3,47 @@ them.
 
 A stage is one process per rank, started by srun, so every rank hears signals itself. Ranks that are
 asked to leave save and exit with 75. Whatever ends an attempt, the batch script then decides
-(``python -m launch.job end``): done, a mistake that only the user can mend, or once more. What is
-known of an attempt lies in files: ATTEMPTS/RESTART/rank-N holds the rank's node, and its exit
-status once it has one.
+(``python -m launch.job end``): done, a mistake that only the user can mend, or once more. What it
+knows of an attempt lies in files, see launch/attempts.py.
 """
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from launch.attempts import (
+    ASKED,
+    ERROR,
+    EXCLUDE_AFTER,
+    KILLED,
+    LEAVE,
+    Mark,
+    bad_nodes,
+    endings,
+    first_to_end,
+    fruitless_restarts,
+    is_mistake,
+    newest_step,
+    note_failure,
+)
 from launch.console import say
-from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, exit_status
+from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, UserError, exit_status, run_cli
 from lt_train.locks import WAIT
 
-# MASTER_PORT is one of these by the job's number, so that jobs on one node do not meet
-FIRST_PORT, PORTS = 20_000, 20_000
-EXCLUDE_AFTER = 2  # failures of a node
-LEAVE = (signal.SIGTERM, signal.SIGUSR2)  # preemption, and Slurm's --signal before the time limit
+FRUITLESS = 3  # restarts without a new checkpoint, after which another would not help either
+ASK_AGAIN = 5.0  # seconds between questions to a slurmctld that does not answer
+REFUSALS = 3  # of one that does, until it is believed
+# of a torchrun around the submission, or of a user's shell: a rank would take itself for another
+FOREIGN = re.compile(
+    r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+)"
+)
 
 
 @dataclass(frozen=True)
@@ -45,17 +61,24 @@ class RankJob:
         # until training has its own handlers, and after it: there is nothing to save
         for number in LEAVE:
             signal.signal(number, lambda *_: sys.exit(EXIT_PREEMPTED))
-        node, rank = os.environ["SLURMD_NODENAME"], os.environ["SLURM_PROCID"]
-        mark = _attempt(Path(self.attempts)) / f"rank-{rank}"
-        status: int | str = "error"
+        mark = _mark(self.attempts)
+        status: int | str = ERROR
+
+        def main() -> int:
+            try:
+                return self.main(list(self.words[1:]))
+            except UserError as error:  # noted before ranks wait for the one that speaks first
+                mark.end(error.status)
+                raise
+
         try:
-            mark.write_text(node)
-            _export_rendezvous()
-            status = exit_status(self.words[0], partial(self.main, list(self.words[1:])))
+            for name in filter(FOREIGN.fullmatch, list(os.environ)):
+                del os.environ[name]
+            status = exit_status(self.words[0], main)
         except SystemExit as leaving:
             status = leaving.code or 0
         finally:
-            mark.write_text(f"{node} {status}")
+            mark.end(status)
         if status:
             sys.exit(status)
 
@@ -68,15 +91,27 @@ class TaskJob:
     words: tuple[str, ...]
     index: int
     count: int
+    attempts: str
 
     def __call__(self) -> None:
         task = ["--task", f"{self.index}/{self.count}"] if self.count > 1 else []
+        mark = _mark(self.attempts)
         child = subprocess.Popen([sys.executable, "-m", self.module, *self.words, *task])
-        for number in LEAVE:  # what is written is kept: the same command goes on
-            signal.signal(number, lambda *_: child.kill())
+        asked = []
+
+        def leave(*_) -> None:  # what is written is kept: the same command goes on
+            asked.append(True)
+            child.kill()
+
+        for number in LEAVE:
+            signal.signal(number, leave)
         status = child.wait()
+        if status < 0:
+            mark.end(ASKED if asked else KILLED)
+            sys.exit(EXIT_PREEMPTED if asked else 128 - status)
+        mark.end(status)
         if status:
-            sys.exit(EXIT_PREEMPTED if status < 0 else status)
+            sys.exit(status)
 
 
 def train(words: list[str]) -> int:
@@ -101,15 +136,9 @@ def benchmark(words: list[str]) -> int:
     return main(words)
 
 
-def _export_rendezvous() -> None:
-    """Where ranks meet: the job's first node, at a port that changes with every restart."""
-    from submitit import JobEnvironment
-
-    place = JobEnvironment()
-    os.environ["MASTER_ADDR"] = place.hostnames[0]
-    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ.get("SLURM_STEP_ID", 0))
-    number = 7 * job + step + 1009 * _restart()
-    os.environ["MASTER_PORT"] = str(FIRST_PORT + number % PORTS)
+def _mark(attempts: str) -> Mark:
+    rank, node = int(os.environ["SLURM_PROCID"]), os.environ["SLURMD_NODENAME"]
+    return Mark(_attempt(Path(attempts)), rank, node)
 
 
 def _job_id() -> str:
@@ -140,87 +169,113 @@ def begin(attempts: Path, max_requeues: int) -> int:
     here.mkdir(parents=True, exist_ok=True)
     for old in here.iterdir():
         old.unlink()
-    bad = bad_nodes(attempts, _restart()) & set(_nodes())
-    if bad and _restart() < max_requeues:
-        say(f"node(s) {', '.join(sorted(bad))} failed {EXCLUDE_AFTER} times: moving away")
-        _requeue(bad)
-        return 1
-    return 0
+    bad = _bad_nodes_here(attempts, _restart())
+    moves = bool(bad) and _restart() < max_requeues
+    return int(moves and _requeue(bad, only_without=True))
 
 
-def end(attempts: Path, status: int, max_requeues: int) -> int:
+def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:
     """After the ranks, which ended with ``status``: start again, if that can help; returns the
     script's exit status.
     """
     if status == 0:
         return 0
-    statuses = [words[1] for words in _marks(_attempt(attempts)).values() if len(words) > 1]
-    if str(EXIT_MISTAKE) in statuses or status == EXIT_MISTAKE:
+    ranks = endings(_attempt(attempts))
+    if is_mistake(ranks):
         say("a rank stopped with a mistake that a restart would not mend; see its message above")
         return EXIT_MISTAKE
-    asked = str(EXIT_PREEMPTED) in statuses or status == EXIT_PREEMPTED
-    what = "asked to leave" if asked else f"ended with status {status}"
+    first = first_to_end(ranks)
+    what = str(first) if first else f"ended with status {status}"
+    fruitless = 0
+    if first is None or first.status != ASKED:
+        step = newest_step(run_dir)
+        note_failure(_attempt(attempts), step)
+        fruitless = fruitless_restarts(attempts, step)
+    again = "submit again to go on from the last checkpoint"
+    if fruitless >= FRUITLESS:
+        say(f"{what}, and {fruitless} restarts have made no new checkpoint: giving up; {again}")
+        return status
     if _restart() >= max_requeues:
-        say(
-            f"{what}, after {_restart()} restarts: giving up; submit again to go on from the last"
-            " checkpoint"
-        )
+        say(f"{what}, after {_restart()} restarts: giving up; {again}")
         return status
     say(f"{what}: restart {_restart() + 1} of at most {max_requeues}")
-    _requeue(bad_nodes(attempts, _restart() + 1))
+    _requeue(_bad_nodes_here(attempts, _restart() + 1))
     return status
 
 
-def bad_nodes(attempts: Path, before: int) -> set[str]:
-    """Nodes that failed in at least two attempts with numbers below ``before``.
-
-    A node failed when a rank there left no exit status, although ranks elsewhere did: it was
-    killed, or lost its machine.
-    """
-    failures: Counter[str] = Counter()
-    for restart in range(before):
-        marks = _marks(attempts / str(restart)).values()
-        ended = any(len(words) > 1 for words in marks)
-        failed = {words[0] for words in marks if len(words) == 1}
-        failures.update(failed if ended else ())
-    return {node for node, count in failures.items() if count >= EXCLUDE_AFTER}
+def _bad_nodes_here(attempts: Path, before: int) -> list[str]:
+    """Those of :func:`bad_nodes` that the job has now; it excludes earlier ones already."""
+    bad = bad_nodes(attempts, before)
+    own = _ask("scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]).stdout.split()
+    return [node for node in bad if node in own]
 
 
-def _marks(attempt: Path) -> dict[str, list[str]]:
-    """Rank file -> node, and exit status if it has one."""
-    found = {path.name: path.read_text().split() for path in sorted(attempt.glob("rank-*"))}
-    return {name: words for name, words in found.items() if words}
-
-
-def _nodes() -> list[str]:
-    found = subprocess.run(
-        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return found.stdout.split()
-
-
-def _requeue(exclude: set[str]) -> None:
-    """Back into the queue.
+def _requeue(bad: list[str], only_without: bool = False) -> bool:
+    """Back into the queue as soon as slurmctld answers, without those of the ``bad`` nodes that can
+    be missed; ``only_without``: or not at all. Returns whether.
 
     Slurm ends this script for it, so that nothing may be left to do afterwards.
     """
     for number in LEAVE:
         signal.signal(number, signal.SIG_IGN)
-    job = _job_id()
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if done.returncode:
-        say(f"cannot restart: {' '.join(done.stderr.split())}")
-    elif exclude:
-        _exclude(job, ",".join(sorted(exclude)))
+    _wait_for_controller()
+    excluded, missed = _excluded_with(bad)
+    if missed:
+        say(f"node(s) {', '.join(missed)} failed {EXCLUDE_AFTER} times: moving away")
+    elif only_without:
+        return False
+    job, refused = _job_id(), 0
+    while (done := _ask("scontrol", "requeue", job)).returncode:
+        refused += _controller_answers()  # or it went away just then
+        if refused == REFUSALS:
+            say(f"cannot restart: {' '.join(done.stderr.split())}")
+            return False
+        time.sleep(ASK_AGAIN)
+    if missed:
+        _exclude(job, excluded)
+    return True
+
+
+def _wait_for_controller() -> None:
+    if _controller_answers():
+        return
+    say("slurmctld does not answer: asking again until it does")
+    while not _controller_answers():
+        time.sleep(ASK_AGAIN)
+
+
+def _excluded_with(bad: list[str]) -> tuple[str, list[str]]:
+    """The nodes that the job excludes together with the ``bad`` ones, the first ones first, without
+    which Slurm could still start it; and these.
+    """
+    if not bad:
+        return "", []
+    job = os.environ["SLURM_JOB_ID"]
+    written = _ask("scontrol", "write", "batch_script", job, "-").stdout.splitlines(True)
+    # jobs that this one came after may be forgotten by now
+    script = "".join(line for line in written if "--dependency" not in line)
+    excluded, missed = _ask("squeue", "-h", "-j", job, "-o", "%x").stdout.strip(), []
+    for node in bad:
+        wanted = f"{excluded},{node}".lstrip(",")
+        if _ask("sbatch", "--test-only", f"--exclude={wanted}", script=script).returncode:
+            say(f"node {node} failed {EXCLUDE_AFTER} times, but the job cannot do without it")
+        else:
+            excluded, missed = wanted, [*missed, node]
+    return excluded, missed
+
+
+def _ask(*command: str, script: str = "") -> subprocess.CompletedProcess:
+    return subprocess.run(command, input=script, capture_output=True, text=True)
+
+
+def _controller_answers() -> bool:
+    return " is UP" in _ask("scontrol", "ping").stdout
 
 
 def _exclude(job: str, nodes: str) -> None:
-    command = ["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"]
+    command = "scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"
     for _ in range(20):  # only a job that waits can be told so
-        if subprocess.run(command, capture_output=True).returncode == 0:
+        if _ask(*command).returncode == 0:
             say(f"excluded: {nodes}")
             return
         time.sleep(0.25)
@@ -233,13 +288,14 @@ def main() -> int:
         command = actions.add_parser(action)
         command.add_argument("attempts", type=Path)
         if action == "end":
+            command.add_argument("run_dir", type=Path)
             command.add_argument("status", type=int)
         command.add_argument("max_requeues", type=int)
     arguments = parser.parse_args()
     if arguments.action == "begin":
         return begin(arguments.attempts, arguments.max_requeues)
-    return end(arguments.attempts, arguments.status, arguments.max_requeues)
+    return end(arguments.attempts, arguments.run_dir, arguments.status, arguments.max_requeues)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_cli("launch.job", main)

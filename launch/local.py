@@ -11,6 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # the checkout that this file is of, not the folder or an installed one
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launch.arguments import make_parser
 from launch.console import say

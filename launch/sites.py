@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lt_train.config.load import read_yaml
-from lt_train.errors import UserError, nearest
+from lt_train.errors import UserError, nearest, unreadable
 
 SITE_FILE = Path("~/.config/lt-train/site.yaml")
 NETWORK_DEFAULTS = {  # of jobs on several nodes; the site file's `environment` goes over them
@@ -51,7 +51,7 @@ class Site:
     qos: Optional[str] = None
     constraint: Optional[str] = None
     time: str = "24:00:00"  # of one job; a longer run goes on in the next
-    max_requeues: int = 20  # restarts after time limits, preemptions and crashes
+    max_requeues: int = 100  # restarts of any kind; three without a new checkpoint end a job too
     signal_before_end: int = 180  # seconds before the time limit at which ranks save and leave
     setup: tuple[str, ...] = ()  # shell lines before anything runs, such as `module load cuda`
     # of all ranks, such as NCCL_SOCKET_IFNAME
@@ -74,7 +74,12 @@ def load_site(file: Path | None, options: dict[str, Any]) -> Site:
     over it, checked.
     """
     path = Path(os.path.expanduser(file if file is not None else SITE_FILE))
-    content = read_yaml(path, Site) if file is not None or path.is_file() else {}
+    try:
+        is_there = file is not None or path.is_file()
+    except OSError as error:  # a home that may not be looked into
+        message = f"cannot read {path}: {error.strerror}; name another file with --site"
+        raise unreadable(error, message) from error
+    content = read_yaml(path, Site) if is_there else {}
     return apply(Site(), content, f"{path}: ", options)
 
 

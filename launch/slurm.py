@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # the checkout that this file is of, not the folder or an installed one
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from launch.arguments import make_parser
 from launch.batch import script
 from launch.cluster import require_slurm
@@ -20,6 +23,7 @@ from launch.sites import SITE_FILE, Site, load_site
 from launch.snapshot import take_snapshot
 from launch.submission import (
     Submitted,
+    check_stages,
     new_folder,
     next_folder,
     site_of,
@@ -40,7 +44,11 @@ OPTIONS = {  # of a job; the site file has the same names
     "qos": (str, ""),
     "constraint": (str, ""),
     "time": (str, "limit of one job, HH:MM:SS; a longer run goes on in the next"),
-    "max_requeues": (int, "restarts after time limits, preemptions and crashes"),
+    "max_requeues": (
+        int,
+        "restarts after time limits, preemptions and failures (default: 100); three that make no"
+        " new checkpoint end a job too",
+    ),
 }
 SWITCHES = {
     "dry_run": "print the batch scripts and submit nothing",
@@ -178,6 +186,7 @@ def _ranks(stage: StageJob, ranks: int) -> str:
 def _dry_run(
     experiment: Experiment, site: Site, options: dict[str, Any], after: str | None
 ) -> None:
+    check_stages(experiment, site, options)
     folder = next_folder(Path(experiment.root).resolve())
     for key, value in dataclasses.asdict(site).items():
         show(f"# site {key}: {value}")
@@ -204,7 +213,7 @@ def _check(site: Site) -> int:
         f"check: job {submitted.job}, {submitted.nodes} node(s), {submitted.ranks} rank(s), log"
         f" {submitted.logs}"
     )
-    state = wait([submitted.job])[submitted.job]
+    state = wait([submitted.job], results)[submitted.job]
     log = Path(submitted.logs)
     for line in log.read_text(errors="replace").splitlines() if log.exists() else []:
         if not line.startswith(NOT_OF_THE_CHECK):
@@ -235,7 +244,7 @@ def _benchmark(config: str, overrides: list[str], seconds: float, site: Site) ->
         made = submit_call(f"benchmark-{count}", job.benchmark, words, mine, folder, before)
         submitted.append(made)
         show(f"{count} node(s): job {made.job}, log {made.logs}")
-    states = wait([done.job for done in submitted])
+    states = wait([done.job for done in submitted], results)
     failed = [
         f"{done.name} ({states[done.job]}, {done.logs})"
         for done in submitted

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from launch.cluster import is_live, job_states, slurm
+from launch.cluster import is_live, job_states, slurm, waiting
 from launch.submission import Submitted, own_jobs, read_submission
 from lt_train.errors import UserError
 from lt_train.run_files import parse_record
@@ -67,11 +67,11 @@ def show_stages(root: Path, console: Console) -> None:
             left = duration(progress.seconds_left) if is_live(state) else ""
         table.add_row(stage.name, stage.job or "-", state, str(restarts), step, rate, left)
     console.print(table)
+    for job, why in waiting([stage.job for stage in stages if stage.job]).items():
+        _print(console, f"job {job} waits: {why}")
     for stage in stages:
         if stage.logs:
-            console.print(
-                f"{stage.name}: {stage.run_dir}, log {stage.logs}", highlight=False, markup=False
-            )
+            _print(console, f"{stage.name}: {stage.run_dir}, log {stage.logs}")
 
 
 def cancel(root: Path) -> list[str]:
@@ -92,12 +92,13 @@ def follow(stages: list[Submitted], console: Console) -> bool:
     shown: dict[str, str] = {}
     ended_at = None
     while True:
-        states = job_states(list(by_job))
+        states, waits = job_states(list(by_job)), waiting(list(by_job))
         for job, stage in by_job.items():
-            line = _line(stage, *states[job])
-            if shown.get(job) != line:
-                shown[job] = line
-                console.print(f"{time.strftime('%X')} {line}", highlight=False, markup=False)
+            line, why = _line(stage, *states[job]), waits.get(job)
+            told = f"{line} {why.reason if why else ''}"  # when it starts is estimated ever anew
+            if shown.get(job) != told:
+                shown[job] = told
+                _print(console, f"{time.strftime('%X')} {line}{f' ({why})' if why else ''}")
         if all(state == "COMPLETED" for state, _ in states.values()):
             return True
         if any(is_live(state) for state, _ in states.values()):
@@ -123,13 +124,31 @@ def _line(stage: Submitted, state: str, restarts: int) -> str:
     return line
 
 
-def wait(jobs: list[str]) -> dict[str, str]:
-    """The states in which jobs end."""
-    while True:
-        states = {job: state for job, (state, _) in job_states(jobs).items()}
-        if not any(is_live(state) or state == "UNKNOWN" for state in states.values()):
-            return states
-        time.sleep(POLL_SECONDS / 2)
+def wait(jobs: list[str], console: Console) -> dict[str, str]:
+    """The states in which jobs end. Why one waits is printed; if it would do so for ever, or on
+    Ctrl-C, all are cancelled.
+    """
+    told: dict[str, str] = {}
+    try:
+        while True:
+            states = {job: state for job, (state, _) in job_states(jobs).items()}
+            if not any(is_live(state) or state == "UNKNOWN" for state in states.values()):
+                return states
+            for job, why in waiting(jobs).items():
+                if why.for_ever:
+                    slurm("scancel", *jobs)
+                    raise UserError(f"job {job} cannot start, and is cancelled: {why}")
+                if told.get(job) != why.reason:
+                    told[job] = why.reason
+                    _print(console, f"job {job} waits: {why}")
+            time.sleep(POLL_SECONDS / 2)
+    except KeyboardInterrupt:
+        slurm("scancel", *jobs)
+        raise
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False)
 
 
 def duration(seconds: float) -> str:

@@ -4,13 +4,14 @@ in the experiment's folder.
     slurm/N/submission.json    what was submitted: stages, job ids, resources, the command
     slurm/N/code/              the code, as it was then
     slurm/N/STAGE/             the resolved config, the batch script, logs, and submitit's files
-    slurm/N/STAGE/attempts/    nodes and exit statuses of every attempt, see launch/job.py
+    slurm/N/STAGE/attempts/    how ranks ended in every attempt, see launch/attempts.py
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -21,7 +22,8 @@ from typing import Any
 
 from launch import job
 from launch.batch import calls, parameters, send
-from launch.cluster import is_live, job_states, require_slurm
+from launch.cluster import is_live, job_states, partition_limits, require_slurm
+from launch.console import say
 from launch.pipeline import COMMANDS, Experiment, StageJob
 from launch.sites import Site, apply
 from launch.snapshot import take_snapshot
@@ -64,8 +66,12 @@ def submit(
     folder is waited for, not made twice.
     """
     require_slurm()
-    for stage in experiment.stages:  # a mistake is told before any stage is in the queue
-        site_of(stage, experiment, site, options)
+    check_stages(experiment, site, options)
+    for stage in experiment.stages:
+        mine = site_of(stage, experiment, site, options)
+        nodes = 1 if stage.kind == "prepare" else mine.nodes
+        for why in partition_limits(mine.partition, nodes, mine.minutes):
+            say(f"stage {stage.name} may never start: {why}")
     root = Path(experiment.root).resolve()
     with _alone(root.parent):
         refuse_live(root)
@@ -100,6 +106,32 @@ def _alone(runs: Path) -> Iterator[None]:
 def site_of(stage: StageJob, experiment: Experiment, site: Site, options: dict[str, Any]) -> Site:
     """The site with the stage's own resources, and the command line's over both."""
     return apply(site, stage.resources, f"{experiment.name}, stage {stage.name}: ", options)
+
+
+def check_stages(experiment: Experiment, site: Site, options: dict[str, Any]) -> None:
+    """What can be told before any stage is in the queue: a :class:`UserError` for wrong resources,
+    and for more ranks than samples in a batch; a line for data that this host does not see and no
+    stage makes.
+    """
+    for stage in experiment.stages:
+        mine = site_of(stage, experiment, site, options)
+        if stage.kind not in COMMANDS:
+            _check_stage(stage, mine, experiment)
+
+
+def _check_stage(stage: StageJob, site: Site, experiment: Experiment) -> None:
+    config, ranks = stage.resolve(), site.nodes * site.ranks_per_node
+    if stage.kind == "train" and ranks > config.global_batch_size:
+        raise UserError(
+            f"stage {stage.name}: {ranks} ranks for a global_batch_size of"
+            f" {config.global_batch_size}: each needs a sample; give fewer nodes, or a larger batch"
+        )
+    made = [Path(other.run_dir) for other in experiment.stages]
+    roots = {"data.root": config.data.root, "unlabeled.root": config.unlabeled.root}
+    for key, root in roots.items():
+        is_made = any(Path(root).is_relative_to(folder) for folder in made)
+        if root and not is_made and not os.path.lexists(root):
+            say(f"stage {stage.name}: there is no {key}={root} on this host; nodes must have it")
 
 
 def submit_call(

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from lt_train.errors import LostPeer, UserError, run_cli
+from lt_train.errors import UserError, run_cli
 
 COMMANDS = {  # each a module of lt_train.commands with a main(words)
     "evaluate": "metrics of a run, finished or not",
@@ -27,17 +27,10 @@ def main(words: list[str] | None = None) -> int:
     except RuntimeError as error:
         from lt_train import distributed
 
-        if "out of memory" in str(error):
-            raise UserError(
-                "out of GPU memory: use a smaller global_batch_size or data.eval_batch_size, "
-                "or more ranks"
-            ) from error
-        if distributed.is_lost_peer(error):
-            rank = distributed.read_environment()["rank"]
-            raise LostPeer(
-                f"rank {rank} lost contact with another rank, whose own message says why"
-            ) from error
-        raise
+        explained = distributed.explain(error)
+        if explained is None:
+            raise
+        raise explained from error
     except ValueError as error:
         from lt_train.training import shapes
 

@@ -1,14 +1,17 @@
 """Who this process is among all ranks, and the collectives that methods and metrics use.
 
 One function reads the environment, in this order: torchrun (RANK, WORLD_SIZE, ...), SLURM
-(SLURM_PROCID, ...; one srun task a GPU), a single process, for which collectives do nothing.
+(SLURM_PROCID, ...; one srun task a GPU), the same names as torchrun's where somebody else has set
+them, a single process, for which collectives do nothing.
 """
 
 import ctypes
 import gc
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -16,9 +19,13 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from lt_train.errors import MachineFault, UserError
+from lt_train.errors import LostPeer, MachineFault, UserError
 
 Result = TypeVar("Result")
+# MASTER_PORT is one of these by the job's number, so that jobs on one node do not meet; Linux gives
+# those from 32,768 on to whoever asks for any
+FIRST_PORT, PORTS = 12_000, 20_000
+LAZY_FROM = 64  # ranks at which gloo connects those that talk with each other, not all
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -55,27 +62,41 @@ class World:
             dist.all_reduce(torch.zeros(1))
 
 
-def read_environment(environment: dict[str, str] = os.environ) -> dict[str, int]:
+def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, int]:
     """rank, size, local_rank and local_size from torchrun's or SLURM's variables.
 
     Without any, those of a single process.
     """
-    if "RANK" in environment and "WORLD_SIZE" in environment:
+    in_slurm = "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
+    named = "RANK" in environment and "WORLD_SIZE" in environment
+    # a login shell's RANK comes along with every task of srun. Another launcher's comes from within
+    # a task, of which there is one then; torchrun's has the name of its run beside it
+    is_leaked = in_slurm and environment.get("SLURM_NTASKS") != "1"
+    if named and ("TORCHELASTIC_RUN_ID" in environment or not is_leaked):
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment:
+    elif in_slurm:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
     else:
         return {"rank": 0, "size": 1, "local_rank": 0, "local_size": 1}
     try:
-        # SLURM writes "4(x2),3": tasks on this node are those of the first group unless node counts
-        # differ
-        values = [int(environment[name].split("(")[0].split(",")[0]) for name in names]
-    except (KeyError, ValueError) as error:
+        *numbers, tasks = (environment[name] for name in names)
+        node = int(environment.get("SLURM_NODEID", 0)) if names[0] == "SLURM_PROCID" else 0
+        values = [*map(int, numbers), _tasks_per_node(tasks)[node]]
+    except (KeyError, ValueError, IndexError) as error:
         raise UserError(
             f"the launcher's environment lacks {error}; "
             "start with torchrun, srun or launch/local.py"
         ) from error
     return dict(zip(("rank", "size", "local_rank", "local_size"), values))
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's "4(x2),3" as [4, 4, 3]; a plain number is that of the one node."""
+    found = []
+    for part in text.split(","):
+        tasks, _, nodes = part.rstrip(")").partition("(x")
+        found += [int(tasks)] * int(nodes or 1)
+    return found
 
 
 def rank_share(total: int, rank: int, size: int) -> range:
@@ -125,15 +146,20 @@ def _pick_device(local_rank: int, local_size: int) -> torch.device:
 
 
 def _join(world: World) -> None:
+    on_gpu = world.device.type == "cuda"
     # accelerate and DeepSpeed know torchrun's names only, and would train each rank alone without
-    # a word
+    # a word; LOCAL_RANK is to them the GPU's number, and srun may show a task no GPU but its own
     os.environ.update(
         RANK=str(world.rank),
         WORLD_SIZE=str(world.size),
-        LOCAL_RANK=str(world.local_rank),
+        LOCAL_RANK=str(world.device.index if on_gpu else world.local_rank),
         LOCAL_WORLD_SIZE=str(world.local_size),
     )
-    on_gpu = world.device.type == "cuda"
+    for name, value in slurm_rendezvous().items():
+        os.environ.setdefault(name, value)
+    if world.size >= LAZY_FROM:
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    _allow_many_files()
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -142,13 +168,44 @@ def _join(world: World) -> None:
             timeout=timedelta(minutes=_timeout_minutes()),
             device_id=world.device if on_gpu else None,
         )
-    except (dist.DistError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        kind = UserError if isinstance(error, ValueError) else MachineFault
-        raise kind(
+        raise _kind_of_failure_to_join(error)(
             f"rank {world.rank} cannot join the others at {address}: {error}; "
             "is the port in use or a rank missing?"
         ) from error
+
+
+def _kind_of_failure_to_join(error: Exception) -> type[UserError]:
+    if isinstance(error, ValueError):  # what is missing or wrong in the environment
+        return UserError
+    return LostPeer if "timed out" in str(error).lower() else MachineFault
+
+
+def slurm_rendezvous(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """MASTER_ADDR and MASTER_PORT of a step of Slurm: its first node, at a port that changes with
+    every restart. Nothing elsewhere.
+    """
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    if "SLURM_PROCID" not in environment or not nodes:
+        return {}
+    job, step = int(environment["SLURM_JOB_ID"]), environment.get("SLURM_STEP_ID", "")
+    restart = int(environment.get("SLURM_RESTART_COUNT", 0))
+    number = 7 * job + (int(step) if step.isdecimal() else 0) + 1009 * restart
+    return {"MASTER_ADDR": _first_host(nodes), "MASTER_PORT": str(FIRST_PORT + number % PORTS)}
+
+
+def _first_host(nodes: str) -> str:
+    """The first of Slurm's "n[01-04,7],m3", which is n01."""
+    first = re.match(r"([^,\[]|\[[^\]]*\])*", nodes)[0]
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first)
+
+
+def _allow_many_files() -> None:
+    """As many open files as the system lets a process have: a connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _timeout_minutes() -> float:
@@ -184,15 +241,41 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+# how torch, gloo and NCCL say that a collective failed for another rank's sake: it is gone, has not
+# come, or the network between them failed
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "Socket closed",
+    "Timed out waiting",
+    "collective operation timeout",
+    "remote process exited",
+    "communicator was aborted",
+    "ncclRemoteError",
+)
+
+
 def is_lost_peer(error: Exception) -> bool:
-    """Whether a collective failed because another rank is gone."""
-    lost = (
-        "Connection closed by peer",
-        "Connection reset by peer",
-        "Broken pipe",
-        "remote process exited",
-    )
-    return isinstance(error, dist.DistNetworkError) or any(text in str(error) for text in lost)
+    """Whether a collective failed because another rank is gone, or has not come in time."""
+    by_torch = isinstance(error, (dist.DistNetworkError, dist.DistStoreError))
+    return by_torch or any(text in str(error) for text in LOST_PEER)
+
+
+def explain(error: Exception) -> UserError | None:
+    """An error of torch as what it is: a mistake, or another rank's end; None if it may be
+    anything. Such a one has its traceback, and Slurm jobs try again.
+    """
+    if is_lost_peer(error):
+        rank = read_environment()["rank"]
+        return LostPeer(f"rank {rank} lost contact with another rank, whose own message says why")
+    if "out of memory" in str(error):
+        return UserError(
+            "out of GPU memory: use a smaller global_batch_size or data.eval_batch_size, "
+            "or more ranks"
+        )
+    return None
 
 
 def all_reduce_(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:

@@ -4,7 +4,9 @@ Both wrap the same method, average gradients over ranks, and keep batch norm's r
 equal on all ranks, so that any rank's state is the run's state.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -140,22 +142,28 @@ class DeepSpeedEngine(Engine):
 
         # weights stay in torch's default layout, which DeepSpeed's flat buffers need; images arrive
         # in channels_last all the same
-        self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
-            model=method,
-            optimizer=make_optimizer(config.optim, method),
-            dist_init_required=False,
-            config={
-                # DeepSpeed only derives logging from it; ranks may differ by one sample
-                "train_micro_batch_size_per_gpu": max(1, config.global_batch_size // world.size),
-                "zero_optimization": {"stage": config.engine.zero_stage},
-                "zero_allow_untested_optimizer": True,
-                # parameters stay float32, as with DDP; its own "bf16" mode would round batch norm
-                # and MoCo's queue too
-                "torch_autocast": {"enabled": self.dtype == torch.bfloat16, "dtype": "bfloat16"},
-                "gradient_clipping": config.optim.clip_grad_norm or 0.0,
-                "steps_per_print": 10**9,
-            },
-        )
+        with _has_local_rank(world):
+            self.wrapped, self.optimizer, _, _ = deepspeed.initialize(
+                model=method,
+                optimizer=make_optimizer(config.optim, method),
+                dist_init_required=False,
+                config={
+                    # DeepSpeed only derives logging from it; ranks may differ by one sample
+                    "train_micro_batch_size_per_gpu": max(
+                        1, config.global_batch_size // world.size
+                    ),
+                    "zero_optimization": {"stage": config.engine.zero_stage},
+                    "zero_allow_untested_optimizer": True,
+                    # parameters stay float32, as with DDP; its own "bf16" mode would round batch
+                    # norm and MoCo's queue too
+                    "torch_autocast": {
+                        "enabled": self.dtype == torch.bfloat16,
+                        "dtype": "bfloat16",
+                    },
+                    "gradient_clipping": config.optim.clip_grad_norm or 0.0,
+                    "steps_per_print": 10**9,
+                },
+            )
         self._statistics = SharedStatistics(method, world)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -176,6 +184,21 @@ class DeepSpeedEngine(Engine):
             super()._set_optimizer_state(state)
         else:
             zero.scatter_state(self.optimizer, self.trained, state)
+
+
+@contextlib.contextmanager
+def _has_local_rank(world: World) -> Iterator[None]:
+    """LOCAL_RANK, without which DeepSpeed does not start, for a process that no launcher started.
+
+    Only meanwhile: accelerate would take such a process for one of many.
+    """
+    is_mine = "LOCAL_RANK" not in os.environ
+    os.environ.setdefault("LOCAL_RANK", str(world.device.index or 0))
+    try:
+        yield
+    finally:
+        if is_mine:
+            del os.environ["LOCAL_RANK"]
 
 
 class SharedStatistics:

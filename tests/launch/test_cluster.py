@@ -3,7 +3,7 @@
 import pytest
 
 from launch import cluster
-from launch.cluster import is_live, job_states
+from launch.cluster import Waiting, is_live, job_states, partition_limits, waiting
 from lt_train.errors import UserError
 from tests.helpers.stubs import stub
 
@@ -48,6 +48,50 @@ def test_the_state_of_a_job(monkeypatch, sacct, squeue, expected):
     monkeypatch.setattr(cluster, "slurm", answer)
     assert job_states(["7"]) == {"7": expected} and job_states([]) == {}
     assert is_live(expected[0]) == (expected[0] in ("RUNNING", "PENDING", "COMPLETING"))
+
+
+def test_why_jobs_wait_and_when_they_may_start(monkeypatch):
+    lines = (
+        "7|N/A|PartitionNodeLimit\n8|2026-11-28T10:12:22|Resources\n9|N/A|None\n"
+        "10|N/A|Dependency\n11|N/A|ReqNodeNotAvail, UnavailableNodes:n4\n12|N/A|Priority\n"
+    )
+    monkeypatch.setattr(cluster, "slurm", lambda *_: lines)
+    found = waiting(["7", "8", "9", "10", "11"])
+    assert waiting([]) == {} and list(found) == ["7", "8", "10", "11"]
+    assert [job for job, why in found.items() if why.for_ever] == ["7"]
+    assert "fewer --nodes" in str(found["7"])
+    assert str(found["8"]) == "Resources, expected to start 2026-11-28T10:12:22"
+    assert found["10"] == Waiting("Dependency", "") and str(found["10"]) == "Dependency"
+
+
+PARTITIONS = """\
+PartitionName=normal AllowGroups=ALL Default=YES MaxNodes=UNLIMITED MaxTime=UNLIMITED State=UP \
+TotalNodes=4 TRES=cpu=32,node=4
+PartitionName=short Default=NO MaxNodes=2 MaxTime=1-12:00:00 State=UP TotalNodes=4
+PartitionName=closed Default=NO MaxNodes=UNLIMITED MaxTime=UNLIMITED State=DOWN TotalNodes=4
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "nodes", "minutes", "words"),
+    [
+        (None, 4, 10**6, ()),
+        (None, 6, 1, ("partition normal has 4 node(s), not 6",)),
+        ("short", 2, 36 * 60, ()),
+        ("short", 3, 1, ("partition short gives a job at most 2 node(s), not 3",)),
+        ("short", 1, 36 * 60 + 1, ("short gives a job at most 1-12:00:00, not 2161 minutes",)),
+        ("closed", 1, 1, ("partition closed is DOWN",)),
+        ("short,normal", 3, 1, ()),  # the second one takes it
+        ("short,closed", 3, 1, ("at most 2 node(s)", "is DOWN")),
+        ("unknown", 3, 1, ()),  # sbatch says so
+    ],
+)
+def test_limits_of_a_partition_are_told_before_a_job_waits(
+    monkeypatch, names, nodes, minutes, words
+):
+    monkeypatch.setattr(cluster, "slurm", lambda *_: PARTITIONS)
+    found = partition_limits(names, nodes, minutes)
+    assert len(found) == len(words) and all(word in text for word, text in zip(words, found))
 
 
 def test_states_cannot_be_had_without_slurm(monkeypatch, tmp_path):

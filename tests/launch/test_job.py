@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from launch import job
-from launch.job import RankJob, TaskJob, bad_nodes, begin, end
+from launch.job import RankJob, TaskJob, begin, end
 from lt_train.errors import LostPeer, UserError
 from tests.helpers.stubs import stub
 
@@ -25,10 +26,24 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def slurm_job(tmp_path, monkeypatch):
     """Job 71 on n1 and n2. Function: its folder of attempts, at a restart count."""
-    record = f'echo "$@" >> {tmp_path}/asked'
-    nodes = 'if [ "$1" = show ]; then echo n1; echo n2; fi'
-    refusal = f"[ -e {tmp_path}/waits ] || {{ touch {tmp_path}/waits; exit 1; }}"
-    stub(tmp_path, "scontrol", record, nodes, f'[ "$1" != update ] || {refusal}')
+    stub(
+        tmp_path,
+        "scontrol",
+        f'[ "$1" = ping ] || echo "$@" >> {tmp_path}/asked',
+        'case "$1" in',
+        f"ping) [ ! -e {tmp_path}/away ] && echo 'Slurmctld(primary) at head is UP'; exit 0;;",
+        "show) echo n1; echo n2;;",
+        "write) echo '#!/bin/bash'; echo '#SBATCH --dependency=afterok:5'; echo 'srun x';;",
+        # only a job that waits can be told to keep away from a node
+        f"update) [ -e {tmp_path}/waits ] || {{ touch {tmp_path}/waits; exit 1; }};;",
+        "esac",
+    )
+    stub(tmp_path, "squeue", f"cat {tmp_path}/excluded 2>/dev/null; exit 0")
+    stub(
+        tmp_path,
+        "sbatch",
+        f'echo "sbatch $@" "$(wc -l)" >> {tmp_path}/asked; [ ! -e {tmp_path}/full ]',
+    )
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for name, value in {
         "JOB_ID": "71",
@@ -38,11 +53,7 @@ def slurm_job(tmp_path, monkeypatch):
     }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
-    for name in ("SLURM_ARRAY_JOB_ID", "RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     attempts = tmp_path / "slurm" / "1" / "moco" / "attempts"
     attempts.mkdir(parents=True)
 
@@ -63,7 +74,7 @@ def asked(tmp_path):
         [
             line
             for line in (tmp_path / "asked").read_text().splitlines()
-            if not line.startswith("show")
+            if not line.startswith(("show", "write"))
         ]
         if (tmp_path / "asked").exists()
         else []
@@ -79,103 +90,136 @@ def mark(attempts: Path, restart: int, **ranks: str) -> None:
 @pytest.mark.parametrize(
     ("marks", "status", "restart", "leaves", "requeued", "words"),
     [
-        ({"rank_0": "n1 0", "rank_1": "n2 0"}, 0, 0, 0, False, ""),
-        ({"rank_0": "n1 2", "rank_1": "n2"}, 143, 0, 2, False, "a mistake"),
-        ({}, 2, 0, 2, False, "a mistake"),
-        (
-            {"rank_0": "n1 75", "rank_1": "n2 75"},
-            75,
-            0,
-            75,
-            True,
-            "asked to leave: restart 1 of at most 3",
-        ),
-        (
-            {"rank_0": "n1 75", "rank_1": "n2"},
-            137,
-            2,
-            137,
-            True,
-            "asked to leave: restart 3 of at most 3",
-        ),
-        ({"rank_0": "n1 75"}, 75, 3, 75, False, "asked to leave, after 3 restarts: giving up"),
-        (
-            {"rank_0": "n1 error", "rank_1": "n2 76"},
-            1,
-            0,
-            1,
-            True,
-            "ended with status 1: restart 1",
-        ),
+        ({"rank_0": "n1 0 9", "rank_1": "n2 0 9"}, 0, 0, 0, False, ""),
+        ({"rank_0": "n1 2 9", "rank_1": "n2"}, 143, 0, 2, False, "a mistake"),
+        # a time-out of gloo's, a wrong Python: whatever is not known to be a mistake is tried again
+        ({}, 2, 0, 2, True, "ended with status 2: restart 1"),
+        ({"rank_0": "n1 76 9", "rank_1": "n2 2 8"}, 2, 0, 2, True, "rank 1 on n2 ended with"),
+        ({"rank_0": "n1 75 9", "rank_1": "n2 75 9"}, 75, 0, 75, True, "asked to leave: restart 1"),
+        ({"rank_0": "n1 75 9", "rank_1": "n2"}, 137, 2, 137, True, "restart 3 of at most 3"),
+        ({"rank_0": "n1 75 9"}, 75, 3, 75, False, "asked to leave, after 3 restarts: giving up"),
+        ({"rank_0": "n1 75 9", "rank_1": "n2 killed 8"}, 137, 0, 137, True, "n2 was killed: rest"),
+        ({"rank_0": "n1 error 8", "rank_1": "n2 76 9"}, 1, 0, 1, True, "an error, see above: rest"),
         ({}, 1, 1, 1, True, "ended with status 1: restart 2"),
-        (
-            {"rank_0": "n1 74", "rank_1": "n2 76"},
-            74,
-            0,
-            74,
-            True,
-            "ended with status 74: restart 1",
-        ),
-        (
-            {"rank_0": "n1", "rank_1": "n2 76"},
-            137,
-            3,
-            137,
-            False,
-            "ended with status 137, after 3 restarts: giving up",
-        ),
+        ({"rank_0": "n1 74 9", "rank_1": "n2 76 9"}, 74, 0, 74, True, "status 74: restart 1"),
+        ({"rank_0": "n1", "rank_1": "n2 76 9"}, 137, 3, 137, False, "after 3 restarts: giving up"),
     ],
 )
 def test_what_follows_an_attempt(
-    slurm_job, asked, capsys, marks, status, restart, leaves, requeued, words
+    slurm_job, asked, capsys, tmp_path, marks, status, restart, leaves, requeued, words
 ):
     attempts = slurm_job(restart)
     mark(attempts, restart, **marks)
-    assert end(attempts, status, 3) == leaves
+    assert end(attempts, tmp_path / "run", status, 3) == leaves
     assert asked() == (["requeue 71"] if requeued else [])
     assert words in capsys.readouterr().err
+
+
+def test_restarts_go_on_while_there_is_progress_and_end_without(slurm_job, asked, capsys, tmp_path):
+    steps = [0, 5, 5, 10, 10, 10, 10]
+    for restart, step in enumerate(steps):
+        (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
+        attempts = slurm_job(restart)
+        mark(attempts, restart, rank_0=f"n{restart} 74 9")
+        assert end(attempts, tmp_path / "run", 74, 99) == 74
+    assert len(asked()) == len(steps) - 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "3 restarts have made no new checkpoint: giving up; submit again" in last
+
+
+def test_preemptions_before_the_first_checkpoint_are_not_fruitless(slurm_job, asked, tmp_path):
+    for restart in range(6):
+        attempts = slurm_job(restart)
+        mark(attempts, restart, rank_0="n1 75 9", rank_1="n2 75 10")
+        end(attempts, tmp_path / "run", 75, 99)
+    assert asked() == ["requeue 71"] * 6
 
 
 def test_of_an_array_the_task_alone_starts_again(slurm_job, asked, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
-    end(slurm_job(0), 75, 3)
+    attempts = slurm_job(0)
+    mark(attempts, 0, rank_0="n1 75 9")
+    end(attempts, attempts, 75, 3)
     assert asked() == ["requeue 70_4"]
 
 
-def test_a_job_that_slurm_does_not_take_back_is_one_line(slurm_job, capsys, tmp_path):
-    stub(tmp_path, "scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
-    assert end(slurm_job(0), 75, 3) == 75
+def test_a_job_that_slurm_does_not_take_back_is_one_line(slurm_job, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "ASK_AGAIN", 0.01)
+    stub(
+        tmp_path,
+        "scontrol",
+        '[ "$1" = ping ] && { echo "Slurmctld(primary) at head is UP"; exit 0; }',
+        "echo 'Requested operation is presently disabled' >&2; exit 1",
+    )
+    attempts = slurm_job(0)
+    mark(attempts, 0, rank_0="n1 75 9")
+    assert end(attempts, tmp_path / "run", 75, 3) == 75
     assert capsys.readouterr().err.splitlines()[1:] == [
         "launch: cannot restart: Requested operation is presently disabled"
     ]
 
 
-def test_a_node_is_bad_when_it_fails_twice_while_others_live(tmp_path):
-    mark(tmp_path, 0, rank_0="n1 76", rank_1="n2", rank_2="n2")
-    assert bad_nodes(tmp_path, 1) == set()  # once, though with two ranks
-    mark(
-        tmp_path, 1, rank_0="n1", rank_1="n2"
-    )  # all vanished: the job was cancelled, or the controller was away
-    mark(tmp_path, 2, rank_0="n1", rank_1="n2 0", rank_2="")
-    assert bad_nodes(tmp_path, 3) == set()
-    mark(tmp_path, 4, rank_0="n1 error", rank_1="n2")  # attempt 3 never began
-    assert bad_nodes(tmp_path, 4) == set() and bad_nodes(tmp_path, 5) == {"n2"}
+def test_a_slurmctld_that_is_away_is_waited_for(slurm_job, asked, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "ASK_AGAIN", 0.1)
+    (tmp_path / "away").touch()
+    attempts = slurm_job(0)
+    mark(attempts, 0, rank_0="n1 75 9")
+    back = threading.Timer(0.6, (tmp_path / "away").unlink)
+    back.start()
+    assert end(attempts, tmp_path / "run", 75, 3) == 75
+    assert asked() == ["requeue 71"] and not (tmp_path / "away").exists()
+    assert capsys.readouterr().err.count("slurmctld does not answer") == 1
 
 
-def test_a_job_leaves_a_node_that_failed_twice(slurm_job, asked, capsys):
+def test_a_slurmctld_that_leaves_while_it_is_asked_is_asked_again(
+    slurm_job, asked, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(job, "ASK_AGAIN", 0.1)
+    text = (tmp_path / "scontrol").read_text()
+    once = (
+        f"requeue) [ -e {tmp_path}/left ] || {{ touch {tmp_path}/left {tmp_path}/away; exit 1; }};;"
+    )
+    (tmp_path / "scontrol").write_text(text.replace("show)", f"{once}\nshow)"))
+    attempts = slurm_job(0)
+    mark(attempts, 0, rank_0="n1 75 9")
+    threading.Timer(0.6, lambda: (tmp_path / "away").unlink(missing_ok=True)).start()
+    assert end(attempts, tmp_path / "run", 75, 3) == 75
+    assert asked() == ["requeue 71"] * 2 and "cannot restart" not in capsys.readouterr().err
+
+
+FAILED = {"rank_0": "n1 76 9", "rank_1": "n2 killed 8", "rank_2": "n3"}
+
+
+def test_a_job_leaves_a_node_that_failed_twice(slurm_job, asked, capsys, tmp_path):
     attempts = slurm_job(1)
-    mark(attempts, 0, rank_0="n1 76", rank_1="n2")
-    mark(attempts, 1, rank_0="n1 76", rank_1="n2")
-    end(attempts, 1, 9)
-    update = "update JobId=71 ExcNodeList=n2"
-    assert asked() == ["requeue 71", update, update]  # at first the job did not wait yet
-    assert "excluded: n2" in capsys.readouterr().err
-    assert begin(slurm_job(2), 9) == 1 and asked()[3:] == [
-        "requeue 71",
-        update,
-    ]  # Slurm gave it again
-    assert begin(slurm_job(9), 9) == 0 and len(asked()) == 5  # no restart is left
+    mark(attempts, 0, **FAILED)
+    mark(attempts, 1, **FAILED)
+    (tmp_path / "excluded").write_text("n[7-8]\n")  # as the site file says
+    end(attempts, attempts, 1, 9)
+    trial = "sbatch --test-only --exclude=n[7-8],n2 2"  # of a script without its dependency
+    update = "update JobId=71 ExcNodeList=n[7-8],n2"
+    assert asked() == [trial, "requeue 71", update, update]  # at first the job did not wait yet
+    assert "excluded: n[7-8],n2" in capsys.readouterr().err
+    # Slurm gave it again
+    assert begin(slurm_job(2), 9) == 1 and asked()[4:] == [trial, "requeue 71", update]
+    assert begin(slurm_job(9), 9) == 0 and len(asked()) == 7  # no restart is left
+    mark(attempts, 3, rank_0="n1 killed 8", rank_1="n7 76 9")
+    stub(tmp_path, "scontrol", (tmp_path / "scontrol").read_text().replace("echo n2", "echo n7"))
+    end(slurm_job(3), attempts, 1, 9)
+    assert asked()[7:] == ["requeue 71"], "the node has been left"
+
+
+def test_a_job_does_not_leave_a_node_that_it_cannot_do_without(slurm_job, asked, capsys, tmp_path):
+    attempts = slurm_job(1)
+    mark(attempts, 0, **FAILED)
+    mark(attempts, 1, **FAILED)
+    (tmp_path / "full").touch()
+    end(attempts, attempts, 1, 9)
+    trial = "sbatch --test-only --exclude=n2 2"
+    assert asked() == [trial, "requeue 71"]
+    assert "node n2 failed 2 times, but the job cannot do without it" in capsys.readouterr().err
+    assert begin(slurm_job(2), 9) == 0 and asked()[2:] == [trial]
 
 
 def test_an_attempt_begins_without_what_earlier_ones_left(slurm_job, asked, tmp_path):
@@ -191,7 +235,7 @@ def test_an_attempt_begins_without_what_earlier_ones_left(slurm_job, asked, tmp_
     )
     for name in names:
         (folder / name).touch()
-    mark(attempts, 0, rank_0="n1 75")
+    mark(attempts, 0, rank_0="n1 75 9")
     mark(attempts, 1, rank_0="n1")
     assert begin(attempts, 3) == 0 and asked() == []
     assert {path.name for path in folder.iterdir()} == {*names[2:], "attempts"}
@@ -250,7 +294,7 @@ def test_a_rank_leaves_its_node_and_how_it_ended(slurm_job, main, raised, status
     during = []
 
     def watched(words: list[str]) -> int:
-        during.append((file.read_text(), os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))
+        during.append(file.read_text())
         return main(words)
 
     call = RankJob(watched, ("lt_train", "a", "b"), str(attempts))
@@ -260,27 +304,44 @@ def test_a_rank_leaves_its_node_and_how_it_ended(slurm_job, main, raised, status
         assert raised is not SystemExit or caught.value.code == status
     else:
         call()
-    ((node, address, port),) = during
-    assert (node, address, file.read_text()) == (
-        "n1",
-        "n1",
-        f"n1 {status}",
-    ) and 20_000 <= port < 40_000
+    assert during == ["n1"]
+    node, told, when = file.read_text().split()
+    assert (node, told) == ("n1", str(status)) and abs(time.time() - float(when)) < 60
 
 
-def test_ranks_meet_at_another_port_after_a_restart(slurm_job):
-    ports = []
-    for restart in (0, 1):
-        attempts = slurm_job(restart)
-        mark(attempts, restart)
-        RankJob(lambda words: ports.append(os.environ["MASTER_PORT"]), ("x",), str(attempts))()
-    assert ports[0] != ports[1]
+def test_a_mistake_is_noted_before_ranks_wait_for_the_one_that_speaks_first(slurm_job, monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    attempts = slurm_job(0)
+    mark(attempts, 0)
+    started = time.time()
+    with pytest.raises(SystemExit):
+        RankJob(leave(UserError("x")), ("lt_train",), str(attempts))()
+    when = float((attempts / "0" / "rank-1").read_text().split()[2])
+    assert when - started < time.time() - when, "the 3 s that it waits come after"
+
+
+def test_what_a_login_shell_says_of_ranks_does_not_reach_them(slurm_job, monkeypatch):
+    attempts = slurm_job(0)
+    mark(attempts, 0)
+    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID")
+    for name in (*foreign, "LOCAL_SCRATCH"):
+        monkeypatch.setenv(name, "7")
+    found = []
+    RankJob(lambda words: found.extend(os.environ), ("x",), str(attempts))()
+    assert "LOCAL_SCRATCH" in found and not {*foreign} & {*found}
 
 
 def run_task(folder: Path, module: str, call: str) -> subprocess.Popen:
     """A process that makes a call of TaskJob, whose module has this text."""
     (folder / "part.py").write_text(module)
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    (folder / "0").mkdir()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
+        "SLURM_PROCID": "0",
+        "SLURMD_NODENAME": "n1",
+        "SLURM_RESTART_COUNT": "0",
+    }
     return subprocess.Popen(
         [sys.executable, "-c", f"from launch.job import TaskJob; {call}"],
         env=environment,
@@ -293,8 +354,16 @@ def test_a_task_passes_its_number_on_and_its_status_back(tmp_path, count, words)
     module = (
         "import pathlib, sys\npathlib.Path('words').write_text(repr(sys.argv[1:]))\nsys.exit(2)\n"
     )
-    task = run_task(tmp_path, module, f"{TaskJob('part', ('a b',), count - 1, count)}()")
+    task = run_task(tmp_path, module, f"{TaskJob('part', ('a b',), count - 1, count, '.')}()")
     assert task.wait(30) == 2 and (tmp_path / "words").read_text() == repr(words)
+    assert (tmp_path / "0" / "rank-0").read_text().split()[1] == "2"
+
+
+def test_a_task_whose_command_is_killed_was_not_asked_to_leave(tmp_path):
+    module = "import os\nos.kill(os.getpid(), 9)\n"
+    task = run_task(tmp_path, module, f"{TaskJob('part', (), 0, 1, '.')}()")
+    assert task.wait(30) == 137
+    assert (tmp_path / "0" / "rank-0").read_text().split()[1] == "killed"
 
 
 def test_a_task_that_is_asked_to_leave_ends_its_child(tmp_path):
@@ -303,7 +372,7 @@ def test_a_task_that_is_asked_to_leave_ends_its_child(tmp_path):
         " time\npathlib.Path('new').write_text(str(os.getpid()))\nos.rename('new',"
         " 'child')\ntime.sleep(60)\n"
     )
-    task = run_task(tmp_path, module, f"{TaskJob('part', (), 0, 1)}()")
+    task = run_task(tmp_path, module, f"{TaskJob('part', (), 0, 1, '.')}()")
     deadline = time.monotonic() + 30
     while not (tmp_path / "child").exists():
         assert time.monotonic() < deadline and task.poll() is None

@@ -1,13 +1,17 @@
 """``python -m launch``: which place it starts a run on, and what it says to mistakes."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from launch import __main__ as launch
 from launch import local, slurm
 from lt_train.errors import exit_status
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -51,3 +55,18 @@ def test_it_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "launch", "local", "--list"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "cifar10_lt_rotation_ldam_drw_100" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("program", ["local.py", "slurm.py"])
+def test_a_script_runs_the_checkout_that_it_is_of(tmp_path, program):
+    """Whatever other one is installed, or in front on PYTHONPATH."""
+    other = tmp_path / "other" / "launch"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise SystemExit('the other checkout')")
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / program, "--help"],
+        env={**os.environ, "PYTHONPATH": str(other.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr

@@ -144,3 +144,10 @@ def test_the_environment_of_jobs(monkeypatch):
         and many["TORCH_FR_BUFFER_SIZE"] == "7"
         and many["TMPDIR"] == "/scratch/tmp"
     )
+
+
+def test_a_home_that_cannot_be_looked_into_is_one_line(monkeypatch):
+    monkeypatch.setenv("HOME", f"/{'x' * 300}")
+    with pytest.raises(UserError, match="cannot read .*site.yaml: File name too long; name anoth"):
+        load_site(None, {})
+    assert load_site(Path("/dev/null"), {}) == Site()

@@ -100,6 +100,10 @@ def test_a_dry_run_of_a_config_for_seeds(launch, tmp_path):
         ),
         (["demo", "--dry-run", "epoch=1"], "unknown key 'epoch'"),
         (["demo", "--dry-run", "--nodes", "0"], "--nodes must be at least 1"),
+        (
+            ["moco_demo", "--dry-run", "--nodes", "100", "global_batch_size=64"],
+            "stage moco_demo: 800 ranks for a global_batch_size of 64",
+        ),
         (["demo", "--dry-run", "--time", "soon"], "--time must be HH:MM:SS"),
         (["demo", "--dry-run", "--gpus-per-node", "0"], "--gpus-per-node is 0"),
         (["demo", "--dry-run", "--site", "nowhere.yaml"], r"cannot read nowhere\.yaml"),
@@ -114,6 +118,12 @@ def test_a_mistake_on_the_command_line_is_one_line(launch, words, message):
     assert (status, out, errors.count("\n")) == (2, "", 1) and re.match(
         f"launch/slurm.py: error: .*{message}", errors
     )
+
+
+def test_data_that_is_not_there_is_told_unless_a_stage_makes_it(launch):
+    status, _, errors = launch("moco_demo", "--dry-run", "data.root=/nowhere")
+    assert status == 0 and "there is no data.root=/nowhere on this host" in errors
+    assert launch("demo", "--dry-run")[2] == ""
 
 
 def test_the_script_itself_says_that_there_is_no_slurm(tmp_path):

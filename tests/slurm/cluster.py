@@ -103,8 +103,7 @@ class Cluster:
         self.root.chmod(0o755)  # munged refuses a folder that others cannot enter
         self._configure()
         self._start_accounting()
-        self._spawn("slurmctld", "slurmctld", "-D")
-        wait_for(lambda: "UP" in self.run("scontrol", "ping", check=False), "slurmctld")
+        self.start_controller()
         for node in self.nodes:
             steps = (
                 f"mount --make-rprivate / && mount --bind {self.root}/etc/hosts /etc/hosts &&"
@@ -138,15 +137,26 @@ class Cluster:
     def stop(self) -> None:
         """Stop the daemons, nodes first."""
         for name in (*self.nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"):
-            daemon = self.daemons.pop(name, None)
-            if daemon is None:
-                continue
-            daemon.terminate()
-            try:
-                daemon.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(daemon.pid, signal.SIGKILL)
-                daemon.wait()
+            self._end(name)
+
+    def start_controller(self) -> None:
+        self._spawn("slurmctld", "slurmctld", "-D")
+        wait_for(lambda: " is UP" in self.run("scontrol", "ping", check=False), "slurmctld")
+
+    def stop_controller(self) -> None:
+        """Nodes and jobs go on without it."""
+        self._end("slurmctld")
+
+    def _end(self, name: str) -> None:
+        daemon = self.daemons.pop(name, None)
+        if daemon is None:
+            return
+        daemon.terminate()
+        try:
+            daemon.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
 
     def _configure(self) -> None:
         etc = self.root / "etc"

@@ -5,6 +5,7 @@ the same weights.
 import json
 import re
 import shutil
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -29,8 +30,8 @@ def assert_same(state: dict, expected: dict) -> None:
     assert not different
 
 
-def has_two_ranks(attempt: Path) -> bool:
-    return len(list(attempt.glob("rank-*"))) == 2
+def has_ranks(attempt: Path, number: int = 2) -> bool:
+    return len(list(attempt.glob("rank-*"))) == number
 
 
 def test_the_check_tells_every_nodes_ranks_and_network(bench):
@@ -44,6 +45,43 @@ def test_the_check_tells_every_nodes_ranks_and_network(bench):
         assert "DALI decodes" in line
         assert float(re.search(r"all_reduce ([\d.]+) GB/s", line)[1]) > 0
     assert "all nodes are fit" in said
+
+
+def test_a_check_that_cannot_start_says_so_and_leaves_no_job(bench):
+    said = bench.launch("--check", "--site", "site.yaml", "--nodes", "6", status=2)
+    assert re.search(r"error: job \d+ cannot start, and is cancelled: PartitionNodeLimit: .*", said)
+    assert not bench.cluster.run("squeue", "-h").strip()
+
+
+def test_status_says_why_a_job_cannot_start(bench):
+    said = bench.launch(*bench.settings(), "--site", "site.yaml", "--nodes", "6")
+    assert "may never start: partition normal has 4 node(s), not 6" in said
+    wait_for(
+        lambda: "waits: PartitionNodeLimit" in bench.launch("status", "run"), "the reason", LIMIT, 1
+    )
+
+
+PLACE = """
+import os, torch
+from lt_train import distributed
+world = distributed.start()
+total = distributed.all_reduce_(torch.ones(1))
+print(os.environ["SLURMD_NODENAME"], world.rank, world.local_rank, world.local_size, int(total))
+"""
+
+
+def test_srun_alone_is_enough_on_nodes_with_different_numbers_of_ranks(bench):
+    """Whatever RANK the shell that it is called from has."""
+    script = bench.folder / "place.py"
+    script.write_text(PLACE)
+    leaked = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    bench.cluster.environment |= {**leaked, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    try:
+        said = bench.cluster.run("srun", "-N2", "-n3", sys.executable, str(script))
+    finally:
+        for name in (*leaked, "PYTHONPATH", "GLOO_SOCKET_IFNAME"):
+            del bench.cluster.environment[name]
+    assert sorted(said.splitlines()) == ["n1 0 0 2 3", "n1 1 1 2 3", "n2 2 0 1 3"]
 
 
 def test_gpus_are_asked_for_and_given(bench):
@@ -91,21 +129,50 @@ def test_a_killed_rank_ends_the_others_and_the_job_starts_again(bench, undisturb
     assert time.monotonic() - killed < 40
     bench.wait(job)
     assert_same(bench.final_state(), undisturbed)
-    assert "restart 1 of at most 5" in bench.log()
+    assert "rank 1 on n2 was killed: restart 1 of at most 5" in bench.log()
 
 
-def test_crashes_are_capped_and_a_node_that_fails_twice_is_left(bench, undisturbed):
-    job = bench.submit(*bench.settings())
+def test_a_node_that_fails_twice_is_left_and_no_other(bench):
+    """Of three, one of which is killed; the third one's rank is ended without a word."""
+    job = bench.submit(*bench.settings(), nodes=3)
     submitted = bench.folder / "run" / "slurm" / "1" / "classifier_demo"
     for attempt in range(2):
-        started = partial(has_two_ranks, submitted / "attempts" / str(attempt))
+        started = partial(has_ranks, submitted / "attempts" / str(attempt), 3)
         wait_for(started, f"attempt {attempt}", LIMIT)
         time.sleep(1)
         bench.kill_rank_on("n2")
     bench.wait(job)
-    assert "excluded: n2" in bench.log()
+    assert bench.log().count("rank 1 on n2 was killed") == 2
+    assert re.findall("excluded: (.*)", bench.log()) == ["n2"]
     nodes = bench.cluster.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "NodeList").split()[-1]
-    assert "n2" not in bench.cluster.run("scontrol", "show", "hostnames", nodes).split()
+    assert nodes == "n[1,3-4]"
+
+
+def test_no_node_is_left_that_the_job_cannot_do_without(bench):
+    """All four are needed: the job goes on with the bad one, and ends when that does not help."""
+    job = bench.submit(*bench.settings(epochs=400), "--max-requeues", "2", nodes=4)
+    attempts = bench.folder / "run" / "slurm" / "1" / "classifier_demo" / "attempts"
+    for number in range(3):
+        started = partial(has_ranks, attempts / str(number), 4)
+        wait_for(started, f"attempt {number}", LIMIT)
+        time.sleep(1)
+        bench.kill_rank_on("n3")
+    bench.wait(job, "FAILED")
+    log = bench.log()
+    assert "rank 2 on n3 was killed: restart 2 of at most 2" in log
+    assert "node n3 failed 2 times, but the job cannot do without it" in log
+    assert "excluded" not in log
+
+
+def test_a_restart_of_the_controller_loses_no_job(bench, undisturbed):
+    job = bench.submit(*bench.settings())
+    bench.wait_for_step(8)
+    bench.cluster.stop_controller()
+    bench.kill_rank_on("n2")
+    wait_for(lambda: "slurmctld does not answer" in bench.log(), "the job to ask", LIMIT)
+    bench.cluster.start_controller()
+    bench.wait(job)
+    assert "rank 1 on n2 was killed: restart 1 of at most 5" in bench.log()
     assert_same(bench.final_state(), undisturbed)
 
 

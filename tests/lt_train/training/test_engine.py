@@ -353,6 +353,23 @@ def test_what_does_not_fit_is_refused_on_every_rank_and_nothing_is_run(tmp_path,
     assert not trap.exists()
 
 
+def without_a_launcher(world: World) -> dict[str, list[float]]:
+    """Losses of a process that no launcher started, by one engine after the other."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+    losses = {}
+    for name in ("ZeRO 1", "ddp"):
+        config = make_config("classifier", name, OPTIM, 8)
+        engine = make_engine(config, make_method(config), World())
+        losses[name] = [outputs["loss"].item() for _, outputs in train(engine, range(2))]
+    return losses
+
+
+def test_a_single_process_needs_no_launcher():
+    (losses,) = run_on_ranks(1, without_a_launcher)
+    assert losses["ZeRO 1"] == pytest.approx(losses["ddp"], rel=1e-5)
+
+
 def test_settings_are_the_config_s_after_resuming(tmp_path):
     """As resume.allow_changes promises: a checkpoint brings the momenta, not the momentum."""
     config = make_config("classifier", "ddp", OPTIM, 8)
