@@ -128,8 +128,10 @@ class LossConfig:
     gamma: float = 1.0  # focal
     max_margin: float = 0.5  # ldam: the rarest class's
     tau: float = 1.0  # logit_adjustment
+    # s / C to every class, the true one's rest to it (Szegedy et al. 2016)
     label_smoothing: float = 0.0
-    # smoothing of the most frequent and of the rarest class
+    # of the most frequent and of the rarest class: s / (C - 1) to every other class (Zhong et al.
+    # 2021)
     label_aware_smoothing: Optional[tuple[float, float]] = None
     class_weights: Literal["none", "inverse", "effective_number"] = "none"
     beta: float = 0.9999  # effective_number
