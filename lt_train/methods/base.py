@@ -17,15 +17,21 @@ Loaders = Callable[[str], Loader]  # split -> this rank's share of it, once
 
 @dataclass(frozen=True)
 class Counts:
-    """Training samples of each class, (C,) int64."""
+    """Training samples of each class, (C,) int64.
+
+    ``images``: how many data.root has, labeled or not; 0 where a run is only opened again.
+    """
 
     labeled: torch.Tensor
     pseudo_labeled: torch.Tensor
+    images: int = 0
 
     @classmethod
-    def of(cls, labeled: torch.Tensor, pseudo_labeled: torch.Tensor | None = None) -> "Counts":
+    def of(
+        cls, labeled: torch.Tensor, pseudo_labeled: torch.Tensor | None = None, images: int = 0
+    ) -> "Counts":
         none = torch.zeros_like(labeled)
-        return cls(labeled, none if pseudo_labeled is None else pseudo_labeled)
+        return cls(labeled, none if pseudo_labeled is None else pseudo_labeled, images)
 
     @property
     def together(self) -> torch.Tensor:
