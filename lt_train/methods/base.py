@@ -102,23 +102,30 @@ class Method(nn.Module):
     def evaluate_knn(self, loaders: Loaders, split: str) -> dict:
         """Metrics ``knn_*`` of ``split`` by its neighbours in the training split. Collective.
 
-        Neighbours are those of the backbone's features on the unit sphere.
+        Neighbours are those of the backbone's features on the unit sphere. In ``knn_cb_*`` a vote
+        is divided by the number of training samples of its class: else the frequent classes, whose
+        samples are most of any crowd of neighbours, outvote the rare ones whatever the features.
         """
         device, knn = next(self.parameters()).device, self.config.knn
         train = loaders(self.config.data.train_split)
         own = collect_features(self._embed, train, self.backbone.out_features, device)
         bank, bank_labels = map(gather_rows, own)
-        accuracy, classes = (
-            Accuracy(self.class_counts, device, logits=False),
-            len(self.class_counts),
+        classes = len(self.class_counts)
+        voters = bank_labels.bincount(minlength=classes).clamp(min=1)
+        plain, balanced = (
+            Accuracy(self.class_counts, device, logits=False) for _ in ("plain", "balanced")
         )
         for batch in loaders(split):
             features = self._embed(batch.views[0])
-            scores = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)
-            accuracy.update(scores, batch.label)
-        metrics = accuracy.compute()
-        samples = metrics.pop("samples")
-        return {"samples": samples} | {f"knn_{name}": value for name, value in metrics.items()}
+            votes = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)
+            plain.update(votes, batch.label)
+            balanced.update(votes / voters, batch.label)
+        metrics: dict = {}
+        for prefix, accuracy in (("knn_", plain), ("knn_cb_", balanced)):
+            found = accuracy.compute()
+            metrics["samples"] = found.pop("samples")
+            metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+        return metrics
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.backbone(images).float(), dim=1)
