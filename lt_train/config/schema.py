@@ -76,7 +76,10 @@ class ViewConfig:
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     randaugment_ops: int = 0  # RandAugment's N: random operations in a row on each image
-    randaugment_magnitude: int = 10  # RandAugment's M, of 30
+    # RandAugment's M, of 30; null: drawn anew for each operation
+    randaugment_magnitude: Optional[int] = 10
+    # Cutout: a grey square with a side of up to this share of the view's, the last of all
+    cutout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,8 @@ class SemiConfig:
 class FixmatchConfig:
     threshold: float = 0.95  # of the weak view's confidence
     weight: float = 1.0  # of the unlabeled samples' loss
+    # of the average that is evaluated and exported; 0: the trained weights themselves
+    ema_momentum: float = 0.999
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,9 @@ class Method(nn.Module):
         """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Called after every step of the optimizer, on every rank with the same weights."""
+
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         """Metrics on ``split``, the same on every rank. Collective.
 
