@@ -84,9 +84,10 @@ class Moco(Method):
     def _logits(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 + K) of a query's own key, and of all in the queue; float32.
 
-        bf16's 3 digits for the queue alone would put positives ahead or behind by rounding. (On two
-        CPU cores K = 65,536 costs as much either way, forward and backward. A GPU computes in
-        float32 unless torch.set_float32_matmul_precision allows it TF32, for the queue alone.)
+        Both kinds, since bf16's 3 digits for the queue alone put positives ahead or behind by
+        rounding. On a CPU core that computes in bf16, K = 65,536 and a batch of 128 cost the same
+        either way, forward and backward. A GPU takes float32 in full unless
+        torch.set_float32_matmul_precision allows it TF32, which would be for the queue alone again.
         """
         with torch.autocast(queries.device.type, enabled=False):
             positive = (queries * keys).sum(1, keepdim=True)
