@@ -19,11 +19,10 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training or self.splits == 1:
             return super().forward(features)
-        splits = min(self.splits, len(features))
-        smaller, larger = divmod(len(features), splits)
-        sizes = [smaller + 1] * larger + [smaller] * (splits - larger)
+        smaller, larger = divmod(len(features), self.splits)
+        sizes = [smaller + 1] * larger + [smaller] * (self.splits - larger)
         # with a momentum of 1, batch_norm leaves a group's own statistics in these
-        means, variances = torch.zeros(2, splits, self.num_features, device=features.device)
+        means, variances = torch.zeros(2, self.splits, self.num_features, device=features.device)
         # not tensor_split, whose backward writes a zero-filled tensor of full size for each group
         normalised = [
             F.batch_norm(group, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
