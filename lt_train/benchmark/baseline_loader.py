@@ -15,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from lt_train.config.schema import ViewConfig
 from lt_train.data.manifest import Manifest
 from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
+from lt_train.data.rand_augment import LARGEST_MAGNITUDE
 
 WORKERS = 2
 MOST_IMAGES = 4096  # enough that caching images would not show, few enough to write out quickly
@@ -71,7 +72,13 @@ def make_transform(view: ViewConfig) -> transforms.Compose:
         steps.append(transforms.RandomApply([blur], view.blur_probability))
     if view.flip_probability > 0:
         steps.append(transforms.RandomHorizontalFlip(view.flip_probability))
-    if view.randaugment_ops > 0:
+    if view.randaugment_ops > 0 and view.randaugment_magnitude is not None:
         steps.append(transforms.RandAugment(view.randaugment_ops, view.randaugment_magnitude))
+    elif view.randaugment_ops > 0:
+        any_magnitude = [transforms.RandAugment(1, level) for level in range(LARGEST_MAGNITUDE + 1)]
+        steps += [transforms.RandomChoice(any_magnitude)] * view.randaugment_ops
     mean, std = (torch.tensor(values) / 255 for values in (PIXEL_MEAN, PIXEL_STD))
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    if view.cutout > 0:  # with squares of an area, not a side, that is uniform
+        steps.append(transforms.RandomErasing(1.0, (0.0, view.cutout**2), (1.0, 1.0)))
+    return transforms.Compose(steps)

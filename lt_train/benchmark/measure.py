@@ -107,6 +107,7 @@ def _bare_loop(trainer: Trainer, batches: Iterable[Batch]) -> None:
             loss.backward()
             engine.optimizer.step()
             engine.optimizer.zero_grad()
+        engine.method.after_step()
 
 
 def _drain(batches: Iterable) -> None:

@@ -71,8 +71,13 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
 
 
 def state_digest(method: Method) -> str:
-    """sha256 of all weights and statistics."""
-    return tensors_digest(method.state_dict())
+    """sha256 of the weights and statistics that class scores come from.
+
+    What a method trains beside them, its exported weights are without.
+    """
+    state = method.state_dict()
+    scoring = [name for name in state if name.startswith(("backbone.", "classifier."))]
+    return tensors_digest({name: state[name] for name in scoring})
 
 
 def check_classifier(folder: Path, config: Config) -> None:

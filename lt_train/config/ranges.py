@@ -52,7 +52,8 @@ RANGES = {
     "view.blur_probability": SHARE,
     "view.blur_sigma": NOT_NEGATIVE,
     "view.randaugment_ops": NOT_NEGATIVE,
-    "view.randaugment_magnitude": Range("from 0 to 30", lambda value: 0 <= value <= 30),
+    "view.randaugment_magnitude": Range("from 0 to 30 or null", lambda value: 0 <= value <= 30),
+    "view.cutout": SHARE,
     "optim.lr": NOT_NEGATIVE,
     "optim.lr_batch_size": POSITIVE,
     "optim.momentum": SHARE,
@@ -82,6 +83,7 @@ RANGES = {
     "semi.weight": NOT_NEGATIVE,
     "fixmatch.threshold": SHARE,
     "fixmatch.weight": NOT_NEGATIVE,
+    "fixmatch.ema_momentum": BELOW_1,
     "proco.dim": Range(
         "at least 16", lambda value: value >= 16, ": the density's normaliser is inexact below"
     ),

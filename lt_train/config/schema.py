@@ -78,7 +78,10 @@ class ViewConfig:
     blur_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     randaugment_ops: int = 0  # RandAugment's N: random operations in a row on each image
-    randaugment_magnitude: int = 10  # RandAugment's M, of 30
+    # RandAugment's M, of 30; null: drawn anew for each operation
+    randaugment_magnitude: Optional[int] = 10
+    # Cutout: a grey square with a side of up to this share of the view's, the last of all
+    cutout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,10 @@ class LossConfig:
     gamma: float = 1.0  # focal
     max_margin: float = 0.5  # ldam: the rarest class's
     tau: float = 1.0  # logit_adjustment
+    # s / C to every class, the true one's rest to it (Szegedy et al. 2016)
     label_smoothing: float = 0.0
-    # smoothing of the most frequent and of the rarest class
+    # of the most frequent and of the rarest class: s / (C - 1) to every other class (Zhong et al.
+    # 2021)
     label_aware_smoothing: Optional[tuple[float, float]] = None
     class_weights: Literal["none", "inverse", "effective_number"] = "none"
     beta: float = 0.9999  # effective_number
@@ -187,6 +192,8 @@ class SemiConfig:
 class FixmatchConfig:
     threshold: float = 0.95  # of the weak view's confidence
     weight: float = 1.0  # of the unlabeled samples' loss
+    # of the average that is evaluated and exported; 0: the trained weights themselves
+    ema_momentum: float = 0.999
 
 
 @dataclass(frozen=True)

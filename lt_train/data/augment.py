@@ -36,6 +36,8 @@ class View:
     colour: np.ndarray | None = None
     # RandAugment's, on the resized and blurred pixels; before colour
     operations: Operations | None = None
+    # (B, 4) int64: top, left, bottom, right in output pixels of what Cutout makes grey, last of all
+    cutout: np.ndarray | None = None
     # resizing looks at pixels outside the box (resize, then crop), not only inside it
     context: bool = False
 
@@ -70,6 +72,8 @@ def draw_view(
     operations = None
     if config.randaugment_ops > 0:
         operations = draw_operations(config.randaugment_ops, config.randaugment_magnitude, randoms)
+    # a draw that is new goes here, after all others, which must stay what they were
+    cutout = _cutout(config, randoms) if config.cutout > 0 else None
     return View(
         config.size,
         box.astype(np.float32),
@@ -77,6 +81,7 @@ def draw_view(
         blur_sigma,
         colour,
         operations,
+        cutout,
         context=config.crop == "center",
     )
 
@@ -194,6 +199,19 @@ def _colour(config: ViewConfig, randoms: Uniforms, count: int) -> np.ndarray | N
         gray = np.broadcast_to(GRAY, (3, 3))
         pixel, mean = np.where(to_gray, gray @ pixel, pixel), np.where(to_gray, gray @ mean, mean)
     return np.concatenate([pixel, mean], 2).astype(np.float32)
+
+
+def _cutout(config: ViewConfig, randoms: Uniforms) -> np.ndarray:
+    """Squares (B, 4) of Cutout (DeVries and Taylor 2017), cut off where they leave the view.
+
+    The side is anything up to ``config.cutout`` of the view's, as in Sohn et al. 2020, and the
+    middle any pixel.
+    """
+    draws = randoms(3)
+    side = np.round(draws[:, :1] * config.cutout * config.size)
+    corner = np.floor(draws[:, 1:] * config.size) - side // 2
+    square = np.concatenate([corner, corner + side], 1)
+    return square.clip(0, config.size).astype(np.int64)
 
 
 def _hue_matrices(turns: np.ndarray) -> np.ndarray:

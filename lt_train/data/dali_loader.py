@@ -108,8 +108,10 @@ class DaliLoader:
         return found
 
     def _normalized(self, output, view: View) -> torch.Tensor:
-        colour = None if view.colour is None else self._upload(view.colour)
-        return normalize(torch.from_dlpack(output.as_tensor()), colour, view.operations)
+        colour, cutout = (
+            None if drawn is None else self._upload(drawn) for drawn in (view.colour, view.cutout)
+        )
+        return normalize(torch.from_dlpack(output.as_tensor()), colour, view.operations, cutout)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -13,11 +13,15 @@ PIXELS_AT_ONCE = 4  # on 2 cores, 0.19 ms for a 224 x 224 image against 0.51 ms 
 
 
 def normalize(
-    pixels: torch.Tensor, colour: torch.Tensor | None, operations: Operations | None = None
+    pixels: torch.Tensor,
+    colour: torch.Tensor | None,
+    operations: Operations | None = None,
+    cutout: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> normalised float32 (B, 3, H, W) in channels_last memory.
 
-    On the way RandAugment's ``operations``, then ``colour`` (B, 3, 6) as in View.
+    On the way RandAugment's ``operations``, then ``colour`` (B, 3, 6), then ``cutout`` (B, 4), all
+    as in View.
     """
     if operations is not None:
         pixels = apply_operations(pixels, operations)
@@ -27,7 +31,18 @@ def normalize(
     if colour is not None:
         rows = _coloured(rows.view(batch, -1, 3), colour).view(batch, height, width * 3)
     rows = rows.sub_(mean).mul_(std)
+    if cutout is not None:
+        # grey: the mean pixel, which is 0 by now
+        rows.view(batch, height, width, 3).masked_fill_(_inside(cutout, height, width), 0.0)
     return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
+
+
+def _inside(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Which pixels (B, H, W, 1) lie in their image's box (B, 4): top, left, bottom, right."""
+    top, left, bottom, right = boxes.T[..., None]
+    row, column = (torch.arange(side, device=boxes.device) for side in (height, width))
+    of_rows, of_columns = (top <= row) & (row < bottom), (left <= column) & (column < right)
+    return (of_rows[:, :, None] & of_columns[:, None])[..., None]
 
 
 def _coloured(pixels: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:

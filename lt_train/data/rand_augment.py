@@ -23,19 +23,24 @@ class Operations:
 
     operation: np.ndarray  # (B, N) int64, place in OPERATIONS
     negative: np.ndarray  # (B, N) bool, the sign of the magnitude
-    magnitude: int  # of LARGEST_MAGNITUDE
+    magnitude: np.ndarray  # (B, N) int64, of LARGEST_MAGNITUDE; 0 where it has no meaning
 
 
 def draw_operations(
-    number: int, magnitude: int, randoms: Callable[[int], np.ndarray]
+    number: int, magnitude: int | None, randoms: Callable[[int], np.ndarray]
 ) -> Operations:
     """``number`` operations a sample, all equally likely.
 
-    ``randoms(columns)`` gives (B, columns) uniform numbers in [0, 1).
+    ``magnitude`` None: any, equally likely, for each of them (Sohn et al. 2020). ``randoms
+    (columns)`` gives (B, columns) uniform numbers in [0, 1).
     """
     draws = randoms(2 * number)
     operation = (draws[:, :number] * len(OPERATIONS)).astype(np.int64)
-    return Operations(operation, (draws[:, number:] < 0.5) & SIGNED[operation], magnitude)
+    negative = (draws[:, number:] < 0.5) & SIGNED[operation]
+    levels = np.full_like(operation, magnitude or 0)
+    if magnitude is None:
+        levels = (randoms(number) * (LARGEST_MAGNITUDE + 1)).astype(np.int64)
+    return Operations(operation, negative, levels * GRADED[operation])
 
 
 def apply_operations(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
@@ -43,15 +48,15 @@ def apply_operations(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
 
     A sample's result does not depend on the others.
     """
-    for operation, negative in zip(drawn.operation.T, drawn.negative.T):
-        kind = 2 * operation + negative
+    for columns in zip(drawn.operation.T, drawn.negative.T, drawn.magnitude.T):
+        kind = np.ravel_multi_index(columns, KINDS)
         kinds, sizes = np.unique(kind, return_counts=True)
         # equal ones side by side, so that each kind is one call
         there = torch.from_numpy(kind.argsort(kind="stable"))
         back = there.argsort().to(pixels.device, non_blocking=True)
         pixels = pixels.index_select(0, there.to(pixels.device, non_blocking=True))
         for group, kind in zip(pixels.split(sizes.tolist()), kinds.tolist()):
-            changed = _apply(group.permute(0, 3, 1, 2), *divmod(kind, 2), drawn.magnitude)
+            changed = _apply(group.permute(0, 3, 1, 2), *np.unravel_index(kind, KINDS))
             group.copy_(changed.permute(0, 2, 3, 1))
         pixels = pixels.index_select(0, back)
     return pixels
@@ -115,3 +120,7 @@ OPERATIONS: dict[str, tuple[Callable[[torch.Tensor, Level], torch.Tensor], bool]
     "equalize": (lambda images, level: equalize(images), False),
 }
 SIGNED = np.array([signed for _, signed in OPERATIONS.values()])
+# whether the magnitude means anything
+GRADED = ~np.isin(list(OPERATIONS), ["identity", "auto_contrast", "equalize"])
+# operation, sign, magnitude
+KINDS = (len(OPERATIONS), 2, LARGEST_MAGNITUDE + 1)

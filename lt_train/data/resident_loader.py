@@ -139,8 +139,11 @@ class ResidentLoader:
         if view.flip.any():
             flip = torch.from_numpy(np.flatnonzero(view.flip)).to(self.device, non_blocking=True)
             pixels[flip] = pixels[flip].flip(2)
-        colour = None if view.colour is None else torch.from_numpy(view.colour).to(self.device)
-        return normalize(pixels, colour, view.operations)
+        colour, cutout = (
+            None if drawn is None else torch.from_numpy(drawn).to(self.device)
+            for drawn in (view.colour, view.cutout)
+        )
+        return normalize(pixels, colour, view.operations, cutout)
 
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Whole-pixel crops: one gather of rows of pixels, each a run of consecutive bytes."""

@@ -17,15 +17,21 @@ Loaders = Callable[[str], Loader]  # split -> this rank's share of it, once
 
 @dataclass(frozen=True)
 class Counts:
-    """Training samples of each class, (C,) int64."""
+    """Training samples of each class, (C,) int64.
+
+    ``images``: how many data.root has, labeled or not; 0 where a run is only opened again.
+    """
 
     labeled: torch.Tensor
     pseudo_labeled: torch.Tensor
+    images: int = 0
 
     @classmethod
-    def of(cls, labeled: torch.Tensor, pseudo_labeled: torch.Tensor | None = None) -> "Counts":
+    def of(
+        cls, labeled: torch.Tensor, pseudo_labeled: torch.Tensor | None = None, images: int = 0
+    ) -> "Counts":
         none = torch.zeros_like(labeled)
-        return cls(labeled, none if pseudo_labeled is None else pseudo_labeled)
+        return cls(labeled, none if pseudo_labeled is None else pseudo_labeled, images)
 
     @property
     def together(self) -> torch.Tensor:
@@ -79,6 +85,9 @@ class Method(nn.Module):
         """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Called after every step of the optimizer, on every rank with the same weights."""
+
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         """Metrics on ``split``, the same on every rank. Collective.
 
@@ -96,23 +105,30 @@ class Method(nn.Module):
     def evaluate_knn(self, loaders: Loaders, split: str) -> dict:
         """Metrics ``knn_*`` of ``split`` by its neighbours in the training split. Collective.
 
-        Neighbours are those of the backbone's features on the unit sphere.
+        Neighbours are those of the backbone's features on the unit sphere. In ``knn_cb_*`` a vote
+        is divided by the number of training samples of its class: else the frequent classes, whose
+        samples are most of any crowd of neighbours, outvote the rare ones whatever the features.
         """
         device, knn = next(self.parameters()).device, self.config.knn
         train = loaders(self.config.data.train_split)
         own = collect_features(self._embed, train, self.backbone.out_features, device)
         bank, bank_labels = map(gather_rows, own)
-        accuracy, classes = (
-            Accuracy(self.class_counts, device, logits=False),
-            len(self.class_counts),
+        classes = len(self.class_counts)
+        voters = bank_labels.bincount(minlength=classes).clamp(min=1)
+        plain, balanced = (
+            Accuracy(self.class_counts, device, logits=False) for _ in ("plain", "balanced")
         )
         for batch in loaders(split):
             features = self._embed(batch.views[0])
-            scores = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)
-            accuracy.update(scores, batch.label)
-        metrics = accuracy.compute()
-        samples = metrics.pop("samples")
-        return {"samples": samples} | {f"knn_{name}": value for name, value in metrics.items()}
+            votes = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)
+            plain.update(votes, batch.label)
+            balanced.update(votes / voters, batch.label)
+        metrics: dict = {}
+        for prefix, accuracy in (("knn_", plain), ("knn_cb_", balanced)):
+            found = accuracy.compute()
+            metrics["samples"] = found.pop("samples")
+            metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+        return metrics
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.backbone(images).float(), dim=1)

@@ -1,29 +1,65 @@
 """FixMatch (Sohn et al. 2020): what is sure in a weak view is the target of a strong view.
 
 ``view`` is the weak and ``second_view`` the strong one; ``unlabeled.share`` of each batch is
-unlabeled (7/8 in the paper).
+unlabeled (7/8 in the paper). What is evaluated, exported and labels other images is the moving
+average of the network that is trained. As in the paper's code it averages weights, and takes batch
+norm's running statistics, which are averages already, as they are.
 """
 
+import copy
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from lt_train.config.schema import labeled_batch
+from lt_train.config.schema import Config, labeled_batch
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Progress, train_top1
+from lt_train.methods.base import Counts, Progress, train_top1
 from lt_train.methods.classifier import Classifier
+from lt_train.models.moving_average import copy_buffers, follow
+from lt_train.models.weights import BACKBONE_FILE
 
 
 class Fixmatch(Classifier):
     """A classifier with a consistency loss on unlabeled samples.
 
-    Class counts are the labeled set's.
+    ``backbone`` and ``classifier`` are the moving average of ``trained``, which has one each. Class
+    counts are the labeled set's.
     """
+
+    def __init__(self, config: Config, counts: Counts):
+        super().__init__(config, counts)
+        self.trained = copy.deepcopy(self.average)
+        self.average.requires_grad_(False)
+
+    @property
+    def average(self) -> nn.Sequential:
+        return nn.Sequential(self.backbone, self.classifier)
+
+    def starting_weights(self) -> dict[str, nn.Module]:
+        return {BACKBONE_FILE: self.trained[0]}
+
+    def prepare(self) -> None:
+        """The average starts as a copy of what is trained."""
+        self.average.load_state_dict(self.trained.state_dict())
+
+    def encoders(self) -> list[nn.Module]:
+        return [self.trained[0], self.backbone]
+
+    def train(self, mode: bool = True) -> "Fixmatch":
+        super().train(mode)
+        self.average.eval()  # it takes its running statistics, and sees no training batch
+        return self
+
+    def after_step(self) -> None:
+        follow(self.average, self.trained, self.config.fixmatch.ema_momentum)
+        copy_buffers(self.average, self.trained)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         (weak, strong), labels = batch.views, batch.label
         labeled = int(batch.is_labeled.sum())  # they come first
         # all in one pass, so that batch norm sees one distribution
-        logits = self.predict(torch.cat([weak, strong[labeled:]])).float()
+        logits = self.trained(torch.cat([weak, strong[labeled:]])).float()
         unlabeled = len(weak) - labeled
         of_labeled, of_weak, of_strong = logits.split([labeled, unlabeled, unlabeled])
         confidence, pseudo_labels = of_weak.detach().softmax(1).max(1)

@@ -28,7 +28,7 @@ class Criterion(nn.Module):
         derived = {
             "log_prior": (seen / seen.sum()).log(),
             "margins": scale * ldam_margins(counts, config.max_margin),
-            "smoothing": label_smoothing(counts, config),
+            "smoothing": class_smoothing(counts, *(config.label_aware_smoothing or (0.0, 0.0))),
             "class_weights": class_weights(counts, config),
         }
         for name, value in derived.items():
@@ -53,12 +53,17 @@ class Criterion(nn.Module):
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
-    """Softmax cross-entropy, the target smoothed by ``criterion.smoothing`` (C,) of its class.
+    """Softmax cross-entropy, whose target may be smoothed in one of two ways.
 
-    The true class keeps 1 - s, the rest is shared by the other classes alike (Zhong et al. 2021).
+    label_smoothing s: every class gets s / C, the true one 1 - s more (Szegedy et al. 2016).
+    label_aware_smoothing: the true class keeps 1 - s, s being ``criterion.smoothing`` (C,) of it,
+    and each of the others gets s / (C - 1) (Zhong et al. 2021).
     """
-    if not (criterion.config.label_smoothing or criterion.config.label_aware_smoothing):
-        return F.cross_entropy(logits, labels, reduction="none")
+    config = criterion.config
+    if config.label_aware_smoothing is None:
+        return F.cross_entropy(
+            logits, labels, reduction="none", label_smoothing=config.label_smoothing
+        )
     log_probability = logits.log_softmax(1)
     true = log_probability.gather(1, labels[:, None])[:, 0]
     others = (log_probability.sum(1) - true) / max(1, logits.shape[1] - 1)
@@ -137,14 +142,11 @@ def ldam_margins(counts: torch.Tensor, max_margin: float) -> torch.Tensor:
     return max_margin * (counts.clamp(min=rarest) / rarest) ** -0.25
 
 
-def label_smoothing(counts: torch.Tensor, config: LossConfig) -> torch.Tensor:
+def class_smoothing(counts: torch.Tensor, head: float, tail: float) -> torch.Tensor:
     """How much of the target the true class gives away, by class (C,).
 
-    label_aware_smoothing (head, tail): from ``tail`` for the rarest to ``head`` for the most
-    frequent class along a quarter of a sine (Zhong et al. 2021, "concave").
+    From ``tail`` for the rarest to ``head`` for the most frequent class along a quarter of a sine
+    (Zhong et al. 2021, "concave").
     """
-    if config.label_aware_smoothing is None:
-        return torch.full_like(counts, config.label_smoothing)
-    head, tail = config.label_aware_smoothing
     place = (counts - counts.min()) / (counts.max() - counts.min()).clamp(min=1)
     return tail + (head - tail) * torch.sin(place * torch.pi / 2)

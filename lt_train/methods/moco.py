@@ -6,6 +6,9 @@ queue's pointer stays on the device, and a batch's keys enter the queue at the s
 step, so that autograd's view of the queue needs no copy. Any batch size works.
 """
 
+import logging
+import math
+
 import numpy as np
 import torch
 from torch import nn
@@ -17,8 +20,13 @@ from lt_train.distributed import all_gather_rows, all_to_all_rows, rank_and_size
 from lt_train.methods.base import Counts, Loaders, Method, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import Encoder
+from lt_train.models.moving_average import follow
 from lt_train.models.split_batch_norm import split_batch_norms
 from lt_train.random_streams import Stream, mix
+
+log = logging.getLogger(__name__)
+
+LARGEST_QUEUE = 1 / 4  # of the training set
 
 
 class Moco(Method):
@@ -52,32 +60,52 @@ class Moco(Method):
 
     def prepare(self) -> None:
         """The key encoder starts as a copy of the query encoder."""
+        self._warn_of_large_queue()
         self.key_encoder.load_state_dict(self.query_encoder.state_dict())
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         query_images, key_images = batch.views
         with torch.no_grad():
             self._enqueue_waiting()
-            self._update_key_encoder()
+            follow(self.key_encoder, self.query_encoder, self.config.moco.ema_momentum)
         queries = self.query_encoder(query_images)
         with torch.no_grad():
             keys, all_keys = self._shuffled_keys(key_images, batch.place, progress.step)
             self.waiting_keys.copy_(all_keys)
             self.has_waiting_keys.fill_(True)
 
-        positive = (queries * keys).sum(1, keepdim=True)
-        negative = queries @ self.queue.T
-        logits = torch.cat([positive, negative], 1).float() / self.config.moco.temperature
+        logits = self._logits(queries, keys)
         first = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         return {
             "loss": F.cross_entropy(logits, first),
             "contrast_top1": train_top1(logits, first),
         }
 
-    def _update_key_encoder(self) -> None:
-        momentum = self.config.moco.ema_momentum
-        keys, queries = list(self.key_encoder.parameters()), list(self.query_encoder.parameters())
-        torch._foreach_lerp_(keys, [query.detach() for query in queries], 1 - momentum)
+    def _logits(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1 + K) of a query's own key, and of all in the queue; float32.
+
+        Both kinds, since bf16's 3 digits for the queue alone put positives ahead or behind by
+        rounding. On a CPU core that computes in bf16, K = 65,536 and a batch of 128 cost the same
+        either way, forward and backward. A GPU takes float32 in full unless
+        torch.set_float32_matmul_precision allows it TF32, which would be for the queue alone again.
+        """
+        with torch.autocast(queries.device.type, enabled=False):
+            positive = (queries * keys).sum(1, keepdim=True)
+            negative = queries @ self.queue.T
+            return torch.cat([positive, negative], 1) / self.config.moco.temperature
+
+    def _warn_of_large_queue(self) -> None:
+        """Say so on rank 0 if many images stand among their own negatives, as older keys."""
+        size, images = self.config.moco.queue_size, self.counts.images
+        if images and size > images * LARGEST_QUEUE and rank_and_size()[0] == 0:
+            fitting = 2 ** max(0, math.floor(math.log2(images * LARGEST_QUEUE)))
+            log.warning(
+                "moco.queue_size=%d is more than a quarter of the %d training images: too often an "
+                "image is its own negative, which costs features; moco.queue_size=%d would fit",
+                size,
+                images,
+                fitting,
+            )
 
     def _shuffled_keys(
         self, images: torch.Tensor, place: np.ndarray, step: int

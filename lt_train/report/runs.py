@@ -15,6 +15,7 @@ from lt_train.files import read_sealed, unseal
 from lt_train.run_files import RESULT_FILE, TRAIN_AGAIN, is_number, parse_record, read_result
 
 AS_TRAINED = "as trained"  # the entry of posthoc.json that a run's own row shows already
+BALANCED_VOTES = "knn_cb_"  # prefix of the metrics of k-NN with class-balanced votes
 RUN_FILES = (RESULT_FILE, "metrics.jsonl", "config.yaml")  # any of them makes a folder a run
 SCALARS = ("top1", "balanced", "many_shot", "medium_shot", "few_shot", "ece")
 NUMBER = (int, float)
@@ -38,7 +39,7 @@ OPTIONAL = {"description": str, "seed": int, "reference_error": NUMBER, "selecte
 
 @dataclass(frozen=True)
 class Posthoc:
-    """A classifier made after training: an entry of posthoc.json."""
+    """A classifier made after training: an entry of posthoc.json, or a second one by neighbours."""
 
     name: str
     parameter: str  # such as "tau 0.7", or empty
@@ -146,13 +147,14 @@ def _parse(path: Path, content: dict, parse: Callable[[dict], Any], advice: str)
 
 
 def _read_run(name: str, folder: Path) -> Run:
-    result, split, metrics = _parse(
+    result, split, metrics, posthoc = _parse(
         folder / RESULT_FILE, read_result(folder), _checked, TRAIN_AGAIN
     )
-    selected_on, posthoc = "none", ()
+    selected_on = "none"
     file, advice = folder / "posthoc.json", "make it again"
     if file.is_file():
-        selected_on, posthoc = _parse(file, read_sealed(file, advice), _posthoc, advice)
+        selected_on, found = _parse(file, read_sealed(file, advice), _posthoc, advice)
+        posthoc += found
     log, odd = read_log(folder)
     warnings = []
     if odd:
@@ -164,8 +166,13 @@ def _read_run(name: str, folder: Path) -> Run:
     return Run(name, result, split, metrics, posthoc, selected_on, tuple(log), tuple(warnings))
 
 
-def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[str, Any]]:
-    """``result``, if it has what the report reads, and of it the split and metrics to report."""
+def _checked(
+    result: dict[str, Any],
+) -> tuple[dict[str, Any], str | None, dict[str, Any], tuple[Posthoc, ...]]:
+    """``result``, if it has what the report reads, and of it the split and metrics to report.
+
+    With them the classifier by class-balanced votes of neighbours, where it has one.
+    """
     if "stage" in result:  # what earlier versions called it
         result = {"method": result["stage"], **result}
     for key, kind in {**NEEDED, **OPTIONAL}.items():
@@ -174,7 +181,13 @@ def _checked(result: dict[str, Any]) -> tuple[dict[str, Any], str | None, dict[s
             continue
         if not isinstance(value, kind) or kind in (int, NUMBER) and not _is_finite(value):
             raise TypeError(f"'{key}' cannot be {json.dumps(value)[:40]}")
-    return result, *_reported(result["metrics"], result["headline"].removesuffix("top1"))
+    splits = result["metrics"]
+    split, metrics = _reported(splits, result["headline"].removesuffix("top1"))
+    by_votes = ()
+    if f"{BALANCED_VOTES}top1" in splits.get(split, {}):
+        reported = _reported(splits, BALANCED_VOTES)
+        by_votes = (Posthoc("k-NN, class-balanced votes", "", *reported),)
+    return result, split, metrics, by_votes
 
 
 def _is_finite(value: Any) -> bool:

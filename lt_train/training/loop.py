@@ -30,6 +30,7 @@ def training_steps(
         # engines average over ranks; ranks whose share is larger by a sample count for more
         engine.backward(outputs["loss"] * (len(batch) * world.size / config.global_batch_size))
         engine.step(schedule.lr(step))
+        engine.method.after_step()
         yield step + 1, {name: value.detach() for name, value in outputs.items()}
 
 

@@ -165,7 +165,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         pool = self.data.unlabeled_set
         pseudo = None if pool is None else _class_counts(pool)
-        counts = Counts.of(_class_counts(self.train_set), pseudo)
+        counts = Counts.of(_class_counts(self.train_set), pseudo, len(self.train_set))
         method = code_of(METHODS, self.config.method)(self.config, counts)
         if self.config.model.init_from:
             self._load_start(method)

@@ -1,12 +1,13 @@
 """The pipelines that configs/ ships: each resolves whole, each row of the paper's table is one."""
 
 import functools
+from pathlib import Path
 
 import pytest
 
 from launch.grid import list_members
 from launch.pipeline import PIPELINE_DIR, Experiment, load_experiment, make_experiment
-from lt_train.config.load import list_configs
+from lt_train.config.load import list_configs, load_config
 from lt_train.config.schema import Config
 
 REFERENCE = {  # top-1 error, %: Yang and Xu 2020, their tables and README
@@ -315,3 +316,41 @@ def test_data_lies_where_lt_train_data_points(monkeypatch):
         "/shards/cifar10_lt_100",
     )
     assert configs_of(experiment)["train"].data.root == "/shards/cifar10_lt_100"
+
+
+IMAGES = {  # of training sets, at the smallest that their recipes draw: ratio 100
+    "demo": 1_236,
+    "cifar10_lt": 12_406,
+    "cifar100_lt": 10_847,
+    "svhn_lt": 2_478,
+    "imagenet_lt": 115_846,
+    "inat18": 437_513,
+}
+
+
+def moco_configs() -> dict[str, Config]:
+    """Every config of MoCo that knows its set: single ones, and those of pipelines."""
+    found = {name: load_config(name) for name, _ in list_configs()}
+    for experiment in experiments().values():
+        for stage, config in configs_of(experiment).items():
+            found[f"{experiment.name}/{stage}"] = config
+    return {
+        name: config
+        for name, config in found.items()
+        if config.method == "moco" and config.data.root
+    }
+
+
+@pytest.mark.slow
+def test_moco_s_queue_is_at_most_a_quarter_of_the_set_but_where_one_is_published():
+    """More is warned of. ImageNet-LT's has the 65,536 keys of Yang and Xu, of 115,846 images."""
+    found = moco_configs()
+    sets = {name: Path(config.data.root).name for name, config in found.items()}
+    assert set(sets.values()) == IMAGES.keys()
+    too_large = {
+        sets[name]
+        for name, config in found.items()
+        if 4 * config.moco.queue_size > IMAGES[sets[name]]
+    }
+    assert too_large == {"imagenet_lt"}
+    assert found["moco_imagenet_lt"].moco.queue_size == 65_536

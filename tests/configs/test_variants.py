@@ -166,10 +166,14 @@ def test_the_linear_probe_is_moco_s():
 def test_methods_of_several_views_differ_in_them():
     for name in ("fixmatch_cifar10_lt", "fixmatch_imagenet_lt"):
         config = load_config(name)
-        assert config.unlabeled.share == 0.875 and (
-            config.view.randaugment_ops,
-            config.second_view.randaugment_ops,
-        ) == (0, 2)
+        assert config.unlabeled.share == 0.875 and config.fixmatch.ema_momentum == 0.999
+        weak, strong = config.view, config.second_view
+        assert (weak.randaugment_ops, weak.cutout) == (0, 0)
+        assert (strong.randaugment_ops, strong.randaugment_magnitude, strong.cutout) == (
+            2,
+            None,
+            0.5,
+        )
         assert (
             config.view.size == config.second_view.size
             and config.view.crop == config.second_view.crop

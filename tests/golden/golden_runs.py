@@ -68,6 +68,8 @@ METHODS = {  # the classifier first: cRT and LWS start from it
         *TWO_SETS,
         "unlabeled.share=0.6",
         "second_view.randaugment_ops=2",
+        "second_view.randaugment_magnitude=null",
+        "second_view.cutout=0.5",
     ],
     "sourcing": ["method=sourcing", *TWO_SETS, "unlabeled.max_samples=20"],
 }

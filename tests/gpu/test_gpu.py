@@ -134,6 +134,8 @@ def test_bf16_training_over_nccl_learns(demo_root, tmp_path):
             "method=fixmatch",
             "unlabeled.root={root}",
             "second_view.randaugment_ops=2",
+            "second_view.randaugment_magnitude=null",
+            "second_view.cutout=0.5",
             "fixmatch.threshold=0.2",
         ],
     ],

@@ -21,7 +21,7 @@ from lt_train.distributed import World
 ALONE = World()
 # a 32 x 32 image as it is
 WHOLE = ViewConfig(size=32, crop="center", resize=32, flip_probability=0.0)
-RANDAUGMENT = {"randaugment_ops": 2, "randaugment_magnitude": 15}
+RANDAUGMENT = {"randaugment_ops": 2, "randaugment_magnitude": None}
 JITTER = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8, "grayscale_probability": 0.2}
 METHOD_OF_VIEWS = {1: "classifier", 2: "moco", 3: "proco"}
 

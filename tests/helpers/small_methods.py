@@ -1,5 +1,6 @@
 """What the tests of the methods share: methods, batches for them, and steps of training."""
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -35,6 +36,9 @@ def make_method(config: Config, pseudo_counts: torch.Tensor | None = None) -> Me
     method.backbone = Pooled()
     if isinstance(getattr(method, "classifier", None), nn.Linear):
         method.classifier = nn.Linear(FEATURES, len(COUNTS))
+    if config.method == "fixmatch":
+        method.trained = copy.deepcopy(method.average)
+        method.average.requires_grad_(False)
     return method
 
 

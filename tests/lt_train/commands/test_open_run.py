@@ -3,9 +3,13 @@
 import shutil
 
 import pytest
+import torch
 
+from lt_train.commands.open_run import state_digest
 from lt_train.config.load import load_config
+from lt_train.config.schema import Config, ModelConfig, UnlabeledConfig
 from tests.helpers.commands import evaluated, logged, read, refused, run, scalars, words
+from tests.helpers.small_methods import new_method
 
 
 def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(copied):
@@ -41,6 +45,21 @@ def test_a_finished_runs_best_weights_serve_whatever_its_config_says_later(
     run(*options)  # is done already, but saves the config
     assert load_config(str(folder / "config.yaml")).run.select == "last"
     assert evaluated(folder) == read(folder)["metrics"]
+
+
+def test_weights_are_known_by_what_class_scores_come_from():
+    """FixMatch's trained network is in checkpoints alone: with it, the run's pseudo-labels would be
+    those of other weights once its checkpoints are gone.
+    """
+    pool = UnlabeledConfig("pool")
+    method = new_method(Config(method="fixmatch", unlabeled=pool, model=ModelConfig("resnet10")))
+    digest = state_digest(method)
+    with torch.no_grad():
+        method.trained[1].bias.add_(1)
+    assert state_digest(method) == digest
+    with torch.no_grad():
+        method.classifier.bias.add_(1)
+    assert state_digest(method) != digest
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,11 @@ EVERYTHING = ViewConfig(
     blur_probability=0.5,
     size=64,
     randaugment_ops=2,
+    randaugment_magnitude=None,
+    cutout=0.5,
 )
 FIELDS = ("box", "flip", "blur_sigma", "colour")
+OF_OPERATIONS = ("operation", "negative", "magnitude")
 
 
 def test_a_sample_looks_the_same_alone_as_in_any_batch():
@@ -144,10 +147,10 @@ def test_a_sample_looks_the_same_alone_as_in_any_batch():
     batch = draw(EVERYTHING, positions)
     for row, position in enumerate(positions):
         alone = draw(EVERYTHING, [position])
-        for field in FIELDS:
+        for field in (*FIELDS, "cutout"):
             ours, theirs = getattr(alone, field)[0], getattr(batch, field)[row]
             np.testing.assert_array_equal(ours, theirs, err_msg=field)
-        for field in ("operation", "negative"):
+        for field in OF_OPERATIONS:
             ours, theirs = (getattr(view.operations, field) for view in (alone, batch))
             np.testing.assert_array_equal(ours[0], theirs[row], err_msg=field)
 
@@ -160,6 +163,31 @@ def test_rand_augment_leaves_the_other_draws_as_they_are():
     for field in FIELDS:
         ours, theirs = getattr(without, field), getattr(with_it, field)
         np.testing.assert_array_equal(ours, theirs, err_msg=field)
+
+
+def test_cutout_leaves_the_other_draws_as_they_are():
+    without, with_it = (
+        draw(replace(EVERYTHING, cutout=share), np.arange(100)) for share in (0.0, 0.5)
+    )
+    assert without.cutout is None and with_it.cutout.shape == (100, 4)
+    for field in FIELDS:
+        ours, theirs = getattr(without, field), getattr(with_it, field)
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+    for field in OF_OPERATIONS:
+        ours, theirs = (getattr(view.operations, field) for view in (without, with_it))
+        np.testing.assert_array_equal(ours, theirs, err_msg=field)
+
+
+def test_cutout_is_a_square_of_any_size_up_to_its_share_about_any_pixel():
+    boxes = draw(ViewConfig(size=64, cutout=0.5), np.arange(20_000)).cutout
+    assert (boxes >= 0).all() and (boxes <= 64).all()
+    (height, width), middle = (boxes[:, 2:] - boxes[:, :2]).T, (boxes[:, 2:] + boxes[:, :2]) / 2
+    assert np.abs(middle.mean(0) - 32).max() < 4 * 64 / np.sqrt(12 * len(boxes))
+    whole = (np.abs(middle - 32) < 16).all(1)  # so far from the border that nothing is cut off
+    sides = height[whole]
+    assert (sides == width[whole]).all() and (sides.min(), sides.max()) == (0, 32)
+    assert abs(sides.mean() - 16) < 4 * 32 / np.sqrt(12 * len(sides))
+    assert 0.2 < whole.mean() < 0.3 and (height != width).any()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +207,8 @@ def test_views_seeds_and_positions_are_drawn_independently(other):
 def test_transforms_of_one_sample_are_drawn_independently():
     view = draw(EVERYTHING, np.arange(4000))
     height, width = (view.box[:, 2:] - view.box[:, :2]).T
-    draws = [height * width, view.flip, view.blur_sigma > 0, view.colour[:, 0, 0]]
+    cutout = view.cutout[:, 2:].sum(1)
+    draws = [height * width, view.flip, view.blur_sigma > 0, view.colour[:, 0, 0], cutout]
     correlations = np.corrcoef(draws)[np.triu_indices(len(draws), 1)]
     assert np.abs(correlations).max() < 4 / np.sqrt(4000)
 

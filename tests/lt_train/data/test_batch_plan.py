@@ -42,7 +42,8 @@ def test_both_loaders_give_the_same_samples(small, sampler):
         assert np.bincount(labels(dali)).tolist() == [10] * 4
 
 
-OPTIONS = {"plain": {}, "jitter": JITTER, "randaugment": RANDAUGMENT}
+STRONG = {**RANDAUGMENT, "cutout": 0.5}
+OPTIONS = {"plain": {}, "jitter": JITTER, "strong": STRONG}
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -54,7 +55,7 @@ def test_views_do_not_depend_on_the_number_of_ranks(small, loader, ranks, option
 
 
 def test_views_do_not_depend_on_the_batch_size(small, loader):
-    config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **RANDAUGMENT))
+    config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **STRONG))
     by_ten = train(config, views=2)
     by_twenty = train(replace(config, global_batch_size=20), views=2, last=2)
     assert sample_ids(by_ten) == sample_ids(by_twenty)
@@ -80,7 +81,7 @@ def test_later_views_follow_second_view(small, loader, ranks):
 
 
 def test_a_second_view_like_the_first_changes_nothing(small, loader):
-    config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **RANDAUGMENT))
+    config = configure(small.root, loader, ViewConfig(size=32, **JITTER, **STRONG))
     same = replace(config, second_view=config.view)
     assert_same_batches(train(same, views=2), train(config, views=2))
 

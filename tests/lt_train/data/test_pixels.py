@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lt_train.data.augment import View
+from lt_train.data.pixels import PIXEL_MEAN
 from lt_train.data.rand_augment import apply_operations
 from tests.helpers.loading import (
     JITTER,
@@ -47,6 +48,19 @@ def test_rand_augment_reaches_the_pixels_before_colour(small, loader):
     augmented = apply_operations(torch.from_numpy(pixels), view.operations).double().numpy()
     expected = np.clip(coloured(view, augmented), 0, 255)
     np.testing.assert_allclose(grey_levels(batches), expected, rtol=0, atol=1e-2)
+
+
+def test_cutout_makes_a_square_grey_after_all_else(small, loader):
+    """Of the mean pixel, whatever flips and colour do; by both loaders alike."""
+    other = replace(WHOLE, flip_probability=0.5, **RANDAUGMENT, **JITTER)
+    config = configure(small.root, loader, replace(other, cutout=0.9))
+    batches = train(config)
+    expected = grey_levels(train(replace(config, view=other)))
+    for image, (top, left, bottom, right) in zip(expected, drawn(config, batches).cutout):
+        image[top:bottom, left:right] = PIXEL_MEAN
+    actual = grey_levels(batches)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+    assert 0.02 < (actual == PIXEL_MEAN).all(3).mean() < 0.5
 
 
 def test_evaluation_gives_every_pixel_as_it_was(small, loader):

@@ -9,6 +9,7 @@ from torchvision.transforms.autoaugment import _apply_op
 
 from lt_train.data.augment import Uniforms
 from lt_train.data.rand_augment import (
+    GRADED,
     LARGEST_MAGNITUDE,
     OPERATIONS,
     SIGNED,
@@ -39,9 +40,10 @@ def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Te
     """The drawn operations one after the other on a single image (H, W, 3)."""
     space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, tuple(image.shape[:2]))
     image = image.permute(2, 0, 1).contiguous()
-    for operation, negative in zip(drawn.operation[row], drawn.negative[row]):
+    columns = zip(drawn.operation[row], drawn.negative[row], drawn.magnitude[row])
+    for operation, negative, level in columns:
         name = THEIR_NAMES[operation]
-        magnitude = float(space[name][0][drawn.magnitude]) if space[name][0].ndim else 0.0
+        magnitude = float(space[name][0][level]) if space[name][0].ndim else 0.0
         signed = -magnitude if negative else magnitude
         image = _apply_op(image, name, signed, InterpolationMode.NEAREST, None)
     return image.permute(1, 2, 0)
@@ -51,6 +53,7 @@ def test_operations_are_those_of_torchvision():
     space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, (32, 32))
     assert list(space) == THEIR_NAMES
     assert [signed for _, signed in space.values()] == SIGNED.tolist()
+    assert [levels.ndim == 1 for levels, _ in space.values()] == GRADED.tolist()
     assert [name.replace("_", "") for name in NAMES] == list(map(str.lower, THEIR_NAMES))
 
 
@@ -63,14 +66,15 @@ def test_every_operation_gives_torchvisions_pixels(operation, side):
     operations, negative = np.full_like(signs, operation, np.int64), signs & SIGNED[operation]
     for start in (pixels, pixels.flip(0)):
         for magnitude in (0, 1, 2, 7, 10, 15, 23, 30):
-            drawn = Operations(operations, negative, magnitude)
+            drawn = Operations(operations, negative, np.full_like(operations, magnitude))
             images = [by_torchvision(image, drawn, row) for row, image in enumerate(start)]
             assert torch.equal(apply_operations(start, drawn), torch.stack(images)), magnitude
 
 
-def test_operations_of_a_mixed_batch_follow_one_another():
+@pytest.mark.parametrize("magnitude", [9, None])
+def test_operations_of_a_mixed_batch_follow_one_another(magnitude):
     pixels = pictures(32).repeat(12, 1, 1, 1)
-    drawn = draw_operations(3, 9, Uniforms(0, np.arange(len(pixels)), 0))
+    drawn = draw_operations(3, magnitude, Uniforms(0, np.arange(len(pixels)), 0))
     before = pixels.clone()
     expected = torch.stack([by_torchvision(image, drawn, row) for row, image in enumerate(pixels)])
     assert torch.equal(apply_operations(pixels, drawn), expected)
@@ -81,15 +85,16 @@ def alone(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
     """Each sample in a batch of its own."""
 
     def apply(row: slice) -> torch.Tensor:
-        own = Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude)
+        own = Operations(drawn.operation[row], drawn.negative[row], drawn.magnitude[row])
         return apply_operations(pixels[row], own)
 
     return torch.cat([apply(slice(row, row + 1)) for row in range(len(pixels))])
 
 
-def test_a_sample_is_the_same_alone_as_in_a_batch():
+@pytest.mark.parametrize("magnitude", [30, None])
+def test_a_sample_is_the_same_alone_as_in_a_batch(magnitude):
     pixels = pictures(45).repeat(6, 1, 1, 1)
-    drawn = draw_operations(2, 30, Uniforms(1, np.arange(len(pixels)), 1))
+    drawn = draw_operations(2, magnitude, Uniforms(1, np.arange(len(pixels)), 1))
     assert torch.equal(apply_operations(pixels, drawn), alone(pixels, drawn))
 
 
@@ -110,7 +115,7 @@ def test_contrast_of_large_images_does_not_depend_on_the_batch(two_threads):
     noise = torch.cat([noise, 2 * 206 - noise], 1)[:, torch.randperm(160_000, generator=generator)]
     pixels = noise.to(torch.uint8).view(2, 400, 400, 1).expand(-1, -1, -1, 3)
     contrast = np.full((len(pixels), 1), NAMES.index("contrast"))
-    drawn = Operations(contrast, np.zeros_like(contrast, bool), 10)
+    drawn = Operations(contrast, np.zeros_like(contrast, bool), np.full_like(contrast, 10))
     assert torch.equal(apply_operations(pixels, drawn), alone(pixels, drawn))
 
 
@@ -128,3 +133,22 @@ def test_operations_and_signs_are_drawn_equally_often():
     pairs = np.bincount(drawn.operation @ [14, 1], minlength=196)
     chi_square = ((pairs - samples / 196) ** 2 / (samples / 196)).sum()
     assert abs(chi_square - 195) < 4 * np.sqrt(2 * 195), "first and second independently"
+
+
+def test_magnitudes_are_those_asked_for_or_drawn_anew_for_each_operation():
+    samples = 31_000
+    fixed, random = (
+        draw_operations(2, magnitude, Uniforms(0, np.arange(samples), 0)) for magnitude in (7, None)
+    )
+    np.testing.assert_array_equal(fixed.operation, random.operation)
+    np.testing.assert_array_equal(fixed.negative, random.negative)
+    graded = GRADED[fixed.operation]
+    assert set(fixed.magnitude[graded]) == {7}
+    for column in (0, 1):
+        counts = np.bincount(random.magnitude[graded[:, column], column])
+        expected = graded[:, column].sum() / 31
+        assert len(counts) == 31 and np.abs(counts - expected).max() < 4 * np.sqrt(expected)
+    both = graded.all(1)
+    columns = [random.magnitude[both], random.operation[both], random.negative[both]]
+    together = np.corrcoef(np.concatenate(columns, 1).T)[:2]
+    assert np.abs(together - np.eye(2, 6)).max() < 4 / np.sqrt(both.sum())

@@ -14,6 +14,7 @@ from lt_train.config.schema import (
     Config,
     EngineConfig,
     FixmatchConfig,
+    KnnConfig,
     LossConfig,
     ModelConfig,
     ProcoConfig,
@@ -24,12 +25,14 @@ from lt_train.config.schema import (
 )
 from lt_train.data.batch import Batch
 from lt_train.distributed import World, all_reduce_, rank_share
-from lt_train.methods.base import Method
+from lt_train.methods.base import Counts, Method
+from lt_train.methods.rotation import Rotation
 from lt_train.training.engine import make_engine
 from tests.helpers.batches import make_batch, rows_of
 from tests.helpers.ranks import run_on_ranks
 from tests.helpers.small_methods import (
     COUNTS,
+    Pooled,
     make_images,
     make_labels,
     make_method,
@@ -57,7 +60,9 @@ SETTINGS = {
         semi=SemiConfig(2.0),
         unlabeled=LABELED_POOL,
     ),
-    "fixmatch": Config(method="fixmatch", fixmatch=FixmatchConfig(threshold=0.4), unlabeled=POOL),
+    "fixmatch": Config(
+        method="fixmatch", fixmatch=FixmatchConfig(threshold=0.4, ema_momentum=0.5), unlabeled=POOL
+    ),
     "rotation": Config(method="rotation"),
     "rotation, all four": Config(method="rotation", rotation=RotationConfig(all_four=True)),
 }
@@ -126,6 +131,7 @@ def trained(config: Config, world: World, steps: int = 2) -> Method:
         loss = engine.forward(batch, progress_of(method, step))["loss"]
         engine.backward(loss * (len(batch) * world.size / BATCH))
         engine.step(0.1)
+        method.after_step()
     return method
 
 
@@ -142,7 +148,7 @@ def test_two_steps_change_what_trains_and_nothing_else(config):
         in_backbone = {name for name in buffers if name.startswith("backbone.")}
         assert frozen and changed == before.keys() - frozen - in_backbone
     else:
-        assert not frozen and changed == before.keys()
+        assert changed == before.keys() and bool(frozen) == (config.method == "fixmatch")
 
 
 def test_every_trained_weight_gets_a_gradient(config):
@@ -182,6 +188,31 @@ def test_evaluation_scores_every_sample_in_bf16_too(config):
     assert metrics["samples"] == 8 and 0 <= metrics[method.headline] <= 100
 
 
+def test_balanced_votes_find_a_tail_that_plain_votes_do_not():
+    """90 samples against 10 on two directions that three in five of the tail have to themselves:
+    among all neighbours, each direction's class is that of the larger share, not number.
+    """
+    knn, model = KnnConfig(k=200, temperature=0.5), ModelConfig("resnet32_cifar")
+    config = Config(method="rotation", knn=knn, model=model)
+    method = Rotation(config, Counts.of(torch.tensor([90, 10])))
+    method.backbone = Pooled()
+    angles = torch.tensor([0.0, torch.pi / 3])  # exp(similarity / temperature) differs e-fold
+    colours = torch.stack([angles.cos(), angles.sin(), torch.zeros(2)], 1)
+
+    def batch(head: tuple[int, int], tail: tuple[int, int]) -> Batch:
+        """So many images of the first and of the second direction, of each class."""
+        directions = torch.tensor([0, 1, 0, 1]).repeat_interleave(torch.tensor([*head, *tail]))
+        labels = torch.tensor([0, 1]).repeat_interleave(torch.tensor([sum(head), sum(tail)]))
+        return make_batch([colours[directions][..., None, None].expand(-1, -1, 4, 4)], labels)
+
+    splits = {"train": [batch((80, 10), (4, 6))], "val": [batch((8, 1), (4, 6))]}
+    metrics = method.evaluate_knn(splits.__getitem__, "val")
+    assert metrics["knn_per_class"] == [100, 0]
+    assert metrics["knn_cb_per_class"] == [pytest.approx(100 * 8 / 9, abs=1e-3), 60]
+    assert (metrics["knn_balanced"], metrics["samples"]) == (50, 19)
+    assert metrics["knn_cb_balanced"] == pytest.approx(50 * 8 / 9 + 30, abs=1e-3)
+
+
 # several ranks
 
 
@@ -192,7 +223,8 @@ def gradient_of(config: Config, rank: int, size: int) -> torch.Tensor:
     batch = share_of(global_batch(config, 3), config, rank, size)
     loss = method(batch, progress_of(method, 3))["loss"]
     (loss * (len(batch) * size / BATCH)).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in method.parameters()]) / size
+    trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    return torch.cat([parameter.grad.flatten() for parameter in trained]) / size
 
 
 def mean_gradients(world: World) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """FixMatch against Sohn et al. 2020, on one rank and on several."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -10,8 +11,11 @@ from torch.nn import functional as F
 from lt_train.config.schema import (
     Config,
     DataConfig,
+    EngineConfig,
     FixmatchConfig,
     LossConfig,
+    ModelConfig,
+    OptimConfig,
     UnlabeledConfig,
     ViewConfig,
 )
@@ -19,14 +23,25 @@ from lt_train.data.batch import Batch
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from lt_train.methods.base import Method
+from lt_train.models.backbones import make_backbone
+from lt_train.models.weights import BACKBONE_FILE, export_weights, load_weights
+from lt_train.training.engine import Engine, make_engine
+from lt_train.training.loop import training_steps
+from lt_train.training.optim import Schedule
 from tests.helpers.batches import make_batch
 from tests.helpers.small_methods import (
     COUNTS,
     FEATURES,
     make_images,
     make_method,
+    new_method,
     progress_of,
+    state_of,
+    statistics_of,
+    weights_of,
 )
+
+MOMENTUM = 0.6
 
 
 def fixmatch_method(threshold: float = 0.6, **changes) -> Method:
@@ -81,11 +96,11 @@ def test_fixmatch_finds_labeled_samples_where_the_loaders_put_them(small, size):
         eval_view=view,
         global_batch_size=11,
     )
-    method.classifier, supervised, consistency = nn.Linear(FEATURES, 4), [], []
+    method.trained[1], supervised, consistency = nn.Linear(FEATURES, 4), [], []
     total = 0.0
     for rank in range(size):
         (batch,) = RunData(method.config, World(rank, size)).train(0, 1)
-        weak, strong = (method.predict(images) for images in batch.views)
+        weak, strong = (method.trained(images) for images in batch.views)
         known = batch.label >= 0
         supervised.append(F.cross_entropy(weak[known], batch.label[known], reduction="none"))
         targets = weak[~known].argmax(1)
@@ -94,3 +109,94 @@ def test_fixmatch_finds_labeled_samples_where_the_loaders_put_them(small, size):
     assert sum(map(len, supervised)) == 4 and sum(map(len, consistency)) == 7
     expected = torch.cat(supervised).mean() + 0.5 * torch.cat(consistency).mean()
     torch.testing.assert_close(total, expected)
+
+
+# the moving average
+
+
+def averaging_config(momentum: float = MOMENTUM) -> Config:
+    return Config(
+        method="fixmatch",
+        fixmatch=FixmatchConfig(0.4, ema_momentum=momentum),
+        unlabeled=UnlabeledConfig("pool", share=0.6),
+        global_batch_size=5,
+        model=ModelConfig("resnet32_cifar"),
+        engine=EngineConfig(precision="fp32"),
+        optim=OptimConfig(lr=0.05, scale_lr=False),
+    )
+
+
+def started(config: Config, seed: int = 0) -> Engine:
+    method = new_method(config, seed=seed)
+    method.prepare()
+    return make_engine(config, method, World())
+
+
+def steps_of(engine: Engine, steps: range) -> Iterator:
+    """THE loop's steps over batches that differ."""
+    views = [[make_images(5, 10 * step + view, 16) for view in (0, 1)] for step in steps]
+    labels = torch.tensor([2, 0, -1, -1, -1])
+    batches = [make_batch(pair, labels) for pair in views]
+    return training_steps(engine, batches, Schedule(engine.config, 100), steps.start)
+
+
+def test_the_average_follows_the_trained_weights_and_has_their_running_statistics():
+    """Sohn et al. 2020: evaluated is the exponential moving average of the weights."""
+    engine = started(averaging_config())
+    method = engine.method
+    expected = weights_of(method.trained)
+    assert expected.keys() == weights_of(method.average).keys()
+    for _ in steps_of(engine, range(3)):
+        for name, trained in weights_of(method.trained).items():
+            expected[name] = MOMENTUM * expected[name] + (1 - MOMENTUM) * trained
+        for name, value in weights_of(method.average).items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6, msg=name)
+        trained, averaged = statistics_of(method.trained), statistics_of(method.average)
+        assert all(value.equal(averaged[name]) for name, value in trained.items())
+        assert (averaged["0.bn1.running_mean"] != 0).any()
+    apart = (method.average[1].weight - method.trained[1].weight.detach()).abs().max()
+    assert float(apart) > 1e-4
+    assert all(parameter.grad is None for parameter in method.average.parameters())
+
+
+def test_the_average_is_what_is_evaluated_and_exported(tmp_path):
+    engine = started(averaging_config())
+    list(steps_of(engine, range(3)))
+    method, images = engine.method.eval(), make_images(6, side=16)
+    with torch.no_grad():
+        expected = method.classifier(method.backbone(images))
+        assert method.predict(images).equal(expected)
+        assert not method.trained(images).allclose(expected, rtol=1e-3)
+    export_weights(method.backbone, tmp_path / BACKBONE_FILE, {})
+    backbone = make_backbone("resnet32_cifar").eval()
+    load_weights(backbone, tmp_path)
+    torch.testing.assert_close(method.classifier(backbone(images)), expected)
+
+
+def test_with_momentum_0_the_average_is_the_trained_network_itself():
+    engine = started(averaging_config(0.0))
+    for _ in steps_of(engine, range(2)):
+        trained, averaged = (state_of(n) for n in (engine.method.trained, engine.method.average))
+        assert all(value.equal(averaged[name]) for name, value in trained.items())
+
+
+def test_starting_weights_go_into_the_trained_network_and_its_average_alike():
+    method = new_method(averaging_config())
+    other = make_backbone("resnet32_cifar")
+    method.starting_weights()[BACKBONE_FILE].load_state_dict(other.state_dict())
+    method.prepare()
+    for backbone in (method.backbone, method.trained[0]):
+        assert all(
+            value.equal(backbone.state_dict()[name]) for name, value in state_of(other).items()
+        )
+
+
+def test_an_interrupted_run_has_the_same_average_bit_for_bit(tmp_path):
+    whole, first, second = (started(averaging_config(), seed) for seed in (0, 0, 1))
+    list(steps_of(whole, range(4)))
+    list(steps_of(first, range(2)))
+    first.save(tmp_path)
+    second.load(tmp_path)
+    list(steps_of(second, range(2, 4)))
+    expected, actual = state_of(whole.method), state_of(second.method)
+    assert all(value.equal(actual[name]) for name, value in expected.items())

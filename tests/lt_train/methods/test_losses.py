@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from lt_train.config.schema import LOSSES, LossConfig
 from lt_train.methods.losses import (
     Criterion,
+    class_smoothing,
     class_weights,
-    label_smoothing,
     ldam_margins,
     weighted_mean,
 )
@@ -111,38 +111,47 @@ def test_logit_adjustment_adds_tau_times_the_log_prior(tau):
     assert actual == pytest.approx(mean_over(logits, labels, adjusted), rel=1e-5)
 
 
-def smoothed(row: list[float], label: int, smoothing: float) -> float:
+@pytest.mark.parametrize("smoothing", [0.1, 0.4])
+@pytest.mark.parametrize("name", ["cross_entropy", "balanced_softmax"])
+def test_label_smoothing_gives_every_class_alike_the_true_one_too(name, smoothing):
+    """Szegedy et al. 2016, and torch's own."""
+    logits, labels = make_batch()
+    prior = (COUNTS / COUNTS.sum()).log() if name == "balanced_softmax" else torch.zeros(4)
+
+    def smoothed(row: list[float], label: int) -> float:
+        losses = [softmax_loss(row, index) for index in range(len(row))]
+        return (1 - smoothing) * losses[label] + smoothing * sum(losses) / len(row)
+
+    actual = loss_of(LossConfig(name, label_smoothing=smoothing), logits, labels)
+    expected = mean_over(logits + prior, labels, smoothed)
+    assert actual == pytest.approx(expected, rel=1e-5)
+    torchs = F.cross_entropy(logits + prior, labels, label_smoothing=smoothing)
+    assert actual == pytest.approx(float(torchs), rel=1e-6)
+
+
+def among_the_others(row: list[float], label: int, smoothing: float) -> float:
     losses = [softmax_loss(row, index) for index in range(len(row))]
     of_others = (sum(losses) - losses[label]) / (len(row) - 1)
     return (1 - smoothing) * losses[label] + smoothing * of_others
 
 
-def test_label_smoothing_shares_it_among_the_other_classes():
-    logits, labels = make_batch()
-    actual = loss_of(LossConfig(label_smoothing=0.2), logits, labels)
-    expected = mean_over(logits, labels, lambda row, label: smoothed(row, label, 0.2))
-    assert actual == pytest.approx(expected, rel=1e-5)
-    # torch shares it among all classes, the true one too
-    torchs = F.cross_entropy(logits, labels, label_smoothing=0.2 * 4 / 3)
-    assert actual == pytest.approx(float(torchs), rel=1e-5)
-
-
 def test_label_aware_smoothing_goes_from_the_tails_to_the_heads_along_a_sine():
     counts = torch.tensor([4.0, 400.0, 30.0, 120.0, 202.0, 30.0])
     config = LossConfig(label_aware_smoothing=(0.4, 0.1))
-    smoothing = label_smoothing(counts.double(), config)
+    smoothing = class_smoothing(counts.double(), 0.4, 0.1)
     assert smoothing[:2].tolist() == pytest.approx([0.1, 0.4])
     assert smoothing[4].item() == pytest.approx(0.1 + 0.3 * math.sin(math.pi / 4))
     assert (smoothing[counts.argsort()].diff() >= 0).all() and smoothing[2] == smoothing[5]
     logits, labels = make_batch(classes=6)
     own = smoothing.tolist()
-    expected = mean_over(logits, labels, lambda row, label: smoothed(row, label, own[label]))
+    expected = mean_over(
+        logits, labels, lambda row, label: among_the_others(row, label, own[label])
+    )
     assert loss_of(config, logits, labels, class_counts=counts) == pytest.approx(expected, rel=1e-5)
 
 
 def test_classes_of_one_size_are_smoothed_alike():
-    config = LossConfig(label_aware_smoothing=(0.4, 0.1))
-    smoothing = label_smoothing(torch.full((3,), 7.0), config)
+    smoothing = class_smoothing(torch.full((3,), 7.0), 0.4, 0.1)
     assert smoothing.tolist() == pytest.approx([0.1] * 3)
 
 

@@ -1,6 +1,6 @@
 """MoCo against a straight-line implementation, on one rank and on several."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -177,6 +177,44 @@ def test_contrast_top1_is_the_share_of_positives_ahead_of_the_whole_queue():
         keys = method.key_encoder(batch.views[1])
     ahead = [bool((query @ key > method.queue @ query).all()) for query, key in zip(queries, keys)]
     assert float(outputs["contrast_top1"]) == 100 * np.mean(ahead)
+
+
+def test_positives_and_negatives_are_compared_in_float32_inside_bf16_autocast():
+    """A key that stands in the queue too has the very logit of its positive, up to float32's
+    rounding; bf16 has 3 digits.
+    """
+    method = make_method(make_config(8)).eval()
+    batch = global_batch(8, 0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        method(batch, progress_of(method, 0))
+        queries = method.query_encoder(batch.views[0])
+        keys = method.waiting_keys
+        method.queue[: len(keys)] = keys
+        logits = method._logits(queries, keys)
+    positive, negative = logits[:, 0], logits[:, 1 : 1 + len(keys)].diagonal()
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(negative, positive, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("queue_size", "images", "fitting"),
+    [(4096, 12_406, 2048), (65_536, 115_846, 16_384), (3, 10, 2), (2, 3, 1)],
+)
+def test_a_queue_of_more_than_a_quarter_of_the_set_is_warned_of(
+    caplog, queue_size, images, fitting
+):
+    moco = replace(make_config(4).moco, queue_size=queue_size)
+    method = Moco(replace(make_config(4), moco=moco), Counts.of(CLASS_COUNTS, images=images))
+    method.prepare()
+    (warning,) = caplog.messages
+    assert f"moco.queue_size={queue_size} is more than a quarter of the {images} " in warning
+    assert f"moco.queue_size={fitting} would fit" in warning and "\n" not in warning
+
+
+@pytest.mark.parametrize("images", [0, 40, 41])
+def test_no_word_of_a_queue_that_fits_or_of_a_set_that_is_not_known(caplog, images):
+    Moco(make_config(4), Counts.of(CLASS_COUNTS, images=images)).prepare()
+    assert not caplog.messages
 
 
 def test_permutation_depends_on_seed_and_step_alone():

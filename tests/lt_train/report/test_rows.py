@@ -126,6 +126,17 @@ def test_posthoc_classifiers_are_rows_of_their_own(tmp_path):
     assert "unfair: NCM" in rows and "tainted: NCM †" in rows
 
 
+def test_neighbours_with_class_balanced_votes_are_a_row_beside_the_plain_ones(tmp_path):
+    for seed, top1 in enumerate((60.0, 64.0)):
+        plain, balanced = split_metrics(50.0, "knn_", few_shot=0.0), split_metrics(top1, "knn_cb_")
+        metrics = {"test": {**plain, **balanced}}
+        write_run(tmp_path / f"moco-seed{seed}", metrics, headline="knn_top1", seed=seed)
+    rows = table_of(report(tmp_path)[0])
+    assert cells(rows["moco (k-NN)"], "top-1", "few") == ["50.0 ± 0.0", "0.0 ± 0.0"]
+    balanced = rows["moco: k-NN, class-balanced votes"]
+    assert cells(balanced, "top-1", "few", "seeds") == ["62.0 ± 2.8", "40.0 ± 0.0", "2"]
+
+
 def test_posthoc_classifiers_of_several_seeds_share_a_row_that_names_all_parameters(tmp_path):
     for seed, (tau, top1) in enumerate((("tau 0.6", 70.0), ("tau 0.8", 74.0))):
         write_run(tmp_path / f"ce-seed{seed}", seed=seed)
