@@ -12,7 +12,7 @@ from rich.table import Table
 from launch.cluster import is_live, job_states, slurm, waiting
 from launch.submission import Submitted, own_jobs, read_submission
 from lt_train.errors import UserError
-from lt_train.run_files import parse_record
+from lt_train.run_files import parse_log
 
 COLUMNS = ("stage", "job", "state", "restarts", "step", "images/s", "left")
 POLL_SECONDS = 5.0
@@ -33,14 +33,13 @@ class Progress:
 def read_progress(run_dir: str) -> Progress | None:
     """How far a run is; None before its first logged step."""
     try:
-        lines = (Path(run_dir) / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        records, _ = parse_log((Path(run_dir) / "metrics.jsonl").read_bytes())
     except OSError:
         return None
-    for line in reversed(lines):
+    for _, record in reversed(records):
         try:
-            record = parse_record(line)
             return Progress(*(_finite(record[field.name]) for field in fields(Progress)))
-        except (ValueError, KeyError):  # an evaluation, or a line that is still being written
+        except (ValueError, KeyError):  # an evaluation
             continue
     return None
 

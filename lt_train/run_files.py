@@ -50,18 +50,32 @@ def write_record(record: dict[str, Any]) -> bytes:
     return json.dumps({**record, LINE_CHECKSUM: zlib.crc32(canonical(record))}).encode() + b"\n"
 
 
-def parse_record(line: bytes) -> dict[str, Any]:
-    """The record of a line of metrics.jsonl: a step, numbers by name and, of an evaluation, its
-    split.
+def parse_log(content: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
+    """The lines of metrics.jsonl that hold a record, each with it, and those that hold none.
 
-    A :class:`ValueError` if it is anything else, has no end, or is not as it was written; lines of
-    earlier versions have no checksum.
+    A record is a step, numbers by name and, of an evaluation, its split. Lines of earlier versions
+    have no checksum; behind a line with one, a line without has lost it.
     """
+    records, odd, checked = [], [], False
+    for line in content.splitlines(keepends=True):
+        try:
+            record, has_one = _parse_record(line)
+            if checked and not has_one:
+                raise ValueError("it has lost its checksum")
+        except ValueError:
+            odd.append(line)
+        else:
+            checked = has_one
+            records.append((line, record))
+    return records, odd
+
+
+def _parse_record(line: bytes) -> tuple[dict[str, Any], bool]:
+    """The record of a line, and whether it had a checksum; a ValueError if it is none."""
     record = parse_object(line)
-    if has_checksum(record, LINE_CHECKSUM):
-        checksum = record.pop(LINE_CHECKSUM, None)
-        if checksum != zlib.crc32(canonical(record)):
-            raise ValueError("it does not match its checksum")
+    has_one = has_checksum(record, LINE_CHECKSUM)
+    if has_one and record.pop(LINE_CHECKSUM, None) != zlib.crc32(canonical(record)):
+        raise ValueError("it does not match its checksum")
     if not line.endswith(b"\n") or type(record.get("step")) is not int:
         raise ValueError("it is cut short, or has no step")
     if not isinstance(record.get("split", ""), str):
@@ -69,7 +83,7 @@ def parse_record(line: bytes) -> dict[str, Any]:
     for name, value in record.items():
         if name != "split" and not is_number(value):
             raise ValueError(f"its {name} is no number")
-    return record
+    return record, has_one
 
 
 def is_number(value: Any) -> bool:

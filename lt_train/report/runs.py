@@ -12,7 +12,7 @@ import numpy as np
 
 from lt_train.errors import UserError, unreadable
 from lt_train.files import read_sealed, unseal
-from lt_train.run_files import RESULT_FILE, TRAIN_AGAIN, is_number, parse_record, read_result
+from lt_train.run_files import RESULT_FILE, TRAIN_AGAIN, is_number, parse_log, read_result
 
 AS_TRAINED = "as trained"  # the entry of posthoc.json that a run's own row shows already
 BALANCED_VOTES = "knn_cb_"  # prefix of the metrics of k-NN with class-balanced votes
@@ -241,18 +241,13 @@ def read_log(folder: Path) -> tuple[list[dict], int]:
     """
     path = folder / "metrics.jsonl"
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        records, odd = parse_log(path.read_bytes())
     except FileNotFoundError:
         return [], 0
     except OSError as error:
         raise unreadable(error, f"cannot read {path}: {error.strerror}") from error
-    records, odd = [], 0
-    for line in lines:
-        try:
-            records.append(parse_record(line))
-        except ValueError:
-            odd += line.endswith(b"\n")
-    return records, odd
+    whole = [line for line in odd if line.endswith(b"\n")]
+    return [record for _, record in records], len(whole)
 
 
 def _progress(folder: Path) -> str:

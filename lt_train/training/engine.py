@@ -114,6 +114,8 @@ class DDPEngine(Engine):
         self.wrapped = self.accelerator.prepare_model(method)
         if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             raise RuntimeError("accelerate did not wrap the method for several ranks")
+        if world.size > 1:
+            fix_buckets(self.wrapped, self.trained)
         self._statistics = SharedStatistics(method, world)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -199,6 +201,32 @@ def _has_local_rank(world: World) -> Iterator[None]:
     finally:
         if is_mine:
             del os.environ["LOCAL_RANK"]
+
+
+def fix_buckets(
+    wrapped: nn.parallel.DistributedDataParallel, parameters: list[nn.Parameter]
+) -> None:
+    """Have DDP sum the gradients of every step in one order, from the first on. Collective.
+
+    It sums the first backward pass in one bucket, and all later ones in buckets filled as the
+    gradients of the first came in. On three ranks or more another order rounds otherwise, so that a
+    resumed run, which has a first pass of its own, would leave its course. That pass is had here,
+    without gradients, in the order that DDP itself takes for the likely one: from the last
+    parameter to the first.
+    """
+    method, forward = wrapped.module, vars(wrapped.module).get("forward")
+
+    def touch(_) -> torch.Tensor:
+        sums = [parameter.sum() for parameter in parameters]
+        return torch.stack(sums).sum() * 0
+
+    method.forward = touch
+    wrapped(parameters[0].new_zeros(())).backward()
+    del method.forward
+    if forward is not None:  # accelerate's, for bf16
+        method.forward = forward
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class SharedStatistics:

@@ -18,7 +18,7 @@ from rich.progress import (
 
 from lt_train.console import Every, console, say
 from lt_train.files import write_atomically
-from lt_train.run_files import parse_record, write_record
+from lt_train.run_files import parse_log, write_record
 
 log = logging.getLogger(__name__)
 
@@ -134,13 +134,9 @@ class Monitor:
         """
         if not self._file.exists():
             return set()
-        kept, evaluated, odd = [], set(), 0
-        for line in self._file.read_bytes().splitlines(keepends=True):
-            try:
-                record = parse_record(line)
-            except ValueError:
-                odd += 1
-                continue
+        records, odd = parse_log(self._file.read_bytes())
+        kept, evaluated = [], set()
+        for line, record in records:
             evaluation = (record["step"], record.get("split"))
             if record["step"] > step or evaluation in evaluated:
                 continue
@@ -148,7 +144,7 @@ class Monitor:
             if "split" in record:
                 evaluated.add(evaluation)
         if odd:
-            log.warning("%s: %d unreadable line(s) are dropped", self._file, odd)
+            log.warning("%s: %d unreadable line(s) are dropped", self._file, len(odd))
         self._check()
         write_atomically(self._file, b"".join(kept))
         return evaluated

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lt_train.__main__ import main
 from lt_train.errors import exit_status
-from lt_train.run_files import parse_record
+from lt_train.run_files import parse_log
 from tests.helpers.pictures import encode
 
 CLASSES, TRAIN, HELD_OUT = 4, [24, 12, 6, 3], 6  # 45 images: 5 steps of 9 an epoch
@@ -101,10 +101,10 @@ def evaluated(folder: Path, *more: str | Path) -> dict:
 
 
 def logged(folder: Path, split: str, step: int) -> dict:
-    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    records = [parse_record(line) for line in lines]
+    records, odd = parse_log((folder / "metrics.jsonl").read_bytes())
+    assert not odd
     (found,) = [
-        record for record in records if (record.get("split"), record["step"]) == (split, step)
+        record for _, record in records if (record.get("split"), record["step"]) == (split, step)
     ]
     return {name: value for name, value in found.items() if name not in ("step", "split")}
 
