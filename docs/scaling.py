@@ -233,7 +233,7 @@ def _measure(rank: int, ranks: int, folder: str, points: list[Point], repeats: i
     import torch
     import torch.distributed as dist
 
-    from lt_train.distributed import all_gather_rows, all_reduce_, all_to_all_rows
+    from lt_train.collectives import all_gather_rows, all_reduce_, all_to_all_rows
 
     torch.set_num_threads(1)
     join = f"file://{folder}/join"

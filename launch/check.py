@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from lt_train import distributed
-from lt_train.distributed import World, all_reduce_, broadcast_object, gather_objects
+from lt_train.collectives import all_reduce_, broadcast_object, gather_objects
+from lt_train.distributed import World
 from lt_train.errors import UserError
 
 MEGABYTES, REPEATS = 64, 5

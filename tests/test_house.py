@@ -13,6 +13,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = [  # from the ground up; a room imports from lower floors, and from its own folder
     ["lt_train.errors"],
     ["lt_train.files", "lt_train.random_streams", "lt_train.console", "lt_train.distributed"],
+    ["lt_train.collectives"],
     ["lt_train.run_files", "lt_train.locks"],
     ["lt_train.config"],
     ["lt_train.models", "lt_train.data"],
@@ -46,6 +47,7 @@ BESIDE = {  # packages beside lt_train: what they may import of it
         "lt_train.run_files",
         "lt_train.config",
         "lt_train.distributed",
+        "lt_train.collectives",
         "lt_train.commands",
         "lt_train.benchmark",
         "lt_train.__main__",

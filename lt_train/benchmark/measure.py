@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from lt_train.benchmark.baseline_loader import baseline_batches, write_image_folder
+from lt_train.collectives import broadcast_object
 from lt_train.config.schema import Config, views_in_order
 from lt_train.data.batch import Batch
-from lt_train.distributed import World, broadcast_object
+from lt_train.distributed import World
 from lt_train.training.engine import DeepSpeedEngine
 from lt_train.training.monitor import Monitor
 from lt_train.training.trainer import Trainer

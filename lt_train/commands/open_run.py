@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from lt_train.collectives import on_main
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
-from lt_train.distributed import World, on_main
+from lt_train.distributed import World
 from lt_train.errors import UserError, unreadable
 from lt_train.files import seal, write_atomically
 from lt_train.methods.base import Counts, Method

@@ -18,11 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_train import distributed
+from lt_train.collectives import all_reduce_
 from lt_train.commands.open_run import check_classifier, check_labeled, open_run, write_metrics
 from lt_train.console import console, setup_logging
 from lt_train.data.batch import Loader
 from lt_train.data.run_data import RunData
-from lt_train.distributed import World, all_reduce_
+from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.methods.metrics import Accuracy, collect_features

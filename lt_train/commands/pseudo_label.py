@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from lt_train import distributed
+from lt_train.collectives import gather_rows
 from lt_train.commands.open_run import check_classifier, open_run, state_digest
 from lt_train.commands.score import Score, predict_labels
 from lt_train.config.schema import Config
@@ -26,7 +27,7 @@ from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import make_loader, open_together
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, add_columns, is_half_replaced
-from lt_train.distributed import World, gather_rows, rank_share
+from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError, unreadable
 from lt_train.methods.base import Method
 from lt_train.training.engine import autocast

@@ -6,9 +6,10 @@ import os
 from itertools import chain
 from pathlib import Path
 
+from lt_train.collectives import on_every_rank
 from lt_train.console import working
 from lt_train.data.dataset import Dataset, read_dataset
-from lt_train.distributed import World, on_every_rank
+from lt_train.distributed import World
 from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically
 from lt_train.locks import one_at_a_time

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from lt_train.collectives import gather_objects, on_every_rank
 from lt_train.config.schema import (
     Config,
     SamplerConfig,
@@ -22,7 +23,7 @@ from lt_train.data.columns import row_type, rows_where, slices
 from lt_train.data.manifest import Check, Manifest
 from lt_train.data.node_cache import cache_on_node
 from lt_train.data.tables import UNLABELED
-from lt_train.distributed import World, gather_objects, on_every_rank
+from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.random_streams import Stream, mix, permute
 

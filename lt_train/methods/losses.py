@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lt_train.collectives import all_reduce_
 from lt_train.config.schema import LOSSES, LossConfig, code_of
-from lt_train.distributed import all_reduce_
 
 
 class Criterion(nn.Module):

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
+from lt_train.collectives import all_gather_rows, all_reduce_, gather_counts
 from lt_train.data.batch import Loader
 from lt_train.data.manifest import shot_groups
-from lt_train.distributed import all_gather_rows, all_reduce_, gather_counts
 
 CALIBRATION_BINS = 15
 MAX_CONFUSION_CLASSES = 100

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lt_train.collectives import all_gather_rows, all_to_all_rows, rank_and_size
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.distributed import all_gather_rows, all_to_all_rows, rank_and_size, rank_share
+from lt_train.distributed import rank_share
 from lt_train.methods.base import Counts, Loaders, Method, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import Encoder

@@ -11,9 +11,9 @@ import math
 import torch
 from torch.nn import functional as F
 
+from lt_train.collectives import all_reduce_
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.distributed import all_reduce_
 from lt_train.methods.base import Counts, Progress, train_top1
 from lt_train.methods.classifier import Classifier
 from lt_train.models.heads import make_projector

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_train.distributed import World, broadcast_object, is_lost_peer, on_main
+from lt_train.collectives import broadcast_object, on_main
+from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError, unreadable, unwritable
 from lt_train.files import file_sha256, fsync, seal, unseal, write_atomically
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from lt_train.collectives import all_reduce_named
 from lt_train.data.batch import Batch
-from lt_train.distributed import World, all_reduce_named
+from lt_train.distributed import World
 from lt_train.random_streams import Stream, mix
 from lt_train.training.engine import Engine
 from lt_train.training.optim import Schedule

@@ -9,9 +9,10 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from lt_train.collectives import broadcast_object, on_main
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
-from lt_train.distributed import World, broadcast_object, on_main
+from lt_train.distributed import World
 from lt_train.errors import DamagedFile, UserError, unreadable, unwritable
 from lt_train.files import remove_leftovers, seal, write_atomically
 from lt_train.locks import Busy, FolderLock

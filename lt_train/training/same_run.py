@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from lt_train.collectives import broadcast_object, on_main
 from lt_train.config.load import RENAMED, flatten, to_dict
 from lt_train.config.run_name import FREE_KEYS
 from lt_train.config.schema import Config
 from lt_train.data.columns import slices
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
-from lt_train.distributed import broadcast_object, on_main
 from lt_train.errors import UserError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lt_train.distributed import broadcast_, broadcast_object, on_main
+from lt_train.collectives import broadcast_, broadcast_object, on_main
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.models.tensor_files import reading

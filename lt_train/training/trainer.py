@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from lt_train import __version__
+from lt_train.collectives import broadcast_object, on_main
 from lt_train.config.schema import METHODS, Config, code_of
 from lt_train.console import working
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
-from lt_train.distributed import World, broadcast_object, on_main
+from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.locks import WAIT
 from lt_train.methods.base import Counts, Method

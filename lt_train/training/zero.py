@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from lt_train.distributed import all_reduce_
+from lt_train.collectives import all_reduce_
 from lt_train.training.saved_state import OptimizerState
 
 if TYPE_CHECKING:

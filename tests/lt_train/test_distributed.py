@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lt_train import distributed
-from lt_train.distributed import World, gather_rows, on_every_rank
+from lt_train.collectives import gather_rows, on_every_rank
+from lt_train.distributed import World
 from lt_train.errors import MachineFault, UserError
 from tests.helpers.ranks import run_on_ranks
 

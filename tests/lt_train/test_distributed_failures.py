@@ -17,7 +17,7 @@ from datetime import timedelta
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from lt_train import distributed
+from lt_train import collectives, distributed
 from lt_train.errors import exit_status
 from lt_train.training.checkpoint import CheckpointStore
 
@@ -32,7 +32,7 @@ def main():
 
 def run():
     world = distributed.start()
-    distributed.all_reduce_(torch.ones(1))
+    collectives.all_reduce_(torch.ones(1))
     store = CheckpointStore(Path(sys.argv[1]), 1, world)
     WORK
     return 0

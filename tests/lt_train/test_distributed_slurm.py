@@ -150,9 +150,9 @@ def test_a_rank_may_have_as_many_connections_as_the_system_allows(joined):
 
 MEET = """
 import torch
-from lt_train import distributed
+from lt_train import collectives, distributed
 world = distributed.start()
-total = distributed.all_reduce_(torch.ones(1))
+total = collectives.all_reduce_(torch.ones(1))
 print(world.rank, world.local_size, total.item())
 """
 

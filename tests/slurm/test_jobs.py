@@ -63,9 +63,9 @@ def test_status_says_why_a_job_cannot_start(bench):
 
 PLACE = """
 import os, torch
-from lt_train import distributed
+from lt_train import collectives, distributed
 world = distributed.start()
-total = distributed.all_reduce_(torch.ones(1))
+total = collectives.all_reduce_(torch.ones(1))
 print(os.environ["SLURMD_NODENAME"], world.rank, world.local_rank, world.local_size, int(total))
 """
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from lt_train.collectives import all_reduce_
 from lt_train.config.schema import (
     METHODS,
     ClassifierConfig,
@@ -24,7 +25,7 @@ from lt_train.config.schema import (
     labeled_batch,
 )
 from lt_train.data.batch import Batch
-from lt_train.distributed import World, all_reduce_, rank_share
+from lt_train.distributed import World, rank_share
 from lt_train.methods.base import Counts, Method
 from lt_train.methods.rotation import Rotation
 from lt_train.training.engine import make_engine

@@ -1,0 +1,147 @@
+"""The collectives that methods, metrics and commands use; of a single process they do nothing."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from lt_train.errors import UserError
+
+Result = TypeVar("Result")
+
+
+def all_reduce_(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:
+    """Reduce in place over all ranks."""
+    if _many():
+        dist.all_reduce(tensor, op)
+    return tensor
+
+
+def broadcast_(tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+    """Rank ``source``'s values in place on every rank, whose tensors lie alike in memory."""
+    if _many():
+        dist.broadcast(tensor.detach(), source)
+    return tensor
+
+
+def all_reduce_named(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sums over all ranks of tensors of any shapes on one device, in one collective.
+
+    Returned as float64 on the CPU.
+    """
+    flat = all_reduce_(torch.cat([value.double().flatten() for value in values.values()])).cpu()
+    parts = flat.split([value.numel() for value in values.values()])
+    return {name: part.view(values[name].shape) for name, part in zip(values, parts)}
+
+
+def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Every rank's (counts[rank], ...) tensor, in rank order. No gradient flows through."""
+    if not _many():
+        return rows
+    largest = max(counts)
+    padded = torch.cat([rows, rows.new_zeros((largest - len(rows), *rows.shape[1:]))])
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
+    """Every rank's (counts[rank], ...) CPU tensor, in rank order, on rank 0; None on the others.
+
+    Nothing is held but what is returned.
+    """
+    if not _many():
+        return rows
+    if dist.get_rank() > 0:
+        dist.send(rows, 0)
+        return None
+    whole = rows.new_empty((sum(counts), *rows.shape[1:]))
+    first, *others = whole.split(counts)
+    first.copy_(rows)
+    for rank, part in enumerate(others, 1):
+        dist.recv(part, rank)
+    return whole
+
+
+def all_to_all_rows(
+    rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]
+) -> torch.Tensor:
+    """Send ``send_counts[r]`` consecutive rows to each rank r; what arrives, in rank order.
+
+    No gradient flows through.
+    """
+    if not _many():
+        return rows
+    received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
+    dist.all_to_all_single(received, rows.contiguous(), receive_counts, send_counts)
+    return received
+
+
+def gather_counts(count: int, device: torch.device) -> list[int]:
+    """Every rank's ``count``."""
+    if not _many():
+        return [count]
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = count
+    return all_reduce_(counts).tolist()
+
+
+def broadcast_object(value, source: int = 0):
+    """Rank ``source``'s (picklable) value on every rank."""
+    if not _many():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, source, device=torch.device("cpu"))
+    return box[0]
+
+
+def on_main(work: Callable[[], Result]) -> Result | None:
+    """What ``work``, called on rank 0 alone, returns there; None on the others. Collective.
+
+    Its :class:`UserError` is raised on every rank.
+    """
+    result, mistake = None, None
+    if rank_and_size()[0] == 0:
+        try:
+            result = work()
+        except UserError as error:
+            mistake = error
+    mistake = broadcast_object(mistake)
+    if mistake is not None:
+        raise mistake
+    return result
+
+
+def on_every_rank(work: Callable[[], Result]) -> Result:
+    """What ``work`` returns on this rank, once it has ended well on all of them. Collective.
+
+    Else every rank raises the :class:`UserError` of the first one that met any.
+    """
+    result, mistake = None, None
+    try:
+        result = work()
+    except UserError as error:
+        mistake = error
+    for met in gather_objects(mistake):
+        if met is not None:
+            raise met
+    return result
+
+
+def gather_objects(value) -> list:
+    """Every rank's (picklable) value, in rank order, on every rank."""
+    if not _many():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank and the number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if _many() else (0, 1)
+
+
+def _many() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
