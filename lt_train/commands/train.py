@@ -11,7 +11,7 @@ from lt_train.config.load import (
     to_yaml,
 )
 from lt_train.console import setup_logging, working
-from lt_train.errors import EXIT_PREEMPTED, launched_rank, unreadable
+from lt_train.errors import launched_rank, unreadable
 
 
 def main(words: list[str], commands: dict[str, str]) -> int:
@@ -25,7 +25,8 @@ def main(words: list[str], commands: dict[str, str]) -> int:
     setup_logging(launched_rank() == 0)
     with working("importing torch"):
         from lt_train import distributed
-        from lt_train.training.trainer import Preempted, Trainer
+        from lt_train.training.leaving import Preempted
+        from lt_train.training.trainer import Trainer
 
     try:
         with distributed.joined() as world:
@@ -34,10 +35,10 @@ def main(words: list[str], commands: dict[str, str]) -> int:
     except Preempted as reason:
         if world.is_main:
             sys.stderr.write(f"lt_train: {reason}\n")
-        return EXIT_PREEMPTED
+        return reason.status
     except OSError as error:
         message = f"{error.filename or config.run.dir}: {error.strerror or error}"
-        raise unreadable(error, f"{message}; the last checkpoint is kept") from error
+        raise unreadable(error, f"{message}; what was saved is kept") from error
     return 0
 
 

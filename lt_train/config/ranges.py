@@ -30,6 +30,7 @@ RANGES = {
     "global_batch_size": POSITIVE,
     "run.log_every": POSITIVE,
     "run.checkpoint_every": POSITIVE,
+    "run.checkpoint_minutes": POSITIVE,
     "run.keep_checkpoints": POSITIVE,
     "run.evaluate_every": POSITIVE,
     "data.decode_threads": NOT_NEGATIVE,

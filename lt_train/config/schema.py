@@ -16,6 +16,7 @@ class RunConfig:
     dir: str = ""
     log_every: int = 20  # steps; the only times at which the host waits for the device
     checkpoint_every: int = 500  # steps
+    checkpoint_minutes: float = 15.0  # and after so many, looked at every log_every steps
     keep_checkpoints: int = 2
     # epochs, on the validation split where there is one; the end is always evaluated
     evaluate_every: float = 10.0

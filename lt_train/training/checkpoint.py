@@ -70,7 +70,7 @@ class CheckpointStore:
             raise unwritable(
                 error,
                 f"cannot write the checkpoint {final}: {reason}; is the disk full? "
-                "The last good one is kept",
+                "Earlier ones are kept",
             ) from error
         self.world.barrier()
 

@@ -1,20 +1,36 @@
 """How a method is evaluated on a split, while it is trained and afterwards."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 
+from lt_train.data.batch import Batch
 from lt_train.data.run_data import RunData, check_bad_samples
 from lt_train.methods.base import Method
 
 
-def evaluate_split(method: Method, data: RunData, split: str, precision: torch.autocast) -> dict:
+def evaluate_split(
+    method: Method,
+    data: RunData,
+    split: str,
+    precision: torch.autocast,
+    check: Callable[[], None] = lambda: None,
+) -> dict:
     """Metrics of ``method`` on a split of its data set, computed in ``precision``. Collective.
 
-    A :class:`UserError` if more of the split is damaged than ``data.max_bad_share`` allows.
+    ``check`` is called before every batch, and may raise. A :class:`UserError` if more of the split
+    is damaged than ``data.max_bad_share`` allows.
     """
+
+    def loaders(split: str) -> Iterator[Batch]:
+        for batch in data.evaluate(split):
+            check()
+            yield batch
+
     training, manifest = method.training, data.manifest(split)
     method.eval()
     with torch.no_grad(), precision:
-        metrics = method.evaluate(data.evaluate, split)
+        metrics = method.evaluate(loaders, split)
     method.train(training)
     unread = len(manifest) - metrics["samples"]
     check_bad_samples(unread, manifest, data.config.data.max_bad_share)

@@ -43,8 +43,9 @@ class Summary:
     means: dict[str, float]  # of everything else that the method puts out, over the steps
     data_wait: float  # share of the time that the host waited for batches
     images_per_s: float
+    seconds_per_step: float  # the mean over ranks, and so the same on each
     bad_samples: bool  # some rank has met damaged ones
-    leave: bool  # some rank was asked to leave
+    save: bool  # some rank finds that a checkpoint is due
 
     @property
     def loss(self) -> float:
@@ -68,7 +69,7 @@ class Window:
     def add(self, outputs: Outputs) -> None:
         self.outputs.append(outputs)
 
-    def close(self, waited: float, bad_samples: int, leave: bool) -> Summary:
+    def close(self, waited: float, bad_samples: int, save: bool) -> Summary:
         """Sum up over ranks, in one collective. What comes until the next :meth:`open` counts not.
 
         ``waited``: seconds for batches since the start of training.
@@ -82,7 +83,8 @@ class Window:
             "losses": losses * self.batch_share,
             "waits": losses.new_tensor((waited - self.waited) / max(seconds, 1e-9)),
             "bad": losses.new_tensor(bad_samples),
-            "leave": losses.new_tensor(leave),
+            "save": losses.new_tensor(save),
+            "seconds": losses.new_tensor(seconds / len(self.outputs)),
         }
         for name, values in stacked.items():
             own[f"mean {name}"] = values.mean() * self.batch_share
@@ -92,8 +94,9 @@ class Window:
             means={name: float(sums[f"mean {name}"]) / ranks for name in stacked},
             data_wait=float(sums["waits"]) / ranks,
             images_per_s=self.global_batch_size * len(self.outputs) / seconds,
+            seconds_per_step=float(sums["seconds"]) / ranks,
             bad_samples=bool(sums["bad"]),
-            leave=bool(sums["leave"]),
+            save=bool(sums["save"]),
         )
 
 

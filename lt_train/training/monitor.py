@@ -117,6 +117,10 @@ class Monitor:
         }
         self._append({"step": step, "split": split, **scalars}, split)
 
+    def has_evaluated(self, step: int, split: str) -> bool:
+        """Whether that evaluation is recorded; of the rank that writes."""
+        return (step, split) in self._evaluated
+
     def _append(self, record: dict, prefix: str) -> None:
         with open(self._file, "ab") as file:
             # only now: whoever takes the folder over puts another file in this one's place first

@@ -131,9 +131,26 @@ class RunFolder:
             write_atomically(self.path / "nonfinite.json", content)
         raise UserError(
             f"the loss is {loss} at step {step} (sample ids {', '.join(map(str, sample_ids[:8]))}, "
-            f"...; all in {self.path}/nonfinite.json); the last checkpoint is kept; "
-            "try a lower optim.lr, optim.clip_grad_norm or engine.precision=fp32"
+            f"...; all in {self.path}/nonfinite.json); {self._way_back()}"
         )
+
+    def stop_broken(self, step: int, norm: float) -> None:
+        """Say that the weights after ``step`` are of no use, and raise."""
+        raise UserError(
+            f"the norm of the weights is {norm} after step {step}, which is not saved; "
+            f"{self._way_back()}"
+        )
+
+    def _way_back(self) -> str:
+        """What to do when training has diverged."""
+        gentler = "a lower optim.lr, optim.clip_grad_norm or engine.precision=fp32"
+        saved = list(saved_checkpoints(self.checkpoints).values())
+        if not saved:
+            return f"there is no checkpoint yet; try {gentler}"
+        way = f"{saved[-1]} is kept: try {gentler}, with resume.allow_changes=[the key]"
+        if len(saved) > 1:
+            way += f"; if it comes again, remove {saved[-1].name} to go on from {saved[-2].name}"
+        return way
 
     def _has_work(self) -> bool:
         """Whether another config could spoil anything; a start that failed leaves nothing."""

@@ -4,7 +4,6 @@ import datetime
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Iterable
 from functools import cached_property
@@ -29,6 +28,7 @@ from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.engine import make_engine
 from lt_train.training.evaluation import evaluate_split
+from lt_train.training.leaving import Leaving
 from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
@@ -39,10 +39,6 @@ from lt_train.training.saved_state import broadcast_module
 from lt_train.training.shapes import check_shapes
 
 log = logging.getLogger(__name__)
-
-
-class Preempted(Exception):
-    """The run was asked to leave (SIGTERM or SIGUSR2) and has saved a checkpoint."""
 
 
 class Trainer:
@@ -79,21 +75,18 @@ class Trainer:
                 f"run.select={config.run.select}, but {config.data.root} has no split "
                 f"'{self._selection_split()}'; use run.select=last"
             )
-        self.leave_requested = False
+        self.leaving = Leaving(world)
 
     def run(self) -> dict:
         """Train to the end, from the start or the last checkpoint.
 
         Returns (and writes) the content of result.json.
         """
-        leaving = (signal.SIGTERM, signal.SIGUSR2)
-        handlers = {number: signal.signal(number, self._on_signal) for number in leaving}
         try:
-            return self._claim_and_run()
+            with self.leaving:
+                return self._claim_and_run()
         finally:
             self.folder.lock.release()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def _take_folder(self) -> bool:
         """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective.
@@ -107,8 +100,6 @@ class Trainer:
             if not told:
                 log.info("%s: waiting for it to end", busy.who)
             told = True
-            if broadcast_object(self.leave_requested):
-                raise Preempted("stopped as asked, before it began; the same command begins again")
         return told
 
     def _claim_and_run(self) -> dict:
@@ -140,6 +131,8 @@ class Trainer:
         path = self.folder.path
         is_main, check = self.world.is_main, self.folder.lock.check
         with Monitor(path, first_step, self.last_step, is_main, check) as self.monitor:
+            self._evaluate_once_more(first_step)
+            self.leaving.begin_training()
             with working(self.monitor.present):
                 self.train(self.data.train(first_step, self.last_step), first_step)
             if self.config.run.select != "last":
@@ -183,25 +176,27 @@ class Trainer:
         config, started = self.config, time.monotonic()
         batches = Timed(batches)
         window = Window(self.world, config.global_batch_size, self.batch_share)
+        self._saved = started
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
             window.add(outputs)
             self.monitor.passed(step)
-            save = step % config.run.checkpoint_every == 0 or step == self.last_step
+            leave = self.leaving.agreed(step) and step < self.last_step
             evaluate = self._epoch_mark(step) and step < self.last_step
-            if not (save or evaluate or step % config.run.log_every == 0):
+            # before an evaluation, which may take long, everything is saved
+            save = leave or evaluate or step == self.last_step
+            save = save or step % config.run.checkpoint_every == 0
+            if not (save or step % config.run.log_every == 0):
                 continue
             bad = sum(len(part.bad) for part in self.data.train_sets)
-            summary = window.close(batches.waited, bad, self.leave_requested)
+            summary = window.close(batches.waited, bad, self._save_is_due())
+            self.leaving.pace(summary.seconds_per_step)
             self._look(step, summary)
+            if save or summary.save:
+                self._save(step)
+            if leave:
+                raise self.leaving.preempted(f"at step {step} of {self.last_step}")
             if evaluate:
                 self._evaluate_between(step)
-            if save or summary.leave:
-                self._save(step)
-            if summary.leave and step < self.last_step:
-                raise Preempted(
-                    f"stopped at step {step} of {self.last_step} as asked; "
-                    "the same command goes on from there"
-                )
             window.open(batches.waited)  # evaluating and saving are no part of the next one
         return batches.waited / (time.monotonic() - started)
 
@@ -233,9 +228,20 @@ class Trainer:
         elif self.config.data.val_split in self._splits():
             self._evaluate(self.config.data.val_split, step)
 
+    def _evaluate_once_more(self, step: int) -> None:
+        """The evaluation of the step that the run goes on from, if it was cut off in it."""
+        if not (0 < step < self.last_step and self._epoch_mark(step)):
+            return
+        split = self.config.data.val_split
+        if self.config.run.select != "last" or not self._is_recorded(step, split):
+            self._evaluate_between(step)
+
+    def _is_recorded(self, step: int, split: str) -> bool:
+        return broadcast_object(on_main(lambda: self.monitor.has_evaluated(step, split)))
+
     def _evaluate(self, split: str, step: int) -> dict:
-        engine = self.engine
-        metrics = evaluate_split(engine.method, self.data, split, engine.autocast())
+        engine, precision = self.engine, self.engine.autocast()
+        metrics = evaluate_split(engine.method, self.data, split, precision, self.leaving.check)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
         log.info("step %d, %s: %s", step, split, shown)
@@ -278,10 +284,6 @@ class Trainer:
         every = self.config.run.evaluate_every
         return int(self.schedule.epoch(step) / every) > int(self.schedule.epoch(step - 1) / every)
 
-    def _on_signal(self, number: int, _frame) -> None:
-        """Only remember: all ranks agree on it at the next look, at a step boundary."""
-        self.leave_requested = True
-
     def _load_start(self, method: Method) -> None:
         model = self.config.model
         for file, module in method.starting_weights().items():
@@ -310,11 +312,19 @@ class Trainer:
         )
         return checkpoint.step, checkpoint.meta["seconds"]
 
+    def _save_is_due(self) -> bool:
+        """Whether ``run.checkpoint_minutes`` are over, by this rank's clock."""
+        return time.monotonic() - self._saved > 60 * self.config.run.checkpoint_minutes
+
     def _save(self, step: int) -> None:
+        norm = float(torch.stack(torch._foreach_norm(self.engine.trained)).norm())
+        if not math.isfinite(norm):  # every rank sees the same
+            self.folder.stop_broken(step, norm)
         seconds = round(self._seconds(), 1)
         about = {"seconds": seconds, "ranks": self.world.size, **self.folder.about(self.digests)}
         with working(f"writing the checkpoint of step {step}"):
             self.store.save(step, about, self.engine.save)
+        self._saved = time.monotonic()
 
     def _result(self, metrics: dict[str, dict]) -> dict:
         config, device = self.config, self.world.device

@@ -17,24 +17,24 @@ def test_a_window_has_every_loss_and_the_means_of_the_rest():
     for step in ((1.0, 50.0), (2.0, 70.0), (4.5, 60.0)):
         window.add(outputs(*step))
     window.started -= 2.0  # as if it had been opened two seconds ago
-    summary = window.close(waited=0.5, bad_samples=0, leave=False)
+    summary = window.close(waited=0.5, bad_samples=0, save=False)
     assert summary.losses == [1.0, 2.0, 4.5] and summary.loss == 2.5
     assert summary.means == {"top1": 60.0}
     assert summary.images_per_s == pytest.approx(3 * 8 / 2.0, rel=0.05)
     assert summary.data_wait == pytest.approx(0.25, rel=0.05)
-    assert not summary.bad_samples and not summary.leave
+    assert not summary.bad_samples and not summary.save
 
 
 def test_the_next_window_begins_empty_when_it_is_opened():
     """What lies between two windows, an evaluation or a save, is in neither."""
     window = Window(World(), global_batch_size=8, batch_share=1.0)
     window.add(outputs(1.0, 50.0))
-    window.close(waited=3.0, bad_samples=1, leave=True)
+    window.close(waited=3.0, bad_samples=1, save=True)
     window.started -= 1000.0  # an evaluation
     window.open(waited=3.0)
     window.started -= 2.0  # a step
     window.add(outputs(7.0, 10.0))
-    summary = window.close(waited=3.0, bad_samples=0, leave=False)
+    summary = window.close(waited=3.0, bad_samples=0, save=False)
     assert (summary.losses, summary.means, summary.data_wait) == ([7.0], {"top1": 10.0}, 0.0)
     assert summary.images_per_s == pytest.approx(8 / 2.0, rel=0.05)
 
@@ -52,12 +52,12 @@ def closed(world: World) -> tuple:
     samples = [2, 2, 1][world.rank]
     window = Window(world, global_batch_size=5, batch_share=samples * 3 / 5)
     window.add(outputs(float(world.rank), 10.0 * world.rank))
-    summary = window.close(0.0, bad_samples=world.rank == 1, leave=world.rank == 2)
-    return summary.loss, summary.means["top1"], summary.bad_samples, summary.leave
+    summary = window.close(0.0, bad_samples=world.rank == 1, save=world.rank == 2)
+    return summary.loss, summary.means["top1"], summary.bad_samples, summary.save
 
 
 @pytest.mark.slow
-def test_ranks_count_by_their_samples_and_one_of_them_is_enough_to_leave():
+def test_ranks_count_by_their_samples_and_one_of_them_is_enough_to_save():
     expected = (2 * 0 + 2 * 1 + 1 * 2) / 5
     for loss, top1, bad, leave in run_on_ranks(3, closed):
         assert loss == pytest.approx(expected) and top1 == pytest.approx(10 * expected)
