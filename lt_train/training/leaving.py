@@ -80,12 +80,12 @@ class Leaving:
     def check(self) -> None:
         """Leave if this rank was asked to. Only where all is saved."""
         if self.asked is not None:
-            raise self.preempted("all steps so far are saved")
+            raise self.preempted("while evaluating")
 
     def preempted(self, state: str) -> Preempted:
-        """To be raised; ``state`` says how far it has come."""
+        """To be raised; ``state`` says where the run is."""
         status = EXIT_INTERRUPTED if self.asked == signal.SIGINT else EXIT_PREEMPTED
-        return Preempted(f"stopped as asked, {state}; the same command goes on from there", status)
+        return Preempted(f"stopped {state} as asked; the same command goes on from there", status)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()

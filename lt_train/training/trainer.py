@@ -317,7 +317,8 @@ class Trainer:
         return time.monotonic() - self._saved > 60 * self.config.run.checkpoint_minutes
 
     def _save(self, step: int) -> None:
-        norm = float(torch.stack(torch._foreach_norm(self.engine.trained)).norm())
+        weights = [parameter.detach() for parameter in self.engine.trained]
+        norm = float(torch.stack(torch._foreach_norm(weights)).norm())
         if not math.isfinite(norm):  # every rank sees the same
             self.folder.stop_broken(step, norm)
         seconds = round(self._seconds(), 1)

@@ -112,11 +112,12 @@ def test_a_run_that_is_cut_off_and_resumed_ends_with_the_same_best(tinted, tmp_p
     rigged({5: 30.0, 10: 60.0})
     with pytest.raises(KeyError, match="15"):
         main(words("classifier_cifar10_lt", tinted, cut, "run.select=val"))
-    # as if it had been cut off after the best and before its checkpoint
-    shutil.rmtree(cut / "checkpoints" / "step-00000010")
+    # as if it had been cut off before that
+    shutil.rmtree(cut / "checkpoints" / "step-00000015")
     assert (cut / "best.pt").is_file() and not (cut / "result.json").exists()
     rigged({10: 60.0, 15: 20.0, 20: 40.0})
-    run(*words("classifier_cifar10_lt", tinted, cut, "run.select=val"))
+    keep = ("run.select=val", "run.keep_checkpoints=9")
+    run(*words("classifier_cifar10_lt", tinted, cut, *keep))
     assert_ended_with(cut, 10, "val")
     assert read(cut)["metrics"] == read(calm)["metrics"]
     first, second = (load_file(folder / "backbone.safetensors") for folder in (calm, cut))

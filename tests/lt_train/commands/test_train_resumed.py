@@ -114,6 +114,26 @@ def test_a_kill_while_the_end_is_evaluated_doubles_no_row(copied, tinted):
     assert rows(copied) == before and len(set(before)) == len(before)
 
 
+def test_an_evaluation_that_was_cut_off_is_made_again(half, tinted, trained):
+    """Its step is saved before it begins."""
+    expected = rows(trained)
+    lines = (half / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] < 10 or b"split" not in line]
+    (half / "metrics.jsonl").write_bytes(b"".join(kept))
+    run(*train_words(CONFIG, tinted, half))
+    assert sorted(rows(half), key=str) == sorted(expected, key=str)
+
+
+def test_weights_that_are_not_finite_are_not_saved(half, tinted, capsys):
+    """The loss of that step is, as it was before the update."""
+    before = sorted(half.glob("checkpoints/*"))
+    far = ("optim.lr=1e38", "resume.allow_changes=[optim.lr]", "run.log_every=1")
+    line = refused(capsys, *train_words(CONFIG, tinted, half, *far, "run.checkpoint_every=1"))
+    assert "the norm of the weights is" in line and "after step 11, which is not saved" in line
+    assert "step-00000010 is kept" in line and "to go on from step-00000005" in line
+    assert sorted(half.glob("checkpoints/*")) == before
+
+
 def test_odd_lines_and_results_do_not_stop_a_run(half, trained, tinted, capsys):
     log, expected = half / "metrics.jsonl", rows(half)
     log.write_bytes(b"[]\n\xff\n5\n" + log.read_bytes() + b'{"step": 20, "lo')
