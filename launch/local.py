@@ -39,7 +39,7 @@ def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
     for number, stage in enumerate(experiment.stages, 1):
         what = f"stage {number}/{len(experiment.stages)}: {stage.name}"
         if stage.kind == "prepare" and stage.is_finished():
-            say(f"{what}: finished, skipped ({stage.run_dir}{stage.made_by()})")
+            say(f"{what}: finished, skipped ({stage.run_dir})")
             continue
         if stage.kind == "prepare":
             say(f"{what}, python -m data_prep {shlex.join(stage.words)}")

@@ -37,6 +37,8 @@ STAGE_KEYS = {
 }
 ON_RANKS = ("evaluate", "posthoc", "pseudo_label")  # commands of lt_train that a run stage can be
 # kinds whose ``words`` are a command -> its module
+# of data_prep: what is made does not depend on these
+OPERATIONAL = ("--out", "--workers", "--task", "--max-rejected", "--dali-index")
 COMMANDS = {"prepare": "data_prep", "run": "lt_train"}
 
 
@@ -75,11 +77,12 @@ class StageJob:
         return load_config(self.config, list(self.overrides))
 
     def is_finished(self) -> bool:
-        """Whether it has left its last file, and a training run the very config: else its own
-        command decides what is left to do.
+        """Whether it has left its last file, with this very command or config: else its own command
+        decides what is left to do, and whether it may.
         """
         if self.kind == "prepare":
-            return Path(self.run_dir, "dataset.json").is_file()
+            made_by = shlex.split(self._made_by())[3:]
+            return bool(made_by) and _options(self.words) == _options(made_by)
         if self.kind != "train":
             return False
         try:
@@ -89,15 +92,23 @@ class StageJob:
             return False
         return has_result and saved == to_yaml(self.resolve())
 
-    def made_by(self) -> str:
-        """How the data set of a finished prepare stage was made, which other options may have."""
-        if self.kind != "prepare":
-            return ""
+    def _made_by(self) -> str:
+        """``python -m data_prep ...``, as the finished data set of a prepare stage has it."""
         try:
-            made_by = read_sealed(Path(self.run_dir, "dataset.json"), "")["made_by"]
-            return f", made by: {made_by['command']}"
+            return str(read_sealed(Path(self.run_dir, "dataset.json"), "")["made_by"]["command"])
         except (OSError, UserError, KeyError, TypeError):
             return ""
+
+
+def _options(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """The command of data_prep and its options, each with its values, that decide what is made."""
+    groups: list[list[str]] = [[]]
+    for word in words:
+        if word.startswith("--"):
+            groups.append(word.split("=", 1))
+        else:
+            groups[-1].append(word)
+    return {tuple(group) for group in groups if group and group[0] not in OPERATIONAL}
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _submit(
     stages = submit(experiment, site, options, after, others)
     for stage, job in zip(experiment.stages, stages):
         if not job.job:
-            show(f"{stage.name}: finished, skipped ({job.run_dir}{stage.made_by()})")
+            show(f"{stage.name}: finished, skipped ({job.run_dir})")
             continue
         show(
             f"{stage.name}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)};"

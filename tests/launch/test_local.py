@@ -1,5 +1,6 @@
 """What launch/local.py shows and runs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,8 @@ def test_stages_run_in_order_with_their_commands_and_prepared_sets_are_left(
     words = ("report", "runs/demo_ce", "runs/demo/before", "--out", "runs/demo_ce")
     assert report == ("lt_train", *words)
     (tmp_path / "data" / "demo").mkdir(parents=True)
-    (tmp_path / "data" / "demo" / "dataset.json").write_text("{}")
+    made_by = {"command": "python -m data_prep demo"}
+    (tmp_path / "data" / "demo" / "dataset.json").write_text(json.dumps({"made_by": made_by}))
     ran.clear()
     _, _, said = call(monkeypatch, capsys, "demo_ce", "--ranks", "1")
     assert "stage 1/4: labeled: finished, skipped (data/demo)" in said

@@ -193,11 +193,28 @@ def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
         (tmp_path / "result.json").write_bytes(content.encode("latin-1"))
         assert train.is_finished() == finished and not prepare.is_finished()
     assert not replace(train, overrides=("epochs=99",)).is_finished(), "asked for more since"
-    (tmp_path / "dataset.json").write_text("{}")
-    assert prepare.is_finished() and not score.is_finished() and prepare.made_by() == ""
-    command = "python -m data_prep demo --largest 50"
-    (tmp_path / "dataset.json").write_text(json.dumps({"made_by": {"command": command}}))
-    assert prepare.made_by() == f", made by: {command}" and train.made_by() == ""
+    assert not score.is_finished()
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ("demo --largest 50 --ratio 5", True),
+        ("demo --ratio=5 --workers 8 --out {out} --largest 50 --max-rejected=1 --dali-index", True),
+        ("demo --largest 51 --ratio 5", False),
+        ("demo --largest 50", False),
+        ("demo --largest 50 --ratio 5 --seed 1", False),
+        ("folder --largest 50 --ratio 5", False),
+    ],
+)
+def test_a_set_is_finished_if_the_very_command_has_made_it(words, same, tmp_path):
+    """Of any other, data_prep itself says whether it is the same set, or refuses."""
+    stage = StageJob("x", "prepare", str(tmp_path), words=tuple(words.split()))
+    assert not stage.is_finished()
+    made_by = {"command": "python -m data_prep demo --largest 50 --ratio 5"}
+    for content, finished in (({"made_by": made_by}, same), ({"made_by": 3}, False), ({}, False)):
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+        assert stage.is_finished() == finished
 
 
 def test_seeds_of_a_run_with_a_folder_of_its_own_are_told_apart_too():

@@ -79,7 +79,8 @@ def test_stages_are_chained_and_two_seeds_prepare_their_data_once(scripts):
 
 def test_finished_stages_are_skipped_and_the_next_waits_for_after(scripts):
     Path("data/demo").mkdir(parents=True)
-    Path("data/demo/dataset.json").write_text("{}")
+    made_by = {"command": "python -m data_prep demo"}
+    Path("data/demo/dataset.json").write_text(json.dumps({"made_by": made_by}))
     assert [stage.job for stage in submit(load_experiment("demo", []), Site(), {}, "99", [])] == [
         "",
         "1",
