@@ -10,6 +10,7 @@ import gc
 import os
 import re
 import resource
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lt_train.errors import LostPeer, MachineFault, UserError
 # those from 32,768 on to whoever asks for any
 FIRST_PORT, PORTS = 12_000, 20_000
 LAZY_FROM = 64  # ranks at which gloo connects those that talk with each other, not all
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -118,6 +120,8 @@ def start(join: bool = True) -> World:
 
     ``join`` false: ranks need nothing of each other.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _leave_with_launcher()
     place = read_environment()
     world = World(device=_pick_device(place["local_rank"], place["local_size"]), **place)
     if world.device.type == "cpu":
@@ -127,6 +131,13 @@ def start(join: bool = True) -> World:
     if join and world.size > 1 and not dist.is_initialized():
         _join(world)
     return world
+
+
+def _leave_with_launcher() -> None:
+    """Have the kernel send SIGTERM when torchrun is gone: its ranks would train on unseen."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:  # Linux
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _pick_device(local_rank: int, local_size: int) -> torch.device:

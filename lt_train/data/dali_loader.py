@@ -111,7 +111,9 @@ class DaliLoader:
         colour, cutout = (
             None if drawn is None else self._upload(drawn) for drawn in (view.colour, view.cutout)
         )
-        return normalize(torch.from_dlpack(output.as_tensor()), colour, view.operations, cutout)
+        pixels = torch.from_dlpack(output.as_tensor())
+        with torch.autocast(self.device.type, enabled=False):  # of whoever evaluates in bf16
+            return normalize(pixels, colour, view.operations, cutout)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)

@@ -44,7 +44,7 @@ class Summary:
     data_wait: float  # share of the time that the host waited for batches
     images_per_s: float
     seconds_per_step: float  # the mean over ranks, and so the same on each
-    bad_samples: bool  # some rank has met damaged ones
+    bad_samples: int  # damaged ones that ranks have met, some of them the same
     save: bool  # some rank finds that a checkpoint is due
 
     @property
@@ -95,7 +95,7 @@ class Window:
             data_wait=float(sums["waits"]) / ranks,
             images_per_s=self.global_batch_size * len(self.outputs) / seconds,
             seconds_per_step=float(sums["seconds"]) / ranks,
-            bad_samples=bool(sums["bad"]),
+            bad_samples=int(sums["bad"]),
             save=bool(sums["save"]),
         )
 

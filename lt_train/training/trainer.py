@@ -176,7 +176,7 @@ class Trainer:
         config, started = self.config, time.monotonic()
         batches = Timed(batches)
         window = Window(self.world, config.global_batch_size, self.batch_share)
-        self._saved = started
+        self._saved, self._bad_samples = started, 0
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
             window.add(outputs)
             self.monitor.passed(step)
@@ -206,7 +206,8 @@ class Trainer:
             if not math.isfinite(loss):
                 ids = self.data.sample_ids(step + offset).tolist()
                 self.folder.stop_nonfinite(step + offset, loss, ids)
-        if summary.bad_samples:
+        if summary.bad_samples > self._bad_samples:
+            self._bad_samples = summary.bad_samples
             self.data.check_bad()
         remaining = self.last_step - step
         left = remaining * self.config.global_batch_size / summary.images_per_s

@@ -148,6 +148,43 @@ def test_sigterm_to_the_launcher_reaches_the_ranks(demo_root, tmp_path):
     succeed(command)
 
 
+def test_ranks_whose_launcher_was_killed_save_and_leave(demo_root, tmp_path):
+    folder = tmp_path / "run"
+    options = settings(demo_root, folder, *UNEVALUATED)
+    process = subprocess.Popen(torchrun(2, "lt_train", "classifier_demo", *options))
+    wait_for_step(1, process, folder)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(is_running(int(child)) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert list((folder / "checkpoints").glob("step-*")) and not (folder / "result.json").exists()
+
+
+def is_running(pid: int) -> bool:
+    """Whether it is there and no zombie, which nobody here may wait for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_ctrl_c_saves_and_leaves_and_the_same_command_goes_on(demo_root, tmp_path):
+    calm, asked = tmp_path / "calm", tmp_path / "asked"
+    succeed(single("lt_train", "classifier_demo", *settings(demo_root, calm, *UNEVALUATED)))
+    options = settings(demo_root, asked, "run.checkpoint_every=500", *UNEVALUATED)
+    command = single("lt_train", "classifier_demo", *options)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    wait_for_step(1, process, asked)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130 and "stopped at step" in errors and "Traceback" not in errors
+    assert "resumed from step" in succeed(command).stderr
+    assert_same_state(calm, asked)
+
+
 def test_srun_tasks_train_as_one_run_as_under_torchrun(demo_root, tmp_path):
     """SLURM's variables alone make ranks: losses are torchrun's, not those of two lone runs."""
     ours, theirs = tmp_path / "srun", tmp_path / "torchrun"

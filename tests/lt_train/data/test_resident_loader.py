@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lt_train.config.schema import ViewConfig
 from lt_train.errors import UserError
 from tests.helpers.loading import (
     WHOLE,
+    assert_same_batches,
     by_pillow,
     configure,
     drawn,
@@ -38,6 +40,15 @@ def test_resident_padded_crops_equal_zero_padding_cropping_and_mirroring(small, 
         top, left = box[:2].astype(int) + padding
         expected = image[top : top + 32, left : left + 32]
         np.testing.assert_allclose(ours, expected[:, ::-1] if flip else expected, rtol=0, atol=1e-4)
+
+
+def test_pixels_are_the_same_whatever_precision_evaluation_computes_in(small):
+    """bf16 would move a box by a tenth of a pixel."""
+    view = ViewConfig(size=24, crop="center", resize=29, jitter=(0.4, 0.4, 0.4, 0.1))
+    config = configure(small.root, "resident", view)
+    exact = train(config)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_same_batches(train(config), exact)
 
 
 PADDED_BY_7 = ViewConfig(size=30, crop="pad", padding=7, flip_probability=0.0)
