@@ -70,17 +70,20 @@ class Mark:
         """Note how the rank ends. The first call counts: what comes later follows from it, and so
         does a failure of a rank that was asked to leave before.
         """
-        if not self._child:
+        child, self._child = self._child, 0
+        if not child:
             return
+        # whoever is asked to leave right now would end it half-way, and once more
+        signal.pthread_sigmask(signal.SIG_BLOCK, LEAVE)
         signal.set_wakeup_fd(-1)
         with contextlib.suppress(OSError):  # a full pipe, or the child was killed
             os.write(self._pipe, self._DONE)
         os.close(self._pipe)
-        _, left = os.waitpid(self._child, 0)
-        self._child = 0
+        _, left = os.waitpid(child, 0)
         asked = os.waitstatus_to_exitcode(left) == EXIT_PREEMPTED
         fails = str(status) not in (*CONSEQUENCES, MISTAKE)
         _write(self._file, self._node, ASKED if asked and fails else status, time.time())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LEAVE)
 
 
 def _stand_by(reads: int, writes: int, file: Path, node: str) -> None:
@@ -182,8 +185,12 @@ def bad_nodes(attempts: Path, before: int) -> list[str]:
     return [node for node, count in failures.most_common() if count >= EXCLUDE_AFTER]
 
 
-def newest_step(run_dir: Path) -> int:
-    """The step of a run's newest checkpoint; 0 without any."""
+def progress(run_dir: Path) -> int:
+    """A number that grows with what is done: the step of a run's newest checkpoint, 0 without any;
+    of what is no training, such as a set that is being prepared, the number of its files.
+    """
+    if not (run_dir / "config.yaml").exists():
+        return sum(path.is_file() for path in run_dir.rglob("*"))
     names = [path.name for path in (run_dir / "checkpoints").glob("step-*")]
     return max((int(found[1]) for found in map(CHECKPOINT.fullmatch, names) if found), default=0)
 

@@ -30,8 +30,8 @@ from launch.attempts import (
     first_to_end,
     fruitless_restarts,
     is_mistake,
-    newest_step,
     note_failure,
+    progress,
 )
 from launch.console import say
 from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, UserError, exit_status, run_cli
@@ -188,12 +188,12 @@ def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:
     what = str(first) if first else f"ended with status {status}"
     fruitless = 0
     if first is None or first.status != ASKED:
-        step = newest_step(run_dir)
+        step = progress(run_dir)
         note_failure(_attempt(attempts), step)
         fruitless = fruitless_restarts(attempts, step)
     again = "submit again to go on from the last checkpoint"
     if fruitless >= FRUITLESS:
-        say(f"{what}, and {fruitless} restarts have made no new checkpoint: giving up; {again}")
+        say(f"{what}, and {fruitless} restarts have come no further: giving up; {again}")
         return status
     if _restart() >= max_requeues:
         say(f"{what}, after {_restart()} restarts: giving up; {again}")

@@ -19,7 +19,15 @@ if __name__ == "__main__":  # the checkout that this file is of, not the folder 
 from launch.arguments import make_parser
 from launch.console import say
 from launch.pipeline import Experiment, StageJob, listing, load_experiment
-from lt_train.errors import EXIT_INTERRUPTED, EXIT_MISTAKE, EXIT_PREEMPTED, UserError, run_cli
+from lt_train.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_MACHINE,
+    EXIT_MISTAKE,
+    EXIT_PREEMPTED,
+    MachineFault,
+    UserError,
+    run_cli,
+)
 from lt_train.locks import WAIT
 
 PROGRAM = "python launch/local.py"
@@ -115,7 +123,7 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
                 f"stage {stage.name} failed ({name}); the same command goes on from its last"
                 " checkpoint"
             )
-        return abs(status)
+        return status if status > 0 else 128 - status
     except SignalException as error:
         say(
             f"stage {stage.name} stopped by {error.sigval.name}; the same command goes on from its"
@@ -128,9 +136,8 @@ def _run_ranks(stage: StageJob, ranks: int) -> int:
 def _run_module(module: str, arguments: Sequence[str]) -> None:
     status = subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode
     if status:
-        raise UserError(
-            f"python -m {module} {shlex.join(arguments)} failed with exit status {status}"
-        )
+        kind = MachineFault if status == EXIT_MACHINE else UserError
+        raise kind(f"python -m {module} {shlex.join(arguments)} failed with exit status {status}")
 
 
 def _report(experiment: Experiment, seconds: float) -> None:

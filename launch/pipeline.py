@@ -15,6 +15,7 @@ from lt_train.config.load import (
     list_configs,
     list_variants,
     load_config,
+    to_dict,
     to_yaml,
 )
 from lt_train.config.run_name import override_name
@@ -39,6 +40,7 @@ ON_RANKS = ("evaluate", "posthoc", "pseudo_label")  # commands of lt_train that 
 # kinds whose ``words`` are a command -> its module
 # of data_prep: what is made does not depend on these
 OPERATIONAL = ("--out", "--workers", "--task", "--max-rejected", "--dali-index")
+LENGTH = ("max_steps", "epochs", "compress", "global_batch_size")  # what a run's steps follow from
 COMMANDS = {"prepare": "data_prep", "run": "lt_train"}
 
 
@@ -86,11 +88,16 @@ class StageJob:
         if self.kind != "train":
             return False
         try:
-            has_result = "steps" in read_result(Path(self.run_dir))
+            result = read_result(Path(self.run_dir))
             saved = Path(self.run_dir, "config.yaml").read_text("utf-8")
         except (OSError, ValueError, UserError):
             return False
-        return has_result and saved == to_yaml(self.resolve())
+        config = self.resolve()
+        # of a run that was prolonged and has not come to its end, both are there
+        made, now = result.get("config"), to_dict(config)
+        made = made if isinstance(made, dict) else now  # of an earlier version
+        as_long = all(made.get(key) == now[key] for key in LENGTH)
+        return "steps" in result and as_long and saved == to_yaml(config)
 
     def _made_by(self) -> str:
         """``python -m data_prep ...``, as the finished data set of a prepare stage has it."""

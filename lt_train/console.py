@@ -5,19 +5,29 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from rich.console import Console
 
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
-console = Console(stderr=True, soft_wrap=True)
 log = logging.getLogger(__name__)
+
+
+class LastingConsole(Console):
+    """Ends no run because its reader has left (`2>&1 | tee`, a terminal that hangs up)."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+console = LastingConsole(stderr=True, soft_wrap=True)
 
 
 def say(line: str) -> None:
     """Write a line as it is, on whatever rank."""
-    console.print(line, highlight=False, markup=False)
+    with suppress(OSError):  # a terminal that has hung up
+        console.print(line, highlight=False, markup=False)
     pulse.said = time.monotonic()
 
 

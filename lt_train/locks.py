@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -177,15 +177,17 @@ class FolderLock:
 
     def take(self, patience: float = GRACE) -> Busy | None:
         """Take the lock; who holds it instead, if it is still held after ``patience`` seconds."""
-        started = time.monotonic()
+        started, is_certain = time.monotonic(), False
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 busy = self._take(descriptor)
             finally:
                 os.close(descriptor)
+            # a sign of life is seen once, at whichever look
+            is_certain = is_certain or (busy is not None and busy.is_certain)
             if busy is None or time.monotonic() - started >= patience:
-                return busy
+                return busy and replace(busy, is_certain=is_certain)
             time.sleep(POLL)
 
     def _take(self, descriptor: int) -> Busy | None:

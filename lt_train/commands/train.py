@@ -10,7 +10,7 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
-from lt_train.console import setup_logging, working
+from lt_train.console import say, setup_logging, working
 from lt_train.errors import launched_rank, unreadable
 
 
@@ -34,7 +34,7 @@ def main(words: list[str], commands: dict[str, str]) -> int:
             Trainer(config, world).run()
     except Preempted as reason:
         if world.is_main:
-            sys.stderr.write(f"lt_train: {reason}\n")
+            say(f"lt_train: {reason}")
         return reason.status
     except OSError as error:
         message = f"{error.filename or config.run.dir}: {error.strerror or error}"

@@ -1,5 +1,6 @@
 """Leaving when asked to: by Slurm or a launcher (SIGTERM, SIGUSR2, SIGHUP), or by Ctrl-C."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -90,11 +91,14 @@ class Leaving:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.asked is not None:
-            if number == signal.SIGINT and now - self._since > SECOND_AFTER:
+            # torchrun sends SIGTERM when it hears a second Ctrl-C
+            again = self.asked == signal.SIGINT and number in (signal.SIGINT, signal.SIGTERM)
+            if again and now - self._since > SECOND_AFTER:
                 os._exit(EXIT_INTERRUPTED)
             return
         self.asked, self._since = signal.Signals(number), now
         if not self._training:
             raise self.preempted("before the first step")
         if number == signal.SIGINT and self.world.is_main:
-            os.write(sys.stderr.fileno(), SAVING)
+            with contextlib.suppress(OSError, ValueError):  # its reader has heard Ctrl-C too
+                os.write(sys.stderr.fileno(), SAVING)

@@ -3,6 +3,7 @@
 Only rank 0 writes.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -44,9 +45,7 @@ class Monitor:
 
         self._file = folder / "metrics.jsonl"
         self._evaluated = self._drop_after(first_step)
-        self._writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._title = folder.name
         self._first, self._last, self._plain = first_step, last_step, Every()
         self._recorded = False
@@ -74,7 +73,8 @@ class Monitor:
 
     def __exit__(self, *_exception) -> None:
         if self.enabled:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # a terminal that has hung up
+                self._bar.stop()
             self._writer.close()
 
     def passed(self, step: int) -> None:

@@ -32,6 +32,7 @@ class RunFolder:
         self.config, self.world = config, world
         self.path = Path(config.run.dir)
         self.lock = FolderLock(self.path)  # rank 0's
+        self._told = False  # that result.json is damaged
 
     @property
     def checkpoints(self) -> Path:
@@ -98,7 +99,9 @@ class RunFolder:
         try:
             result = read_result(self.path, "the run goes on from its last checkpoint")
         except DamagedFile as error:
-            log.warning("%s", error)
+            if not self._told:
+                log.warning("%s", error)
+            self._told = True
             return None
         return result if result.get("steps") == steps else None
 

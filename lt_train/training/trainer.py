@@ -19,7 +19,7 @@ from lt_train.console import working
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
-from lt_train.distributed import World
+from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError
 from lt_train.locks import WAIT
 from lt_train.methods.base import Counts, Method
@@ -88,11 +88,8 @@ class Trainer:
         finally:
             self.folder.lock.release()
 
-    def _take_folder(self) -> bool:
-        """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective.
-
-        Returns whether another has held it meanwhile.
-        """
+    def _take_folder(self) -> None:
+        """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective."""
         told = False
         while busy := self.folder.take():
             if busy.is_certain and not os.environ.get(WAIT):
@@ -100,7 +97,22 @@ class Trainer:
             if not told:
                 log.info("%s: waiting for it to end", busy.who)
             told = True
-        return told
+
+    def _last_checkpoint(self) -> Checkpoint | None:
+        """The one to go on from. Collective.
+
+        With ``resume.enabled`` false there is none, but for a job that Slurm starts again: that
+        goes on with what it has begun anew itself.
+        """
+        if self.config.resume.enabled:
+            return self.store.newest()
+        if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+            return None
+        checkpoint = self.store.newest()
+        if checkpoint is None:
+            return None
+        resumes = checkpoint.meta.get("config", {}).get("resume", {}).get("enabled", True)
+        return None if resumes else checkpoint
 
     def _claim_and_run(self) -> dict:
         started = time.monotonic()
@@ -108,10 +120,11 @@ class Trainer:
         tell_schedule(self.config, self.world, self.schedule, self.last_step)
         finished, checkpoint = self._finished(), None
         is_over = finished is not None and broadcast_object(on_main(self.folder.has_this_config))
-        if not is_over and self._take_folder():
-            finished = self._finished()
-        if finished is None and self.config.resume.enabled:
-            checkpoint = self.store.newest()
+        if not is_over:
+            self._take_folder()
+            finished = self._finished()  # who has held the folder may have ended it
+        if finished is None:
+            checkpoint = self._last_checkpoint()
         self.folder.claim(checkpoint.meta if checkpoint else finished, self.digests)
         if finished is not None:
             log.info(
@@ -131,8 +144,8 @@ class Trainer:
         path = self.folder.path
         is_main, check = self.world.is_main, self.folder.lock.check
         with Monitor(path, first_step, self.last_step, is_main, check) as self.monitor:
-            self._evaluate_once_more(first_step)
             self.leaving.begin_training()
+            self._evaluate_once_more(first_step)
             with working(self.monitor.present):
                 self.train(self.data.train(first_step, self.last_step), first_step)
             if self.config.run.select != "last":
@@ -242,7 +255,12 @@ class Trainer:
 
     def _evaluate(self, split: str, step: int) -> dict:
         engine, precision = self.engine, self.engine.autocast()
-        metrics = evaluate_split(engine.method, self.data, split, precision, self.leaving.check)
+        try:
+            metrics = evaluate_split(engine.method, self.data, split, precision, self.leaving.check)
+        except RuntimeError as error:
+            if self.leaving.asked and is_lost_peer(error):  # it has left before this rank
+                raise self.leaving.preempted("while evaluating") from error
+            raise
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
         log.info("step %d, %s: %s", step, split, shown)

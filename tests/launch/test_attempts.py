@@ -15,8 +15,8 @@ from launch.attempts import (
     first_to_end,
     fruitless_restarts,
     is_mistake,
-    newest_step,
     note_failure,
+    progress,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -114,16 +114,27 @@ def test_attempts_that_never_began_are_passed_over(tmp_path):
 # --- progress
 
 
+def test_of_what_is_no_training_files_are_progress(tmp_path):
+    counted = [progress(tmp_path)]
+    (tmp_path / ".partial").mkdir()
+    for name in ("train-000000.tar", ".partial/train-000000.arrow"):
+        (tmp_path / name).touch()
+        counted.append(progress(tmp_path))
+    assert counted == [0, 1, 2]
+
+
 def test_restarts_count_that_have_made_no_new_checkpoint(tmp_path):
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert newest_step(tmp_path / "run") == 0
+    assert progress(tmp_path / "run") == 0
+    checkpoints.mkdir(parents=True)
+    (checkpoints.parent / "config.yaml").touch()
     counted = []
     for number, step in enumerate((0, 0, 20, 20, 20, 20)):
         (checkpoints / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
         (checkpoints / f".step-{step + 5:08d}.ab.partial").mkdir(exist_ok=True)
         (checkpoints / "step-notes").mkdir(exist_ok=True)
-        note_failure(attempt(tmp_path / str(number)), newest_step(tmp_path / "run"))
-        counted.append(fruitless_restarts(tmp_path, newest_step(tmp_path / "run")))
+        note_failure(attempt(tmp_path / str(number)), progress(tmp_path / "run"))
+        counted.append(fruitless_restarts(tmp_path, progress(tmp_path / "run")))
     assert counted == [0, 1, 0, 1, 2, 3]
 
 

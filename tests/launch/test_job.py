@@ -117,6 +117,8 @@ def test_what_follows_an_attempt(
 
 def test_restarts_go_on_while_there_is_progress_and_end_without(slurm_job, asked, capsys, tmp_path):
     steps = [0, 5, 5, 10, 10, 10, 10]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
     for restart, step in enumerate(steps):
         (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
         attempts = slurm_job(restart)
@@ -124,7 +126,7 @@ def test_restarts_go_on_while_there_is_progress_and_end_without(slurm_job, asked
         assert end(attempts, tmp_path / "run", 74, 99) == 74
     assert len(asked()) == len(steps) - 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "3 restarts have made no new checkpoint: giving up; submit again" in last
+    assert "3 restarts have come no further: giving up; submit again" in last
 
 
 def test_preemptions_before_the_first_checkpoint_are_not_fruitless(slurm_job, asked, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from launch import pipeline
 from launch.pipeline import StageJob, load_experiment
-from lt_train.config.load import load_config, to_yaml
+from lt_train.config.load import load_config, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.errors import UserError
 from tests.launch.helpers import one_line
@@ -193,6 +193,13 @@ def test_a_stage_is_finished_when_its_last_file_is_there(tmp_path):
         (tmp_path / "result.json").write_bytes(content.encode("latin-1"))
         assert train.is_finished() == finished and not prepare.is_finished()
     assert not replace(train, overrides=("epochs=99",)).is_finished(), "asked for more since"
+    # asked for more, begun and not ended: config.yaml is the new one's, result.json the old one's
+    longer = replace(train, overrides=("max_steps=9",))
+    (tmp_path / "config.yaml").write_text(to_yaml(longer.resolve()))
+    for config, finished in ((train.resolve(), False), (longer.resolve(), True)):
+        result = {"steps": 3, "config": to_dict(config)}
+        (tmp_path / "result.json").write_text(json.dumps(result))
+        assert longer.is_finished() == finished
     assert not score.is_finished()
 
 

@@ -1,6 +1,9 @@
 """Nothing is silent for long: what is being done is said, by a thread that nobody waits for."""
 
 import logging
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -110,3 +113,13 @@ def test_the_next_line_is_due_after_a_while_or_at_once(at):
     assert not every.due() and every.due(at_once=True) and not every.due()
     at(116.0)
     assert every.due() and not every.due()
+
+
+def test_a_reader_that_leaves_ends_nobody():
+    """As `2>&1 | tee` does, which hears the same Ctrl-C."""
+    code = "from lt_train.console import say\nfor _ in range(3): say('nobody reads this')\nprint(3)"
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writes)
+    os.close(writes)
+    assert (done.returncode, done.stdout) == (0, b"3\n")

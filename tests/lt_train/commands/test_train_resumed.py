@@ -134,6 +134,19 @@ def test_weights_that_are_not_finite_are_not_saved(half, tinted, capsys):
     assert sorted(half.glob("checkpoints/*")) == before
 
 
+def test_a_run_begun_anew_goes_on_where_slurm_starts_it_again(half, tinted, monkeypatch, capsys):
+    """resume.enabled=false is about what lay there before, not about its own checkpoints."""
+    command = train_words(CONFIG, tinted, half, "resume.enabled=false")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run(*command, "max_steps=5")
+    assert "resumed" not in capsys.readouterr().err, "what lies there is another's"
+    run(*command, "max_steps=10")
+    assert "resumed from step 5 of 10" in capsys.readouterr().err
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    run(*command, "max_steps=15")
+    assert "resumed" not in capsys.readouterr().err
+
+
 def test_odd_lines_and_results_do_not_stop_a_run(half, trained, tinted, capsys):
     log, expected = half / "metrics.jsonl", rows(half)
     log.write_bytes(b"[]\n\xff\n5\n" + log.read_bytes() + b'{"step": 20, "lo')
