@@ -77,10 +77,13 @@ def test_of_two_trainings_in_one_folder_one_ends_and_the_other_is_told(ranks, de
     with running(command) as first, running(command) as second:
         said = [process.communicate(timeout=LIMIT)[1] for process in (first, second)]
         statuses = [first.returncode, second.returncode]
-    assert sorted(status == 0 for status in statuses) == [False, True]
-    lost = said[statuses.index(max(statuses))]
-    (line,) = {*errors_of(lost)}  # of one rank or, on a busy machine, of both
-    assert re.search(IN_USE, line)
+    if sum(statuses):
+        assert min(statuses) == 0
+        lost = said[statuses.index(max(statuses))]
+        (line,) = {*errors_of(lost)}  # of one rank or, on a busy machine, of both
+        assert re.search(IN_USE, line)
+    else:  # the first was through before the second lost its patience
+        assert sum("is already done" in each for each in said) == 1
     steps = column(folder, "step")
     assert steps == list(range(1, len(steps) + 1))
 
@@ -158,7 +161,7 @@ def test_who_waits_can_be_asked_to_leave(demo_root, tmp_path):
             until_it_waits(second)
             second.send_signal(signal.SIGTERM)
             _, said = second.communicate(timeout=LIMIT)
-        assert second.returncode == 75 and "stopped as asked" in said
+        assert second.returncode == 75 and "stopped before the first step as asked" in said
 
 
 def test_a_run_that_is_done_needs_no_lock(demo_root, calm):
