@@ -113,6 +113,14 @@ def on_main(work: Callable[[], Result]) -> Result | None:
     return result
 
 
+def from_main(work: Callable[[], Result]) -> Result:
+    """What ``work``, called on rank 0 alone, returns (picklable), on every rank. Collective.
+
+    Its :class:`UserError` is raised on every rank.
+    """
+    return broadcast_object(on_main(work))
+
+
 def on_every_rank(work: Callable[[], Result]) -> Result:
     """What ``work`` returns on this rank, once it has ended well on all of them. Collective.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_train.collectives import broadcast_object, on_main
+from lt_train.collectives import broadcast_object, from_main
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError, unreadable, unwritable
 from lt_train.files import file_sha256, fsync, seal, unseal, write_atomically
@@ -79,7 +79,7 @@ class CheckpointStore:
 
         A :class:`UserError` if none of them is intact, or one on the way to it cannot be read.
         """
-        return broadcast_object(on_main(self._newest))
+        return from_main(self._newest)
 
     def find(self, step: int | None) -> Checkpoint | None:
         """The checkpoint of ``step``, or without it the newest one.
@@ -88,7 +88,7 @@ class CheckpointStore:
         """
         if step is None:
             return self.newest()
-        return broadcast_object(on_main(lambda: self._of_step(step)))
+        return from_main(lambda: self._of_step(step))
 
     def _newest(self) -> Checkpoint | None:
         paths = saved_checkpoints(self.folder)

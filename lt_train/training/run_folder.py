@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lt_train.collectives import broadcast_object, on_main
+from lt_train.collectives import from_main
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.distributed import World
@@ -50,7 +50,7 @@ class RunFolder:
 
         Returns who holds it instead, if somebody still does after some seconds. Collective.
         """
-        return broadcast_object(on_main(self._take))
+        return from_main(self._take)
 
     def _take(self) -> Busy | None:
         with self._writing():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_train.collectives import broadcast_object, on_main
+from lt_train.collectives import from_main
 from lt_train.config.load import RENAMED, flatten, to_dict
 from lt_train.config.run_name import FREE_KEYS
 from lt_train.config.schema import Config
@@ -65,8 +65,7 @@ def data_digests(data: RunData) -> dict[str, str]:
     parts = {"data.root": [data.manifest(split) for split in splits if split in known]}
     if data.unlabeled_set is not None:
         parts["unlabeled.root"] = [data.unlabeled_set]
-    digests = on_main(lambda: {key: _digest(sets) for key, sets in parts.items()})
-    return broadcast_object(digests)
+    return from_main(lambda: {key: _digest(sets) for key, sets in parts.items()})
 
 
 def _digest(parts: Iterable[Manifest]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lt_train import __version__
-from lt_train.collectives import broadcast_object, on_main
+from lt_train.collectives import from_main
 from lt_train.config.schema import METHODS, Config, code_of
 from lt_train.console import working
 from lt_train.data.batch import Batch
@@ -104,13 +104,12 @@ class Trainer:
         With ``resume.enabled`` false there is none, but for a job that Slurm starts again: that
         goes on with what it has begun anew itself.
         """
-        if self.config.resume.enabled:
-            return self.store.newest()
-        if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        enabled, restarts = self.config.resume.enabled, os.environ.get("SLURM_RESTART_COUNT")
+        if not (enabled or int(restarts or 0)):
             return None
         checkpoint = self.store.newest()
-        if checkpoint is None:
-            return None
+        if enabled or checkpoint is None:
+            return checkpoint
         resumes = checkpoint.meta.get("config", {}).get("resume", {}).get("enabled", True)
         return None if resumes else checkpoint
 
@@ -119,7 +118,7 @@ class Trainer:
         tell_data(self.data, self._evaluated_splits())
         tell_schedule(self.config, self.world, self.schedule, self.last_step)
         finished, checkpoint = self._finished(), None
-        is_over = finished is not None and broadcast_object(on_main(self.folder.has_this_config))
+        is_over = finished is not None and from_main(self.folder.has_this_config)
         if not is_over:
             self._take_folder()
             finished = self._finished()  # who has held the folder may have ended it
@@ -161,7 +160,7 @@ class Trainer:
 
     def _finished(self) -> dict | None:
         """What rank 0 reads in result.json, so that all agree."""
-        return broadcast_object(on_main(lambda: self.folder.finished(self.last_step)))
+        return from_main(lambda: self.folder.finished(self.last_step))
 
     def build(self) -> None:
         """Make the method, with its starting weights, and the engine."""
@@ -251,7 +250,7 @@ class Trainer:
             self._evaluate_between(step)
 
     def _is_recorded(self, step: int, split: str) -> bool:
-        return broadcast_object(on_main(lambda: self.monitor.has_evaluated(step, split)))
+        return from_main(lambda: self.monitor.has_evaluated(step, split))
 
     def _evaluate(self, split: str, step: int) -> dict:
         engine, precision = self.engine, self.engine.autocast()
@@ -278,9 +277,9 @@ class Trainer:
     def _restore_best(self) -> int:
         """The step of the best weights, which every rank has then."""
         method = self.engine.method
-        step = on_main(lambda: self.best.restore(method))
+        step = from_main(lambda: self.best.restore(method))
         broadcast_module(method)
-        return broadcast_object(step)
+        return step
 
     def _selection_split(self) -> str:
         data = self.config.data

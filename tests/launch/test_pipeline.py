@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from data_prep import options
 from launch import pipeline
 from launch.pipeline import StageJob, load_experiment
 from lt_train.config.load import load_config, to_dict, to_yaml
@@ -222,6 +223,11 @@ def test_a_set_is_finished_if_the_very_command_has_made_it(words, same, tmp_path
     for content, finished in (({"made_by": made_by}, same), ({"made_by": 3}, False), ({}, False)):
         (tmp_path / "dataset.json").write_text(json.dumps(content))
         assert stage.is_finished() == finished
+
+
+def test_what_does_not_count_is_what_data_prep_does_not_count():
+    named = {f"--{name.replace('_', '-')}" for name in options.OPERATIONAL}
+    assert set(pipeline.OPERATIONAL) == named - {"--imports", "--command", "--benchmark"}
 
 
 def test_seeds_of_a_run_with_a_folder_of_its_own_are_told_apart_too():
