@@ -116,20 +116,22 @@ class Bench:
     def log(self) -> str:
         """All logs of all stages."""
         return "\n".join(
-            f"--- {path}\n{path.read_text(errors='replace')[-3000:]}"
+            f"--- {path}\n{path.read_text(errors='replace')}"
             for path in sorted(self.folder.rglob("*_log.out"))
         )
 
     def pids(self, text: str) -> list[int]:
-        """Processes of ranks: those whose command line has a text."""
+        """Processes of this cluster whose command line has a text, such as ranks."""
+        own = f"SLURM_CONF={self.cluster.environment['SLURM_CONF']}".encode()
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdecimal():
                 try:
                     words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
+                    environment = (folder / "environ").read_bytes().split(b"\0")
                 except OSError:
                     continue
-                if text in words.decode(errors="replace"):
+                if text in words.decode(errors="replace") and own in environment:
                     found.append(int(folder.name))
         return sorted(found)
 
