@@ -27,6 +27,11 @@ PNG_CHUNKS = {
 # Pillow has read these when it has looked at the header, if they lie before the pixels
 BEFORE_PIXELS = {*PNG_CHUNKS, b"iTXt", b"zTXt", b"iCCP", b"eXIf"}
 EIGHT_BITS = bytes([8])
+
+RIFF = struct.Struct("<4sI4s4sI")  # "RIFF", bytes behind, "WEBP", the first chunk's kind and size
+WITH_ALPHA = 0x10  # of the fifth byte of a lossless picture, behind 14 bits each of its sides
+BMP = struct.Struct("<2sI4xI I2iHHII")  # a file's header, and as much of a picture's as counts
+BMP_HEADERS = 54  # bytes of both, with nothing between them and the pixels
 PPM_HEADER = re.compile(rb"P6\n(\d{1,6}) (\d{1,6})\n255\n")
 
 
@@ -34,6 +39,10 @@ def is_plain(content: bytes) -> bool:
     """Whether Pillow reads this file, and as DALI does, if DALI decodes it without an error."""
     if content.startswith(PNG):
         return _is_plain_png(content)
+    if content.startswith(b"RIFF"):
+        return _is_plain_webp(content)
+    if content.startswith(b"BM"):
+        return _is_plain_bmp(content)
     return _is_plain_jpeg(content)
 
 
@@ -85,3 +94,24 @@ def _is_plain_png(content: bytes) -> bool:
             allowed = PNG_CHUNKS
         at = end + 4
     return at == len(content) and kind == b"IEND"
+
+
+def _is_plain_webp(content: bytes) -> bool:
+    """One lossy or lossless picture without alpha, and nothing else in the file."""
+    if len(content) < RIFF.size + 5:
+        return False
+    _, behind, form, kind, size = RIFF.unpack_from(content)
+    lossless = kind == b"VP8L" and not content[RIFF.size + 4] & WITH_ALPHA
+    is_whole = behind == len(content) - 8 and RIFF.size + size + size % 2 == len(content)
+    return form == b"WEBP" and (lossless or kind == b"VP8 ") and is_whole
+
+
+def _is_plain_bmp(content: bytes) -> bool:
+    """Three bytes a pixel as they are, from the last row to the first, and none else."""
+    if len(content) < BMP_HEADERS:
+        return False
+    _, size, start, header, width, height, planes, bits, compression, _ = BMP.unpack_from(content)
+    if (start, header, planes, bits, compression) != (BMP_HEADERS, 40, 1, 24, 0):
+        return False
+    row = -(-3 * width // 4) * 4
+    return min(width, height) > 0 and size == len(content) == BMP_HEADERS + row * height

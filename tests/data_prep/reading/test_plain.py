@@ -9,12 +9,15 @@ PLAIN = [
     *("jpeg plain", "jpeg gray", "jpeg 4:4:4", "jpeg 4:2:0 progressive", "jpeg restarts"),
     *("jpeg RGB", "jpeg Adobe transform 1", "jpeg turned 6", "jpeg ICC", "jpeg comment"),
     *("png type 2, 8 bits", "png type 0, 8 bits interlaced", "png type 6, 8 bits", "png text"),
+    *("webp", "webp lossless", "webp gray", "bmp RGB", "bmp 24 bits"),
 ]
 ODD = [
     *("jpeg CMYK", "jpeg CMYK without Adobe", "jpeg 12 bits", "jpeg lossless", "jpeg arithmetic"),
     *("jpeg two images", "jpeg fill bytes", "png type 2, 16 bits", "png type 3, 1 bits"),
     *("png checksum of IDAT", "png checksum of tEXt", "png end missing", "png animated"),
-    *("png palette transparent 8 bits", "webp", "tiff RGB", "bmp RGB", "empty", "text"),
+    *("png palette transparent 8 bits", "tiff RGB", "empty", "text"),
+    *("webp alpha", "webp alpha lossless", "webp animated", "webp turned"),
+    *("bmp L", "bmp RGBA", "bmp 24 bits top down", "bmp runs", "bmp 5-6-5 bits"),
 ]
 
 
