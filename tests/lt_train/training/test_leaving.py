@@ -15,6 +15,14 @@ from tests.helpers.ranks import run_on_ranks
 STATUSES = {signal.SIGTERM: 75, signal.SIGUSR2: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
 
 
+@pytest.fixture(autouse=True)
+def hangup_is_heard():
+    """Also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", STATUSES)
 def test_before_training_the_signal_itself_ends_the_run(number):
     with pytest.raises(Preempted, match="before the first step") as caught, Leaving(World()):
