@@ -11,10 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode
 
 from lt_train.config.schema import ViewConfig
 from lt_train.data.manifest import Manifest
-from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
+from lt_train.data.pixels import IMAGENET, Scale
 from lt_train.data.rand_augment import LARGEST_MAGNITUDE
 
 WORKERS = 2
@@ -52,15 +53,16 @@ def baseline_batches(root: Path, views: list[ViewConfig], batch_size: int) -> It
     return iter(loader)
 
 
-def make_transform(view: ViewConfig) -> transforms.Compose:
+def make_transform(view: ViewConfig, scale: Scale = IMAGENET) -> transforms.Compose:
     """torchvision's own transforms for a training view."""
     steps: list = []
+    how = InterpolationMode(view.interpolation)
     if view.crop == "random_resized":
-        steps.append(transforms.RandomResizedCrop(view.size, view.scale, view.ratio))
+        steps.append(transforms.RandomResizedCrop(view.size, view.scale, view.ratio, how))
     elif view.crop == "pad":
         steps.append(transforms.RandomCrop(view.size, view.padding))
     else:
-        steps += [transforms.Resize(view.resize), transforms.CenterCrop(view.size)]
+        steps += [transforms.Resize(view.resize, how), transforms.CenterCrop(view.size)]
     if any(view.jitter):
         jitter = transforms.ColorJitter(*view.jitter)
         steps.append(transforms.RandomApply([jitter], view.jitter_probability))
@@ -77,8 +79,7 @@ def make_transform(view: ViewConfig) -> transforms.Compose:
     elif view.randaugment_ops > 0:
         any_magnitude = [transforms.RandAugment(1, level) for level in range(LARGEST_MAGNITUDE + 1)]
         steps += [transforms.RandomChoice(any_magnitude)] * view.randaugment_ops
-    mean, std = (torch.tensor(values) / 255 for values in (PIXEL_MEAN, PIXEL_STD))
-    steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    steps += [transforms.ToTensor(), transforms.Normalize(*scale)]
     if view.cutout > 0:  # with squares of an area, not a side, that is uniform
         steps.append(transforms.RandomErasing(1.0, (0.0, view.cutout**2), (1.0, 1.0)))
     return transforms.Compose(steps)

@@ -10,8 +10,9 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
+from lt_train.config.schema import backbone_names
 from lt_train.console import say, setup_logging, working
-from lt_train.errors import launched_rank, unreadable
+from lt_train.errors import UserError, launched_rank, unreadable
 
 
 def main(words: list[str], commands: dict[str, str]) -> int:
@@ -42,6 +43,17 @@ def main(words: list[str], commands: dict[str, str]) -> int:
     return 0
 
 
+class ListBackbones(argparse.Action):
+    """Prints the names that match a shell pattern, a line each, and ends the command."""
+
+    def __call__(self, parser, namespace, pattern, option=None):
+        found = backbone_names(pattern)
+        if not found:
+            raise UserError(f"no backbone matches '{pattern}'; try 'timm/*' or '*resnet*'")
+        sys.stdout.write("".join(f"{name}\n" for name in found))
+        parser.exit()
+
+
 def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
@@ -63,6 +75,12 @@ def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and exit"
+    )
+    parser.add_argument(
+        "--list-backbones",
+        metavar="PATTERN",
+        action=ListBackbones,
+        help="show the names that model.backbone takes, e.g. 'timm/vit_*', and exit",
     )
     arguments, unknown = parser.parse_known_args(words)
     # a misspelt command is told before its options are

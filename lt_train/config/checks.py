@@ -6,6 +6,7 @@ from itertools import pairwise
 from lt_train.config.ranges import check_ranges
 from lt_train.config.reading import flatten, to_dict
 from lt_train.config.schema import (
+    BACKBONE_FAMILIES,
     BACKBONES,
     LOSSES,
     METHODS,
@@ -13,6 +14,7 @@ from lt_train.config.schema import (
     Config,
     LossConfig,
     ViewConfig,
+    family_of,
     training_views,
 )
 from lt_train.errors import UserError, nearest
@@ -23,7 +25,7 @@ def check(config: Config) -> None:
     _check_name("method", config.method, METHODS)
     _check_name("loss.name", config.loss.name, LOSSES)
     _check_name("sampler.name", config.sampler.name, SAMPLERS)
-    _check_name("model.backbone", config.model.backbone, BACKBONES)
+    _check_backbone(config)
     _check_numbers(config)
     for key, view in training_views(config).items():
         _check_view(key, view, config.data.loader)
@@ -39,6 +41,23 @@ def _check_name(key: str, name: str, table: Mapping) -> None:
     if name not in table:
         raise UserError(
             f"{key}: there is no '{name}'{nearest(name, list(table))}; known: {', '.join(table)}"
+        )
+
+
+def _check_backbone(config: Config) -> None:
+    """Whether there is a backbone of that name; a family has looked already."""
+    model = config.model
+    if family_of(model.backbone) is None:
+        families = [f"{family}/NAME" for family in BACKBONE_FAMILIES]
+        _check_name("model.backbone", model.backbone, dict.fromkeys([*BACKBONES, *families]))
+    if model.pretrained and family_of(model.backbone) is None:
+        raise UserError(
+            f"model.pretrained=true: {model.backbone} names no weights; set model.init_from to a "
+            "file of them, or model.backbone to timm/NAME"
+        )
+    if model.pretrained and model.init_from:
+        raise UserError(
+            "model.pretrained and model.init_from both name weights to start with: unset one"
         )
 
 

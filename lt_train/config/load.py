@@ -36,7 +36,7 @@ from lt_train.config.reading import (
     to_dict,
 )
 from lt_train.config.run_name import override_name
-from lt_train.config.schema import Config, ViewConfig
+from lt_train.config.schema import Config, ViewConfig, family_of
 from lt_train.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -58,7 +58,8 @@ SYNONYMS = {  # names by which others know keys -> ours; the last part of what w
     **dict.fromkeys(("num_epochs", "n_epochs", "max_epochs", "total_epochs"), "epochs"),
     **dict.fromkeys(("steps", "num_steps", "max_iters", "iterations"), "max_steps"),
     **dict.fromkeys(("arch", "architecture", "network", "encoder"), "model.backbone"),
-    **dict.fromkeys(("pretrained", "weights", "init"), "model.init_from"),
+    **dict.fromkeys(("weights", "init"), "model.init_from"),
+    **dict.fromkeys(("pretrained", "use_pretrained"), "model.pretrained"),
     **dict.fromkeys(("wd", "decay", "l2"), "optim.weight_decay"),
     **dict.fromkeys(("scheduler", "lr_schedule", "lr_scheduler"), "optim.schedule"),
     **dict.fromkeys(("warmup", "lr_warmup"), "optim.warmup_epochs"),
@@ -95,7 +96,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     layers = _read_layers(path)
     for override in overrides:
         layers += _read_override(override)
-    resolved = _merge(layers, path)
+    resolved = _merge([*_of_backbone(layers), *layers], path)
     if not resolved.run.dir:
         folder = f"runs/{path.stem}{override_name(overrides)}"
         run = dataclasses.replace(resolved.run, dir=folder)
@@ -107,6 +108,17 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     config = compressed(resolved)
     check_ranges(flatten(to_dict(config)))  # a quotient can be out of range, too
     return config
+
+
+def _of_backbone(layers: list[Layer]) -> list[Layer]:
+    """What a backbone of a family would have a config start from; the layers go over it."""
+    groups = [layer.get("model") for _, layer in layers]
+    named = [group["backbone"] for group in groups if group and "backbone" in group]
+    family = family_of(str(named[-1])) if named else None
+    if family is None:
+        return []
+    module, name = family
+    return [(f"model.backbone={named[-1]}: ", module.defaults(name))]
 
 
 def import_modules(names: Iterable[str], key: str) -> None:

@@ -55,6 +55,8 @@ RANGES = {
     "view.randaugment_ops": NOT_NEGATIVE,
     "view.randaugment_magnitude": Range("from 0 to 30 or null", lambda value: 0 <= value <= 30),
     "view.cutout": SHARE,
+    "model.mean": ANY,
+    "model.std": POSITIVE,
     "optim.lr": NOT_NEGATIVE,
     "optim.lr_batch_size": POSITIVE,
     "optim.momentum": SHARE,

@@ -3,9 +3,11 @@
 The tables know no torch: an entry says where its code is, which is imported when a run needs it.
 """
 
+import fnmatch
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, Literal, Optional
 
 
@@ -71,6 +73,7 @@ class ViewConfig:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width / height
     padding: int = 4  # pad: zero pixels round the image before a random crop
     resize: int = 256  # center: the shorter side before the crop
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of resizing
     flip_probability: float = 0.5
     # brightness, contrast, saturation, hue
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -87,7 +90,14 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    backbone: str = "resnet50"  # one of BACKBONES
+    # one of BACKBONES, or timm/NAME: a network of timm, whose own image size, resizing, mean and
+    # std a config then starts from; python -m lt_train --list-backbones shows all
+    backbone: str = "resnet50"
+    # start with the weights that timm/NAME names, from the Hugging Face hub's cache or the hub
+    pretrained: bool = False
+    # of pixels from 0 to 1, what the backbone expects: ImageNet's, for torchvision's networks
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo,
     # torchvision, timm, Hugging Face
     init_from: Optional[str] = None
@@ -353,6 +363,28 @@ BACKBONES: dict[str, str | Callable] = {  # functions like those in lt_train/mod
     "resnet32_cifar": "lt_train.models.backbones:resnet32_cifar",
     "wrn_28_10": "lt_train.models.backbones:wrn_28_10",
 }
+
+BACKBONE_FAMILIES: dict[str, str] = {  # FAMILY/NAME is made by a module like this one
+    "timm": "lt_train.models.timm_backbones",
+}
+
+
+def family_of(backbone: str) -> tuple[ModuleType, str] | None:
+    """The module and the name within it of FAMILY/NAME; None for one of BACKBONES."""
+    family, slash, name = backbone.partition("/")
+    if not slash or family not in BACKBONE_FAMILIES:
+        return None
+    return importlib.import_module(BACKBONE_FAMILIES[family]), name
+
+
+def backbone_names(pattern: str) -> list[str]:
+    """What ``model.backbone`` may be, of all that matches a shell pattern."""
+    found = fnmatch.filter(BACKBONES, pattern)
+    for family in BACKBONE_FAMILIES:
+        if pattern.startswith((f"{family}/", "*")):
+            module, inner = family_of(f"{family}/{pattern.removeprefix(f'{family}/')}")
+            found += [f"{family}/{name}" for name in module.names(inner)]
+    return found
 
 
 def code_of(table: Mapping[str, Any], name: str) -> Any:

@@ -38,6 +38,7 @@ class View:
     operations: Operations | None = None
     # (B, 4) int64: top, left, bottom, right in output pixels of what Cutout makes grey, last of all
     cutout: np.ndarray | None = None
+    interpolation: str = "bilinear"  # of resizing, or "bicubic"
     # resizing looks at pixels outside the box (resize, then crop), not only inside it
     context: bool = False
 
@@ -82,6 +83,7 @@ def draw_view(
         colour,
         operations,
         cutout,
+        config.interpolation,
         context=config.crop == "center",
     )
 

@@ -26,6 +26,7 @@ class BatchPlan(Protocol):
     batches: range  # the batch numbers, in order
     replace_bad: bool  # training replaces a damaged sample; evaluation leaves it out and counts it
     blurs: list[bool]  # whether each view may be blurred
+    interpolations: list[str]  # how each view is resized
 
     def sample_ids(self, batches: range) -> np.ndarray: ...
 
@@ -77,6 +78,10 @@ class TrainPlan:
         return [view.blur_probability > 0 for view in self.view_configs]
 
     @property
+    def interpolations(self) -> list[str]:
+        return [view.interpolation for view in self.view_configs]
+
+    @property
     def share(self) -> range:
         """This rank's places in every global batch."""
         return rank_share(self.config.global_batch_size, self.world.rank, self.world.size)
@@ -118,6 +123,10 @@ class EvalPlan:
     @property
     def sizes(self) -> list[int]:
         return [self.view.size]
+
+    @property
+    def interpolations(self) -> list[str]:
+        return [self.view.interpolation]
 
     @property
     def max_batch(self) -> int:

@@ -27,12 +27,14 @@ from lt_train.data.augment import View
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan, EncodedBatch, read_batch
 from lt_train.data.decoder import TINY, Decoder, decoded, reason_of
-from lt_train.data.pixels import normalize
+from lt_train.data.pixels import Scale, normalize
 from lt_train.distributed import rank_share
 
 # of an error that no image is to blame for
 OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cudaError|CUDA runtime", re.IGNORECASE)
-CONTEXT = 2  # output pixels; how far beyond a box an antialiased resize looks, with one to spare
+# output pixels; how far beyond a box an antialiased resize looks, with one to spare
+CONTEXT = {"bilinear": 2, "bicubic": 3}
+BY_DALI = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 
 
 class DaliLoader:
@@ -41,8 +43,8 @@ class DaliLoader:
     DALI decodes two batches ahead in ``threads`` threads of its own.
     """
 
-    def __init__(self, plan: BatchPlan, device: torch.device, threads: int):
-        self.plan, self.device, self.threads = plan, device, threads
+    def __init__(self, plan: BatchPlan, device: torch.device, threads: int, scale: Scale):
+        self.plan, self.device, self.threads, self.scale = plan, device, threads, scale
 
     def __iter__(self) -> Iterator[Batch]:
         on_gpu = self.device.type == "cuda"
@@ -113,7 +115,7 @@ class DaliLoader:
         )
         pixels = torch.from_dlpack(output.as_tensor())
         with torch.autocast(self.device.type, enabled=False):  # of whoever evaluates in bf16
-            return normalize(pixels, colour, view.operations, cutout)
+            return normalize(pixels, self.scale, colour, view.operations, cutout)
 
     def _upload(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -189,7 +191,8 @@ def _needed_part(views: list[View], sizes: np.ndarray) -> tuple[np.ndarray, np.n
     starts, stops = [], []
     for view in views:
         first, last = view.box[:, :2], view.box[:, 2:]
-        margin = CONTEXT * np.ceil((last - first) / view.size) * view.context
+        beyond = CONTEXT[view.interpolation]
+        margin = beyond * np.ceil((last - first) / view.size) * view.context
         starts.append(first - margin)
         stops.append(last + margin)
     start = np.maximum(np.floor(np.min(starts, 0)), 0)
@@ -218,7 +221,8 @@ def _pipeline(source: _Source, plan: BatchPlan, resize: Callable, device: str):
     outputs = []
     for view in range(len(plan.sizes)):
         first = per_image + sum(per_view[:view])
-        output = resize(image, inputs[first], inputs[first + 1], plan.sizes[view])
+        how = plan.sizes[view], plan.interpolations[view]
+        output = resize(image, inputs[first], inputs[first + 1], *how)
         if plan.blurs[view]:  # a Python bool: decides the graph, not the sample
             sigma = inputs[first + 2]
             # a DALI conditional: only the samples that drew a blur pay for it
@@ -230,13 +234,13 @@ def _pipeline(source: _Source, plan: BatchPlan, resize: Callable, device: str):
     return tuple(outputs)
 
 
-def _resize_by_dali(image, first_corner, last_corner, size: int):
+def _resize_by_dali(image, first_corner, last_corner, size: int, interpolation: str):
     return fn.resize(
         image,
         size=[size, size],
         roi_start=first_corner,
         roi_end=last_corner,
-        interp_type=types.INTERP_LINEAR,
+        interp_type=BY_DALI[interpolation],
         antialias=True,
     )
 
@@ -248,34 +252,40 @@ class _TorchResize:
         self.threads = threads
         self.pool = ThreadPoolExecutor(threads)
 
-    def __call__(self, image, first_corner, last_corner, size: int):
+    def __call__(self, image, first_corner, last_corner, size: int, interpolation: str):
         return fn.python_function(
             image,
             first_corner,
             last_corner,
-            function=partial(self._resize_batch, size),
+            function=partial(self._resize_batch, size, interpolation),
             batch_processing=True,
             output_layouts="HWC",
         )
 
-    def _resize_batch(self, size: int, *batch: list[np.ndarray]) -> list[np.ndarray]:
+    def _resize_batch(
+        self, size: int, interpolation: str, *batch: list[np.ndarray]
+    ) -> list[np.ndarray]:
         samples = list(zip(*batch))
 
         def resize(thread: int) -> list[np.ndarray]:
             share = rank_share(len(samples), thread, self.threads)
-            return [_torch_resize(size, *samples[index]) for index in share]
+            return [_torch_resize(size, interpolation, *samples[index]) for index in share]
 
         return list(itertools.chain(*self.pool.map(resize, range(self.threads))))
 
 
 def _torch_resize(
-    size: int, image: np.ndarray, first_corner: np.ndarray, last_corner: np.ndarray
+    size: int,
+    interpolation: str,
+    image: np.ndarray,
+    first_corner: np.ndarray,
+    last_corner: np.ndarray,
 ) -> np.ndarray:
     top, left = first_corner.astype(int).tolist()
     bottom, right = last_corner.astype(int).tolist()
     part = torch.from_numpy(image[top:bottom, min(left, right) : max(left, right)])
     box = part.permute(2, 0, 1)[None]
-    output = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
+    output = F.interpolate(box, (size, size), mode=interpolation, antialias=True)
     if right < left:
         output = output.flip(3)
     return output[0].permute(1, 2, 0).contiguous().numpy()

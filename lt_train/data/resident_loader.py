@@ -20,7 +20,7 @@ from lt_train.data.augment import View
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan
 from lt_train.data.manifest import Manifest, wrong_size
-from lt_train.data.pixels import normalize
+from lt_train.data.pixels import Scale, normalize
 from lt_train.errors import UserError
 
 # small batches are made several at a time, which spreads the cost of calls into NumPy and torch
@@ -90,8 +90,9 @@ class ResidentLoader:
     ``images``: as :func:`load_resident` made them, with ``padding``.
     """
 
-    def __init__(self, plan: BatchPlan, images: torch.Tensor, padding: int):
-        self.plan, self.images, self.padding, self.device = plan, images, padding, images.device
+    def __init__(self, plan: BatchPlan, images: torch.Tensor, padding: int, scale: Scale):
+        self.plan, self.images, self.padding, self.scale = plan, images, padding, scale
+        self.device = images.device
         self.labels = torch.from_numpy(np.array(plan.manifest.labels, np.int64)).to(self.device)
         # a damaged sample was found while decoding; its replacement is looked up once
         bad = list(plan.manifest.bad) if plan.replace_bad else []
@@ -145,7 +146,7 @@ class ResidentLoader:
             None if drawn is None else torch.from_numpy(drawn).to(self.device)
             for drawn in (view.colour, view.cutout)
         )
-        return normalize(pixels, colour, view.operations, cutout)
+        return normalize(pixels, self.scale, colour, view.operations, cutout)
 
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Whole-pixel crops: one gather of rows of pixels, each a run of consecutive bytes."""
@@ -161,7 +162,7 @@ class ResidentLoader:
         return runs[starts].view(len(sample_ids), view.size, view.size, 3)
 
     def _resized_crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
-        """Boxes of any size, bilinear; antialiasing would matter little for images this small."""
+        """Boxes of any size; antialiasing would matter little for images this small."""
         side = self.images.shape[1]
         box = torch.from_numpy(view.box + self.padding).to(self.device, non_blocking=True)
         top, left, bottom, right = box.unbind(1)
@@ -173,8 +174,10 @@ class ResidentLoader:
         low, high = torch.stack([left, top], 1) + 0.5, torch.stack([right, bottom], 1) - 0.5
         grid = grid.clamp((low * 2 / side - 1)[:, None, None], (high * 2 / side - 1)[:, None, None])
         source = self.images[sample_ids].permute(0, 3, 1, 2).float()
-        sampled = F.grid_sample(source, grid, align_corners=False).permute(0, 2, 3, 1)
-        return sampled.round().to(torch.uint8).contiguous()
+        sampled = F.grid_sample(source, grid, view.interpolation, align_corners=False)
+        # a cubic curve goes beyond the values that it connects
+        pixels = sampled.permute(0, 2, 3, 1).round().clamp_(0, 255)
+        return pixels.to(torch.uint8).contiguous()
 
 
 def _rows(batch: Batch, rows: slice | np.ndarray) -> Batch:

@@ -22,6 +22,7 @@ from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
 from lt_train.data.columns import row_type, rows_where, slices
 from lt_train.data.manifest import Check, Manifest
 from lt_train.data.node_cache import cache_on_node
+from lt_train.data.pixels import scale_of
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -196,11 +197,12 @@ def make_loader(
     if config.data.loader == "dali":
         from lt_train.data.dali_loader import DaliLoader
 
-        return DaliLoader(plan, world.device, config.data.decode_threads or world.cpu_threads)
+        threads = config.data.decode_threads or world.cpu_threads
+        return DaliLoader(plan, world.device, threads, scale_of(config.model))
     from lt_train.data.resident_loader import ResidentLoader
 
     images = read_resident(plan.manifest, config, world) if resident is None else resident
-    return ResidentLoader(plan, images, _padding(config))
+    return ResidentLoader(plan, images, _padding(config), scale_of(config.model))
 
 
 def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Tensor:

@@ -19,7 +19,7 @@ class Classifier(Method):
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        self.backbone = make_backbone(config.model.backbone)
+        self.backbone = make_backbone(config.model.backbone, config.eval_view.size)
         width, classes = self.backbone.out_features, len(counts.labeled)
         self.classifier = make_classifier(config.classifier, width, classes)
         scale = config.classifier.scale if config.classifier.head == "cosine" else 1.0

@@ -35,9 +35,9 @@ class Moco(Method):
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        moco, backbone = config.moco, config.model.backbone
-        self.query_encoder = Encoder(make_backbone(backbone), moco.dim, moco.projector)
-        self.key_encoder = Encoder(make_backbone(backbone), moco.dim, moco.projector)
+        moco, backbone = config.moco, (config.model.backbone, config.eval_view.size)
+        self.query_encoder = Encoder(make_backbone(*backbone), moco.dim, moco.projector)
+        self.key_encoder = Encoder(make_backbone(*backbone), moco.dim, moco.projector)
         self.key_encoder.requires_grad_(False)
 
         generator = torch.Generator().manual_seed(config.seed)

@@ -20,7 +20,7 @@ class Rotation(Method):
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        self.backbone = make_backbone(config.model.backbone)
+        self.backbone = make_backbone(config.model.backbone, config.eval_view.size)
         self.rotation_head = nn.Linear(self.backbone.out_features, 4)
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ class Sourcing(Method):
 
     def __init__(self, config: Config, counts: Counts):
         super().__init__(config, counts)
-        self.backbone = make_backbone(config.model.backbone)
+        self.backbone = make_backbone(config.model.backbone, config.eval_view.size)
         self.known = len(counts.labeled)
         self.classifier = nn.Linear(self.backbone.out_features, self.known + 1)
 

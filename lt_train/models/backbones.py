@@ -5,12 +5,21 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from lt_train.config.schema import BACKBONES, code_of
+from lt_train.config.schema import BACKBONES, code_of, family_of
 
 
-def make_backbone(name: str) -> nn.Module:
-    """The backbone ``name``; its ``out_features`` attribute is the width of what it returns."""
-    return code_of(BACKBONES, name)()
+def make_backbone(name: str, size: int = 224) -> nn.Module:
+    """The backbone ``name`` with random weights.
+
+    Its ``out_features`` attribute is the width of what it returns.
+
+    ``size``: of the images that it will see, in pixels, for networks that are made for one size.
+    """
+    family = family_of(name)
+    if family is None:
+        return code_of(BACKBONES, name)()
+    module, inner = family
+    return module.make(inner, size)
 
 
 def resnet10() -> nn.Module:

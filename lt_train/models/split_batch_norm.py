@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lt_train.errors import UserError
+
 
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """Normalises ``splits`` groups of the batch each by its own statistics.
@@ -45,10 +47,17 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
 def split_batch_norms(module: nn.Module, splits: int) -> None:
     """Turn every BatchNorm2d inside ``module`` into a :class:`SplitBatchNorm2d`, in place.
 
-    Parameters stay the same objects.
+    Parameters stay the same objects. A :class:`UserError` if there is batch norm of another kind to
+    split; a network without any has nothing to split.
     """
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:
             child.__class__ = SplitBatchNorm2d
         if isinstance(child, SplitBatchNorm2d):
             child.splits = splits
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm) and splits > 1:
+            raise UserError(
+                f"MoCo on one rank splits batch norm in {splits} groups, without which a key would "
+                f"be known by its batch's statistics, and {type(child).__name__} of this backbone "
+                "cannot be split: train on several ranks, or choose another model.backbone"
+            )

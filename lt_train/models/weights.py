@@ -3,11 +3,12 @@
 Backbones carry torchvision's parameter names.
 """
 
+import contextlib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -70,7 +71,8 @@ def load_weights(
         own = {name: tensor for name, tensor in own.items() if not name.endswith(STEP_COUNTER)}
     prefix, network, place = "", tensors, ""
     if not own_run:
-        tensors, naming, scores = _best_naming(own, tensors, chosen)
+        named = [*_renamed(tensors), *_converted(module, tensors)]
+        tensors, naming, scores = _best_naming(own, named, chosen)
         prefix, others = _choose(scores, 2 * len(own), path, chosen)
         network = _without_heads(own, _below(tensors, prefix))
         place = _where(prefix, others, naming)
@@ -119,21 +121,35 @@ def _below(tensors: Tensors, prefix: str) -> Tensors:
 
 
 def _best_naming(
-    own: Tensors, tensors: Tensors, chosen: str | None
+    own: Tensors, named: list[tuple[Tensors, str]], chosen: str | None
 ) -> tuple[Tensors, str, Counter]:
-    """``tensors`` under the names by which most of the network's are found, whose names they are,
-    and what every prefix scores.
+    """The tensors of a file under the names by which most of the network's are found, whose names
+    they are, and what every prefix scores.
 
     With ``chosen`` only prefixes that hold it count, if any does.
     """
-    found = []
+    found = [(tensors, naming, _scores(own, tensors)) for tensors, naming in named]
+    return max(found, key=lambda each: max(_chosen(each[2], chosen).values(), default=0))
+
+
+def _renamed(tensors: Tensors) -> Iterator[tuple[Tensors, str]]:
+    """``tensors`` as each of NAMINGS has them, and whose that is."""
     for naming, rename in NAMINGS.items():
         renaming = rename(tensors)
-        if len(set(renaming.values())) < len(tensors):
-            continue  # it would hide one tensor behind another
-        renamed = {renaming[name]: tensor for name, tensor in tensors.items()}
-        found.append((renamed, naming, _scores(own, renamed)))
-    return max(found, key=lambda each: max(_chosen(each[2], chosen).values(), default=0))
+        if len(set(renaming.values())) == len(tensors):  # else one would hide another
+            yield {renaming[name]: tensor for name, tensor in tensors.items()}, naming
+
+
+def _converted(module: nn.Module, tensors: Tensors) -> Iterator[tuple[Tensors, str]]:
+    """``tensors`` after what the module's family knows of other layouts, and whose that is."""
+    if not type(module).__module__.startswith("timm."):
+        return
+    from lt_train.models.timm_backbones import conversions
+
+    for naming, convert in conversions(module).items():
+        # whatever it trips over was not written for it
+        with contextlib.suppress(Exception):
+            yield convert(tensors), naming
 
 
 def _scores(own: Tensors, tensors: Tensors) -> Counter:

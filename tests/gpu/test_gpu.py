@@ -20,10 +20,10 @@ from lt_train.config.load import load_config
 from lt_train.config.schema import Config
 from lt_train.data.augment import Uniforms
 from lt_train.data.batch import Batch
-from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.rand_augment import OPERATIONS, apply_operations, draw_operations
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
+from tests.helpers.loading import PIXEL_MEAN, PIXEL_STD
 
 GPU = World(device=torch.device("cuda", 0))
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]

@@ -14,7 +14,7 @@ from lt_train.config.schema import Config, DataConfig, ViewConfig
 from lt_train.data.augment import View, draw_view
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
-from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
+from lt_train.data.pixels import IMAGENET
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 
@@ -24,6 +24,9 @@ WHOLE = ViewConfig(size=32, crop="center", resize=32, flip_probability=0.0)
 RANDAUGMENT = {"randaugment_ops": 2, "randaugment_magnitude": None}
 JITTER = {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_probability": 0.8, "grayscale_probability": 0.2}
 METHOD_OF_VIEWS = {1: "classifier", 2: "moco", 3: "proco"}
+
+# in grey levels
+PIXEL_MEAN, PIXEL_STD = (tuple(255 * value for value in values) for values in IMAGENET)
 
 
 def configure(root: Path, loader: str, view: ViewConfig, **changes) -> Config:

@@ -25,13 +25,13 @@ from lt_train.config.schema import (
 )
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
-from lt_train.data.pixels import PIXEL_MEAN, PIXEL_STD
 from lt_train.data.scores import ScoreStore
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.methods.base import Counts
 from lt_train.methods.sourcing import Sourcing
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
+from tests.helpers.loading import PIXEL_MEAN, PIXEL_STD
 from tests.helpers.pictures import encode
 
 KNOWN = 3

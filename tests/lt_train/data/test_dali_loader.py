@@ -14,7 +14,7 @@ from lt_train.config.schema import ViewConfig
 from lt_train.data import dali_loader
 from lt_train.data.batch_plan import TrainPlan
 from lt_train.data.manifest import Manifest
-from lt_train.data.pixels import normalize
+from lt_train.data.pixels import IMAGENET, normalize
 from lt_train.distributed import World
 from tests.helpers.loading import (
     WHOLE,
@@ -116,7 +116,8 @@ def test_whole_images_as_the_gpu_decodes_them_give_the_same_views(demo_root):
         outputs = pipeline.run()
         planned = source.planned.popleft()
         assert planned.encoded.sample_ids.tolist() == batch.sample_id.tolist()
-        views = [normalize(torch.from_dlpack(output.as_tensor()), None) for output in outputs]
+        pixels = [torch.from_dlpack(output.as_tensor()) for output in outputs]
+        views = [normalize(each, IMAGENET, None) for each in pixels]
         assert len(views) == len(batch.views) == 2
         whole = replace(batch, views=views)
         for index in range(2):

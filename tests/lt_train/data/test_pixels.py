@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from lt_train.data.augment import View
-from lt_train.data.pixels import PIXEL_MEAN
 from lt_train.data.rand_augment import apply_operations
 from tests.helpers.loading import (
     JITTER,
+    PIXEL_MEAN,
     RANDAUGMENT,
     WHOLE,
     configure,

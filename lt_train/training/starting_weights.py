@@ -1,0 +1,45 @@
+"""The weights that training starts with, from wherever a config says."""
+
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from lt_train.collectives import on_main
+from lt_train.config.schema import Config, family_of
+from lt_train.errors import UserError
+from lt_train.methods.base import Method
+from lt_train.models.weights import BACKBONE_FILE, load_weights
+from lt_train.training.saved_state import broadcast_module
+
+
+def load_starting_weights(config: Config, method: Method) -> None:
+    """Fill ``method`` as ``model.init_from`` or ``model.pretrained`` says, if one does.
+
+    Rank 0 alone reads, so that a thousand ranks do not read one file. Collective; a
+    :class:`UserError` on every rank if there are no such weights or they do not fit.
+    """
+    model = config.model
+    if model.init_from is None and not model.pretrained:
+        return
+    source = on_main(lambda: model.init_from or _published(model.backbone))
+    for file, module in method.starting_weights().items():
+        on_main(partial(_read, module, source, file, model.init_prefix))
+        broadcast_module(module)
+
+
+def _published(backbone: str) -> Path:
+    module, name = family_of(backbone)
+    return module.weights_file(name)
+
+
+def _read(module: nn.Module, source: str | Path, file: str, prefix: str | None) -> None:
+    try:
+        load_weights(module, source, file, prefix)
+    except UserError as error:
+        if file == BACKBONE_FILE:
+            raise
+        raise UserError(
+            "model.init_from must be the run of a linear classifier, which this goes on "
+            f"from, not a backbone alone: {error}"
+        ) from error
