@@ -22,8 +22,7 @@ from lt_train.data.run_data import RunData
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError
 from lt_train.locks import WAIT
-from lt_train.methods.base import Counts, Method
-from lt_train.models.weights import BACKBONE_FILE, load_weights
+from lt_train.methods.base import Counts
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.engine import make_engine
@@ -37,6 +36,7 @@ from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
 from lt_train.training.saved_state import broadcast_module
 from lt_train.training.shapes import check_shapes
+from lt_train.training.starting import start
 
 log = logging.getLogger(__name__)
 
@@ -173,9 +173,7 @@ class Trainer:
         pseudo = None if pool is None else _class_counts(pool)
         counts = Counts.of(_class_counts(self.train_set), pseudo, len(self.train_set))
         method = code_of(METHODS, self.config.method)(self.config, counts)
-        if self.config.model.init_from:
-            self._load_start(method)
-        method.prepare()
+        start(method, self.config)
         tell_method(self.config, method)
         check_shapes(method, self.config, self.world.size)
         self.engine = make_engine(self.config, method, self.world)
@@ -301,19 +299,6 @@ class Trainer:
     def _epoch_mark(self, step: int) -> bool:
         every = self.config.run.evaluate_every
         return int(self.schedule.epoch(step) / every) > int(self.schedule.epoch(step - 1) / every)
-
-    def _load_start(self, method: Method) -> None:
-        model = self.config.model
-        for file, module in method.starting_weights().items():
-            try:
-                load_weights(module, model.init_from, file, model.init_prefix)
-            except UserError as error:
-                if file == BACKBONE_FILE:
-                    raise
-                raise UserError(
-                    "model.init_from must be the run of a linear classifier, which this goes on "
-                    f"from, not a backbone alone: {error}"
-                ) from error
 
     def _resume(self, checkpoint: Checkpoint | None) -> tuple[int, float]:
         """Step and seconds of a checkpoint, its state loaded; zeros for a new run."""
