@@ -110,10 +110,13 @@ def report_error(program: str, message: str) -> None:
 
 def nearest(word: str, choices: list[str]) -> str:
     """``, did you mean '...'?`` with the choice most like ``word``, or nothing."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if not close:  # a right name in the wrong group: compare the last parts alone
+    name = word.rpartition(".")[2]
+    in_other_groups = [choice for choice in choices if choice.rpartition(".")[2] == name]
+    close = difflib.get_close_matches(word, in_other_groups, n=1, cutoff=0.0)
+    close = close or difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if not close:  # nearly a right name in the wrong group: compare the last parts alone
         last = {choice.rpartition(".")[2]: choice for choice in choices}
-        close = difflib.get_close_matches(word.rpartition(".")[2], last, n=1, cutoff=0.6)
+        close = difflib.get_close_matches(name, last, n=1, cutoff=0.6)
         close = [last[match] for match in close]
     return f", did you mean '{close[0]}'?" if close else ""
 

@@ -2,7 +2,8 @@
 torchvision names them.
 
 ``torchvision.models.resnet50(num_classes=C).load_state_dict(safetensors.torch.load_file(FILE))``
-then gives the run's logits.
+then gives the run's logits. ``--adapter-only`` writes a run's LoRA updates instead: a folder that
+``peft.PeftModel.from_pretrained(BACKBONE, FOLDER)`` puts on the backbone that the run began with.
 """
 
 import argparse
@@ -14,16 +15,20 @@ from safetensors import SafetensorError
 
 from lt_train.console import console
 from lt_train.errors import UserError, unwritable
+from lt_train.files import write_atomically
+from lt_train.models.lora import LORA_FILE, PEFT_CONFIG
 from lt_train.models.tensor_files import (
     AbsentFile,
     read_safetensors,
     read_tensors,
     write_tensors,
 )
+from lt_train.models.trainable import ADAPTER
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, FINISH_AGAIN, why_absent
 from lt_train.run_files import read_result
 
 MODEL_FILE = "model.safetensors"
+PEFT_FOLDER, PEFT_FILES = "adapter", ("adapter_model.safetensors", "adapter_config.json")
 CLASS_NAMES_LIMIT = 65_536  # characters; more do not belong into a file's header
 
 
@@ -31,14 +36,15 @@ def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
     run = arguments.run
+    if arguments.adapter_only:
+        return _export_updates(run, arguments.out or run / PEFT_FOLDER, arguments.force)
     out = arguments.out or run / MODEL_FILE
     if out.suffix != ".safetensors" or out.name in (BACKBONE_FILE, CLASSIFIER_FILE):
         raise UserError(
             f"--out {out} must end in .safetensors, and must not be {BACKBONE_FILE} or"
             f" {CLASSIFIER_FILE}, which are a run's own"
         )
-    if out.exists() and not arguments.force:
-        raise UserError(f"{out} exists; name another file with --out, or overwrite it with --force")
+    _check_free(out, arguments.force)
     tensors, about, note = read_model(run)
     try:
         write_tensors(tensors, out, about)
@@ -58,6 +64,8 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
     except AbsentFile as error:
         raise UserError(f"{run} is not a finished run: {error}; {FINISH_AGAIN}") from error
     note = f"{about.get('backbone', 'backbone')} of {len(tensors)} tensors"
+    if any(ADAPTER in name for name in tensors):
+        note += ", with those of adapters, which torchvision and timm do not know,"
     if not (run / CLASSIFIER_FILE).exists():
         return tensors, about, f"{note}, without a classifier: the run has none"
     classifier = read_tensors(run / CLASSIFIER_FILE, FINISH_AGAIN)
@@ -70,6 +78,35 @@ def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]
         about = {**about, "classes": names}
     tensors |= {f"fc.{name}": tensor for name, tensor in linear.items()}
     return tensors, about, f"{note} and a classifier (fc) of {len(linear['weight'])} classes"
+
+
+def _export_updates(run: Path, out: Path, force: bool) -> int:
+    _classes(run)
+    try:
+        updates, about = read_safetensors(run / LORA_FILE, FINISH_AGAIN)
+    except AbsentFile as error:
+        raise UserError(
+            f"{run} has no {LORA_FILE}: it is no finished run of model.trainable=lora, and peft "
+            "has no format for others; leave out --adapter-only"
+        ) from error
+    weights, config = (out / name for name in PEFT_FILES)
+    for file in (weights, config):
+        _check_free(file, force)
+    described = about.pop(PEFT_CONFIG)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_tensors(updates, weights, about)
+        write_atomically(config, described.encode())
+    except (OSError, SafetensorError) as error:
+        raise unwritable(error, f"cannot write to {out}: {error}") from error
+    note = f"{len(updates)} tensors of LoRA, for peft"
+    console.print(f"{out}: {note}", highlight=False, markup=False)
+    return 0
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if out.exists() and not force:
+        raise UserError(f"{out} exists; name another file with --out, or overwrite it with --force")
 
 
 def _classes(run: Path) -> list[str]:
@@ -120,7 +157,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "--out",
         type=Path,
         metavar="FILE",
-        help=f"a .safetensors file (default: {MODEL_FILE} in the run's folder)",
+        help=f"a .safetensors file (default: {MODEL_FILE} in the run's folder); with"
+        f" --adapter-only a folder (default: {PEFT_FOLDER} there)",
+    )
+    parser.add_argument(
+        "--adapter-only",
+        action="store_true",
+        help="write the LoRA updates alone, as peft does: " + " and ".join(PEFT_FILES),
     )
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     return parser.parse_args(words)

@@ -16,11 +16,13 @@ from lt_train.errors import UserError, unreadable
 from lt_train.files import seal, write_atomically
 from lt_train.methods.base import Counts, Method
 from lt_train.models.tensor_files import tensors_digest
+from lt_train.models.trainable import plain_state, restrict
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
 from lt_train.run_files import read_result
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.saved_state import broadcast_module, read_state
+from lt_train.training.starting import start
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,10 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
     if step is not None or not best.exists():
         store = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world)
         checkpoint = store.find(step)
+    if checkpoint is None and not best.exists():
+        restrict(method.encoders(), config)  # exported weights are whole
+    elif config.model.trainable != "all":
+        start(method, config)  # what others leave out
     on_main(lambda: _load(config, method, checkpoint, best))
     broadcast_module(method)
     # the layout in which the engine has computed
@@ -76,7 +82,7 @@ def state_digest(method: Method) -> str:
 
     What a method trains beside them, its exported weights are without.
     """
-    state = method.state_dict()
+    state = plain_state(method)
     scoring = [name for name in state if name.startswith(("backbone.", "classifier."))]
     return tensors_digest({name: state[name] for name in scoring})
 

@@ -188,6 +188,8 @@ def _check_method(config: Config) -> None:
             f"the method {method} trains on a finished backbone: "
             "set model.init_from to a run folder"
         )
+    if traits.from_finished and config.model.trainable != "all":
+        raise UserError(f"the method {method} freezes the backbone itself: unset model.trainable")
     prefix = config.model.init_prefix
     if prefix is not None and config.model.init_from is None:
         raise UserError(

@@ -1,6 +1,7 @@
 """Every key of a config, with its type, default and meaning; and the tables of what a key can name.
 
-The tables know no torch: an entry says where its code is, which is imported when a run needs it.
+Those of single methods are in method_sections.py. The tables know no torch: an entry says where its
+code is, which is imported when a run needs it.
 """
 
 import fnmatch
@@ -9,6 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal, Optional
+
+from lt_train.config.method_sections import (
+    DecoupledConfig,
+    ExpertsConfig,
+    FixmatchConfig,
+    KnnConfig,
+    MocoConfig,
+    ProcoConfig,
+    RotationConfig,
+    SemiConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -104,16 +116,41 @@ class ModelConfig:
     # which network of a file with several: the name that its tensors' names begin with, or a part
     # of it, such as student or encoder_k; null: the one that was trained, which the log names
     init_prefix: Optional[str] = None
+    # what of the backbone is trained beside the head, which always is: all of it, nothing, the
+    # weights and biases of normalisation layers, all biases, or what section lora or adapter adds
+    trainable: Literal["all", "head", "norm", "bias", "lora", "adapter"] = "all"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """model.trainable=lora: low-rank updates W + alpha / rank * B A (Hu et al. 2022)."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    # names of layers, or ends of them, such as qkv; empty: all linear layers and convolutions that
+    # can have updates
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """model.trainable=adapter: beside the MLP of every transformer block (Chen et al. 2022)."""
+
+    dim: int = 64  # of the layer in between
+    scale: float = 0.1  # of what is added
 
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["sgd", "adamw"] = "sgd"  # AdamW: Loshchilov and Hutter 2019
     lr: float = 0.1  # for a global batch of lr_batch_size
+    head_lr_factor: float = 1.0  # the learning rate of all but the backbone, over the backbone's
     scale_lr: bool = True  # scale linearly with the global batch size
     lr_batch_size: int = 256
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
+    momentum: float = 0.9  # sgd
+    nesterov: bool = False  # sgd
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    weight_decay: float = 1e-4  # adamw: decoupled, times the learning rate
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: float = 0.0  # or a share of the epochs, such as 5%
     step_epochs: tuple[float, ...] = ()  # step: from these epochs (or shares, 80%) on ...
@@ -164,63 +201,6 @@ class ClassifierConfig:
 
 
 @dataclass(frozen=True)
-class DecoupledConfig:
-    """cRT and LWS."""
-
-    freeze_bn_stats: bool = True
-
-
-@dataclass(frozen=True)
-class MocoConfig:
-    dim: int = 128
-    queue_size: int = 65536
-    temperature: float = 0.2
-    ema_momentum: float = 0.999
-    projector: Literal["mlp", "linear"] = "mlp"  # MoCo v2's or v1's
-    # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
-    bn_splits: int = 0
-
-
-@dataclass(frozen=True)
-class RotationConfig:
-    all_four: bool = False  # every image in all four rotations; false: in one, at random
-
-
-@dataclass(frozen=True)
-class KnnConfig:
-    """The k-NN classifier that evaluates self-supervised methods."""
-
-    k: int = 200
-    temperature: float = 0.07
-
-
-@dataclass(frozen=True)
-class SemiConfig:
-    weight: float = 1.0  # omega: of a pseudo-labeled sample in the loss, against 1 of a labeled one
-
-
-@dataclass(frozen=True)
-class FixmatchConfig:
-    threshold: float = 0.95  # of the weak view's confidence
-    weight: float = 1.0  # of the unlabeled samples' loss
-    # of the average that is evaluated and exported; 0: the trained weights themselves
-    ema_momentum: float = 0.999
-
-
-@dataclass(frozen=True)
-class ProcoConfig:
-    dim: int = 128
-    temperature: float = 0.1
-    weight: float = 1.0  # of the contrastive loss beside the classifier's
-
-
-@dataclass(frozen=True)
-class ExpertsConfig:
-    # an expert each, by how much its training logits are adjusted
-    taus: tuple[float, ...] = (0.0, 1.0, 2.0)
-
-
-@dataclass(frozen=True)
 class Config:
     """Everything that decides a run; units are in the comments.
 
@@ -249,6 +229,8 @@ class Config:
         default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0)
     )
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lt_train.config.schema import METHODS, Config
 from lt_train.data.batch import Batch, Loader
 from lt_train.methods.metrics import Accuracy, collect_features, gather_rows, knn_scores
+from lt_train.models.trainable import hold_still
 from lt_train.models.weights import BACKBONE_FILE
 
 Loaders = Callable[[str], Loader]  # split -> this rank's share of it, once
@@ -79,7 +80,15 @@ class Method(nn.Module):
         return {BACKBONE_FILE: self.backbone}
 
     def prepare(self) -> None:
-        """Called once, when starting weights are in and before anything is resumed."""
+        """Called once, when starting weights are in and before anything is resumed.
+
+        Where ``model.trainable`` adds to the backbone, it has done so.
+        """
+
+    def train(self, mode: bool = True) -> "Method":
+        super().train(mode)
+        hold_still(self)
+        return self
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
@@ -134,7 +143,9 @@ class Method(nn.Module):
         return F.normalize(self.backbone(images).float(), dim=1)
 
     def encoders(self) -> list[nn.Module]:
-        """The networks that torch.compile is worth its time for."""
+        """The backbone, and others that follow it: what torch.compile is worth its time for, and
+        ``model.trainable`` restricts.
+        """
         return [self.backbone]
 
 

@@ -7,11 +7,15 @@ from torch import nn
 def follow(average: nn.Module, network: nn.Module, momentum: float) -> None:
     """``average`` <- momentum * average + (1 - momentum) * ``network``, of parameters alone.
 
-    One fused operation; both must be of one make. With momentum 0 they are equal, bit for bit.
+    One fused operation; both must be of one make. What is frozen in ``network`` is left out.
+    With momentum 0 they are equal, bit for bit.
     """
-    weights = [parameter.detach() for parameter in network.parameters()]
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), weights, 1 - momentum)
+    pairs = zip(average.parameters(), network.parameters(), strict=True)
+    trained = [(own, other.detach()) for own, other in pairs if other.requires_grad]
+    if trained:
+        own, others = map(list, zip(*trained))
+        with torch.no_grad():
+            torch._foreach_lerp_(own, others, 1 - momentum)
 
 
 def copy_buffers(average: nn.Module, network: nn.Module) -> None:

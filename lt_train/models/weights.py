@@ -23,6 +23,7 @@ from lt_train.models.tensor_files import (
     read_tensors,
     write_tensors,
 )
+from lt_train.models.trainable import ADAPTER, plain_names, plain_state
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,10 @@ FINISH_AGAIN = (
 
 
 def export_weights(module: nn.Module, path: Path, about: dict[str, str]) -> None:
-    """Write a network's float32 weights and statistics; ``about`` goes into the file's metadata."""
-    write_tensors(module.state_dict(), path, about)
+    """Write a network's float32 weights and statistics, as :func:`plain_state` has them; ``about``
+    goes into the file's metadata.
+    """
+    write_tensors(plain_state(module), path, about)
 
 
 def load_weights(
@@ -66,7 +69,8 @@ def load_weights(
             "has one only: unset it"
         )
     path = Path(source) / file if own_run else Path(source)
-    own, tensors = module.state_dict(), _read(path, own_run)
+    own, tensors = plain_names(module.state_dict()), _read(path, own_run)
+    _check_plain(own, tensors, path)
     if not any(name.endswith(STEP_COUNTER) for name in tensors):
         own = {name: tensor for name, tensor in own.items() if not name.endswith(STEP_COUNTER)}
     prefix, network, place = "", tensors, ""
@@ -234,6 +238,15 @@ def _without_heads(own: Tensors, network: Tensors) -> Tensors:
         return name in own or (_top(name) in body and not second_name)
 
     return {name: tensor for name, tensor in network.items() if belongs(name)}
+
+
+def _check_plain(own: Tensors, tensors: Tensors, path: Path) -> None:
+    adapters = [name for name in tensors if ADAPTER in name]
+    if adapters and not any(ADAPTER in name for name in own):
+        raise UserError(
+            f"{path} is of model.trainable=adapter ({adapters[0]}, ...), and no plain backbone has "
+            "a place for adapters; start from a run of lora, which is merged into one"
+        )
 
 
 def _check_match(own: Tensors, network: Tensors, path: Path, whole: Tensors) -> None:

@@ -9,8 +9,9 @@ from lt_train.errors import unwritable
 from lt_train.files import atomic_file
 from lt_train.methods.base import Method
 from lt_train.models.tensor_files import load_saved, reading, tensors_digest
+from lt_train.models.trainable import frozen_digest, kept_state, load_kept_state
 
-ABOUT = ("step", "metric", "select")  # what best.pt holds beside the method's state
+ABOUT = ("step", "metric", "select")  # what best.pt holds beside the method's state at least
 
 
 class BestWeights:
@@ -44,7 +45,9 @@ class BestWeights:
         if self._metric is not None and self._metric >= metric and self.exists():
             return
         about = {"step": step, "metric": metric, "select": self.select}
-        state = dict(method.state_dict())
+        if (digest := frozen_digest(method)) is not None:
+            about["frozen"] = digest
+        state = kept_state(method)
         content = {"method": state, **about, "sha256": tensors_digest(state, about)}
         try:
             with atomic_file(self.path) as file:
@@ -59,13 +62,13 @@ class BestWeights:
     def restore(self, method: Method) -> int:
         """Give ``method`` the kept state; returns its step. Called by one rank."""
         best = self._read()
-        method.load_state_dict(best["method"])
+        load_kept_state(method, best["method"], best.get("frozen"))
         return best["step"]
 
     def _read(self) -> dict:
         with reading(self.path, "copy it again, or train anew in another run.dir"):
             best = load_saved(self.path)
-            about = {key: best[key] for key in ABOUT}
+            about = {key: best[key] for key in best.keys() - {"method", "sha256"}}
             of_earlier_version = best.keys() == {"method", *ABOUT}  # which wrote no checksum
             if not of_earlier_version and best["sha256"] != tensors_digest(best["method"], about):
                 raise ValueError("its checksum is that of other content")

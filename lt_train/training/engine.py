@@ -18,7 +18,7 @@ from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.methods.base import Method, Progress
 from lt_train.training import zero
-from lt_train.training.optim import make_optimizer, trained_parameters
+from lt_train.training.optim import STATE, make_optimizer, set_lr, trained_parameters
 from lt_train.training.saved_state import (
     OptimizerState,
     broadcast_optimizer,
@@ -71,7 +71,7 @@ class Engine:
 
         A :class:`UserError` on every rank if it cannot be read or does not fit.
         """
-        optimizer = load_state(folder, self.method)
+        optimizer = load_state(folder, self.method, STATE[self.config.optim.name])
         self._set_optimizer_state(broadcast_optimizer(optimizer, self.trained))
 
     def _optimizer_state(self) -> OptimizerState:
@@ -87,11 +87,6 @@ class Engine:
     def autocast(self) -> torch.autocast:
         """The precision context for running parts of the method outside :meth:`forward`."""
         return autocast(self.config, self.world)
-
-    @staticmethod
-    def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
 
 
 class DDPEngine(Engine):
@@ -124,7 +119,7 @@ class DDPEngine(Engine):
     def step(self, lr: float) -> None:
         if self.config.optim.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.config.optim.clip_grad_norm)
-        self._set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._statistics.finish_sync()
@@ -172,7 +167,7 @@ class DeepSpeedEngine(Engine):
         self.wrapped.backward(loss)
 
     def step(self, lr: float) -> None:
-        self._set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, lr)
         self.wrapped.step()
         self._statistics.finish_sync()
 

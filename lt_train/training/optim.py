@@ -9,6 +9,10 @@ from torch import nn
 from lt_train.config.schema import Config, OptimConfig, labeled_batch
 from lt_train.methods.base import Progress
 
+FACTOR = "lr_factor"  # the entry of a group of parameters that the schedule's rate is multiplied by
+# what an optimizer keeps of a parameter, by optim.name
+STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
     """Those that are not frozen, in the module's order."""
@@ -16,15 +20,30 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD over the parameters that are trained; the loop sets the learning rate of every step."""
-    return torch.optim.SGD(
-        trained_parameters(module),
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    """SGD or AdamW over the parameters that are trained; :func:`set_lr` goes before every step."""
+    groups = _groups(config, module)
+    common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, betas=config.betas, **common)
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **common)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """``lr`` for the backbone, and ``optim.head_lr_factor`` times that for all else."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[FACTOR]
+
+
+def _groups(config: OptimConfig, module: nn.Module) -> list[dict]:
+    """The trained parameters by the factor of their learning rates; no group is empty."""
+    trained = trained_parameters(module)
+    if config.head_lr_factor == 1:
+        return [{"params": trained, FACTOR: 1.0}]
+    of_backbone = set(nn.ModuleList(module.encoders()).parameters())
+    parts: dict[float, list] = {1.0: [], config.head_lr_factor: []}
+    for parameter in trained:
+        parts[1.0 if parameter in of_backbone else config.head_lr_factor].append(parameter)
+    return [{"params": part, FACTOR: factor} for factor, part in parts.items() if part]
 
 
 class Schedule:

@@ -78,9 +78,16 @@ def tell_method(config: Config, method: Method) -> None:
     sizes = [(each.numel(), each.requires_grad) for each in method.parameters()]
     total = sum(size for size, _ in sizes)
     trained = sum(size for size, is_trained in sizes if is_trained)
-    part = "" if trained == total else f", {_short(trained)} of them trained"
+    share = f"{100 * trained / total:.3g}%"
+    part = "" if trained == total else f", {_short(trained)} of them trained ({share})"
     network = f"{config.method} on {config.model.backbone}"
     log.info("method: %s, %s parameters%s", network, _short(total), part)
+    model = config.model
+    if model.trainable != "all" and model.init_from is None:
+        log.warning(
+            "model.trainable=%s without model.init_from: what is frozen of the backbone is random",
+            model.trainable,
+        )
 
 
 def hardware(config: Config, world: World) -> str:

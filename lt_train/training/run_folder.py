@@ -17,6 +17,8 @@ from lt_train.errors import DamagedFile, UserError, unreadable, unwritable
 from lt_train.files import remove_leftovers, seal, write_atomically
 from lt_train.locks import Busy, FolderLock
 from lt_train.methods.base import Method
+from lt_train.models.lora import LORA_FILE, PEFT_CONFIG, updates_of
+from lt_train.models.tensor_files import write_tensors
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
 from lt_train.run_files import RESULT_FILE, read_result, write_result
 from lt_train.training.checkpoint import saved_checkpoints
@@ -116,6 +118,9 @@ class RunFolder:
             try:
                 self.lock.check()
                 export_weights(method.backbone, self.path / BACKBONE_FILE, about)
+                updates, described = updates_of(method.backbone)
+                if updates:
+                    write_tensors(updates, self.path / LORA_FILE, {**about, PEFT_CONFIG: described})
                 if hasattr(method, "classifier"):
                     self.lock.check()
                     export_weights(method.classifier, self.path / CLASSIFIER_FILE, about)

@@ -5,6 +5,7 @@ do not read a thousand files. It holds tensors and plain values only, and is nev
 otherwise: a checkpoint may have come from a stranger.
 """
 
+import logging
 from pathlib import Path
 
 import torch
@@ -14,7 +15,10 @@ from lt_train.collectives import broadcast_, broadcast_object, on_main
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.models.tensor_files import reading
+from lt_train.models.trainable import frozen_digest, kept_state, load_kept_state
 from lt_train.training.optim import trained_parameters
+
+log = logging.getLogger(__name__)
 
 STATE_FILE = "state.pt"
 REMEDY = "remove the checkpoint to go on from the one before"
@@ -26,7 +30,9 @@ OptimizerState = dict[int, dict[str, torch.Tensor]]
 
 def write_state(folder: Path, method: Method, optimizer: OptimizerState) -> None:
     """Write a checkpoint's state. Called by rank 0."""
-    content = {"method": method.state_dict(), "optimizer": {"state": optimizer}}
+    content = {"method": kept_state(method), "optimizer": {"state": optimizer}}
+    if (digest := frozen_digest(method)) is not None:
+        content["frozen"] = digest
     torch.save(content, folder / STATE_FILE)
 
 
@@ -39,17 +45,18 @@ def read_state(folder: Path, method: Method) -> dict:
     path = folder / STATE_FILE
     with reading(path, REMEDY):
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    method.load_state_dict(saved["method"])
+    load_kept_state(method, saved["method"], saved.get("frozen"))
     return saved
 
 
-def load_state(folder: Path, method: Method) -> OptimizerState | None:
+def load_state(folder: Path, method: Method, names: set[str]) -> OptimizerState | None:
     """Give ``method`` on every rank the state in a checkpoint's folder. Collective.
 
-    Returns the optimizer's on rank 0, which alone reads; None on the others. A :class:`UserError`
-    on every rank if it cannot be read or does not fit.
+    Returns the optimizer's on rank 0, which alone reads; None on the others. What another optimizer
+    than that which keeps ``names`` has saved is left out. A :class:`UserError` on every rank if it
+    cannot be read or does not fit.
     """
-    optimizer = on_main(lambda: _read_fitting(folder, method))
+    optimizer = on_main(lambda: _read_fitting(folder, method, names))
     broadcast_module(method)
     return optimizer
 
@@ -87,7 +94,7 @@ def _shapes(values: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in values.items()}
 
 
-def _read_fitting(folder: Path, method: Method) -> OptimizerState:
+def _read_fitting(folder: Path, method: Method, names: set[str]) -> OptimizerState:
     """Rank 0's part of :func:`load_state`."""
     try:
         saved = read_state(folder, method)
@@ -103,7 +110,10 @@ def _read_fitting(folder: Path, method: Method) -> OptimizerState:
             f"{folder} does not fit this config ({error}); undo the change or choose another "
             "run.dir"
         ) from error
-    return state
+    own = {number: values for number, values in state.items() if values.keys() <= names}
+    if len(own) < len(state):
+        log.warning("%s is of another optimizer, whose momenta begin anew", folder)
+    return own
 
 
 def _check_shapes(state: OptimizerState, parameters: list[nn.Parameter]) -> None:

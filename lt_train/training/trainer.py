@@ -36,7 +36,7 @@ from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
 from lt_train.training.saved_state import broadcast_module
 from lt_train.training.shapes import check_shapes
-from lt_train.training.starting_weights import load_starting_weights
+from lt_train.training.starting import start
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +173,7 @@ class Trainer:
         pseudo = None if pool is None else _class_counts(pool)
         counts = Counts.of(_class_counts(self.train_set), pseudo, len(self.train_set))
         method = code_of(METHODS, self.config.method)(self.config, counts)
-        load_starting_weights(self.config, method)
-        method.prepare()
+        start(method, self.config)
         tell_method(self.config, method)
         check_shapes(method, self.config, self.world.size)
         self.engine = make_engine(self.config, method, self.world)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
     from deepspeed.utils.tensor_fragment import fragment_address
 
+COUNTER = "step"  # AdamW's of a parameter, which counts for its whole group
+
 
 def gather_state(zero: "DeepSpeedZeroOptimizer", parameters: list[nn.Parameter]) -> OptimizerState:
     """What the optimizers of all ranks keep of every parameter, on the CPU. Collective.
@@ -45,7 +47,7 @@ def scatter_state(
     for number, (parameter, part) in enumerate(_parts(zero, parameters)):
         kept = zero.optimizer.state[part]
         for name, value in state.get(number, {}).items():
-            if value.shape != parameter.shape:
+            if name == COUNTER or value.shape != parameter.shape:
                 kept[name] = value
                 continue
             kept.setdefault(name, torch.zeros_like(part, requires_grad=False))

@@ -1,4 +1,4 @@
-"""The weights that training starts with, from wherever a config says."""
+"""What a method begins with: weights from wherever a config says, and what of it is trained."""
 
 from functools import partial
 from pathlib import Path
@@ -9,16 +9,23 @@ from lt_train.collectives import on_main
 from lt_train.config.schema import Config, family_of
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
+from lt_train.models.trainable import restrict
 from lt_train.models.weights import BACKBONE_FILE, load_weights
 from lt_train.training.saved_state import broadcast_module
 
 
-def load_starting_weights(config: Config, method: Method) -> None:
-    """Fill ``method`` as ``model.init_from`` or ``model.pretrained`` says, if one does.
+def start(method: Method, config: Config) -> None:
+    """Make a new ``method`` ready to train, or to take the state of a checkpoint. Collective.
 
-    Rank 0 alone reads, so that a thousand ranks do not read one file. Collective; a
-    :class:`UserError` on every rank if there are no such weights or they do not fit.
+    Weights first: their files name a plain backbone's, which ``model.trainable`` may add to.
     """
+    _load_start(method, config)
+    restrict(method.encoders(), config)
+    method.prepare()
+
+
+def _load_start(method: Method, config: Config) -> None:
+    """Rank 0 alone reads, so that a thousand ranks do not read one file."""
     model = config.model
     if model.init_from is None and not model.pretrained:
         return
