@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from lt_train.config.families import backbone_names
 from lt_train.config.load import (
     find_config,
     list_configs,
@@ -10,7 +11,6 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
-from lt_train.config.schema import backbone_names
 from lt_train.console import say, setup_logging, working
 from lt_train.errors import UserError, launched_rank, unreadable
 

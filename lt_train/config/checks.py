@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from itertools import pairwise
 
+from lt_train.config.families import BACKBONE_FAMILIES, family_of
 from lt_train.config.ranges import check_ranges
 from lt_train.config.reading import flatten, to_dict
 from lt_train.config.schema import (
-    BACKBONE_FAMILIES,
     BACKBONES,
     LOSSES,
     METHODS,
@@ -14,7 +14,6 @@ from lt_train.config.schema import (
     Config,
     LossConfig,
     ViewConfig,
-    family_of,
     training_views,
 )
 from lt_train.errors import UserError, nearest

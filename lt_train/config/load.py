@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lt_train.config.checks import check
 from lt_train.config.epochs import compressed, with_shares
+from lt_train.config.families import family_of
 from lt_train.config.ranges import check_ranges
 from lt_train.config.reading import (
     bare,
@@ -36,7 +37,7 @@ from lt_train.config.reading import (
     to_dict,
 )
 from lt_train.config.run_name import override_name
-from lt_train.config.schema import Config, ViewConfig, family_of
+from lt_train.config.schema import Config, ViewConfig
 from lt_train.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent

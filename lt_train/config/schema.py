@@ -4,11 +4,9 @@ Those of single methods are in method_sections.py. The tables know no torch: an 
 code is, which is imported when a run needs it.
 """
 
-import fnmatch
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Literal, Optional
 
 from lt_train.config.method_sections import (
@@ -345,28 +343,6 @@ BACKBONES: dict[str, str | Callable] = {  # functions like those in lt_train/mod
     "resnet32_cifar": "lt_train.models.backbones:resnet32_cifar",
     "wrn_28_10": "lt_train.models.backbones:wrn_28_10",
 }
-
-BACKBONE_FAMILIES: dict[str, str] = {  # FAMILY/NAME is made by a module like this one
-    "timm": "lt_train.models.timm_backbones",
-}
-
-
-def family_of(backbone: str) -> tuple[ModuleType, str] | None:
-    """The module and the name within it of FAMILY/NAME; None for one of BACKBONES."""
-    family, slash, name = backbone.partition("/")
-    if not slash or family not in BACKBONE_FAMILIES:
-        return None
-    return importlib.import_module(BACKBONE_FAMILIES[family]), name
-
-
-def backbone_names(pattern: str) -> list[str]:
-    """What ``model.backbone`` may be, of all that matches a shell pattern."""
-    found = fnmatch.filter(BACKBONES, pattern)
-    for family in BACKBONE_FAMILIES:
-        if pattern.startswith((f"{family}/", "*")):
-            module, inner = family_of(f"{family}/{pattern.removeprefix(f'{family}/')}")
-            found += [f"{family}/{name}" for name in module.names(inner)]
-    return found
 
 
 def code_of(table: Mapping[str, Any], name: str) -> Any:

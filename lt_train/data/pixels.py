@@ -79,8 +79,6 @@ def _row_of(scale: Scale, device: torch.device, width: int) -> tuple[torch.Tenso
     """Mean and 1 / std in grey levels, tiled to a row: the innermost loop must be long to
     vectorise.
     """
-    mean, std = ([255 * value for value in values] for values in scale)
-    row_mean, row_std = (
-        torch.tensor(values, device=device).repeat(width) for values in (mean, std)
-    )
-    return row_mean, 1 / row_std
+    mean, std = (255 * torch.tensor(values, dtype=torch.float64) for values in scale)
+    rows = [values.to(device, torch.float32).repeat(width) for values in (mean, std)]
+    return rows[0], 1 / rows[1]

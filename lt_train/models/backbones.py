@@ -5,7 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from lt_train.config.schema import BACKBONES, code_of, family_of
+from lt_train.config.families import family_of
+from lt_train.config.schema import BACKBONES, code_of
 
 
 def make_backbone(name: str, size: int = 224) -> nn.Module:

@@ -78,7 +78,7 @@ def load_weights(
         named = [*_renamed(tensors), *_converted(module, tensors)]
         tensors, naming, scores = _best_naming(own, named, chosen)
         prefix, others = _choose(scores, 2 * len(own), path, chosen)
-        network = _without_heads(own, _below(tensors, prefix))
+        network = _without_heads(own, _below(tensors, prefix), _known_heads(module))
         place = _where(prefix, others, naming)
     _check_match(own, network, path, tensors)
     with torch.no_grad():
@@ -227,15 +227,23 @@ def _where(prefix: str, others: list[str], naming: str) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def _without_heads(own: Tensors, network: Tensors) -> Tensors:
-    """Leaves out second names of tensors, and foreign modules unless they convolve."""
+def _known_heads(module: nn.Module) -> tuple[str, ...]:
+    """The paths of the heads that a network of timm was made without."""
+    heads = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
+
+
+def _without_heads(own: Tensors, network: Tensors, heads: tuple[str, ...]) -> Tensors:
+    """Leaves out ``heads``, second names of tensors, and foreign modules unless they convolve."""
     convolve = [name for name, tensor in network.items() if tensor.dim() > 2]
     body = {_top(name) for name in (*own, *convolve)}
     used = {tensor.data_ptr() for name, tensor in network.items() if name in own}
 
     def belongs(name: str) -> bool:
         second_name = network[name].data_ptr() in used
-        return name in own or (_top(name) in body and not second_name)
+        return name in own or (
+            _top(name) in body and not second_name and not name.startswith(heads)
+        )
 
     return {name: tensor for name, tensor in network.items() if belongs(name)}
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import nn
 
 from lt_train.collectives import on_main
-from lt_train.config.schema import Config, family_of
+from lt_train.config.families import family_of
+from lt_train.config.schema import Config
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.models.trainable import restrict
