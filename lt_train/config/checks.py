@@ -49,14 +49,10 @@ def _check_backbone(config: Config) -> None:
     if family_of(model.backbone) is None:
         families = [f"{family}/NAME" for family in BACKBONE_FAMILIES]
         _check_name("model.backbone", model.backbone, dict.fromkeys([*BACKBONES, *families]))
-    if model.pretrained and family_of(model.backbone) is None:
+    if model.pretrained and model.init_from is None and family_of(model.backbone) is None:
         raise UserError(
             f"model.pretrained=true: {model.backbone} names no weights; set model.init_from to a "
             "file of them, or model.backbone to timm/NAME"
-        )
-    if model.pretrained and model.init_from:
-        raise UserError(
-            "model.pretrained and model.init_from both name weights to start with: unset one"
         )
 
 

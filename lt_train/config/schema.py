@@ -103,7 +103,8 @@ class ModelConfig:
     # one of BACKBONES, or timm/NAME: a network of timm, whose own image size, resizing, mean and
     # std a config then starts from; python -m lt_train --list-backbones shows all
     backbone: str = "resnet50"
-    # start with the weights that timm/NAME names, from the Hugging Face hub's cache or the hub
+    # where init_from is not set, start with the weights that timm/NAME names: from the Hugging Face
+    # hub's cache, or the hub
     pretrained: bool = False
     # of pixels from 0 to 1, what the backbone expects: ImageNet's, for torchvision's networks
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

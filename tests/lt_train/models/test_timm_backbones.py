@@ -64,10 +64,6 @@ def test_a_config_starts_from_how_the_weights_see_images_and_has_the_last_word()
         (["model.backbone=timm/vit_tiny_patch16_224.x"], "no weights 'x'.*augreg_in21k"),
         (["model.backbone=tim/resnet18"], "there is no 'tim/resnet18'.*timm/NAME"),
         (["model.pretrained=true"], "resnet50 names no weights"),
-        (
-            ["model.backbone=timm/resnet18", "model.pretrained=true", "model.init_from=x.pth"],
-            "both name weights",
-        ),
     ],
 )
 def test_what_there_is_not_is_one_line(words, reason):
