@@ -149,6 +149,9 @@ class LossConfig:
 class ClassifierConfig:
     head: Literal["linear", "cosine"] = "linear"
     scale: float = 30.0  # cosine: logits are so many times the cosine
+    # what it starts from: class_means, of the backbone's features of the training split; or a
+    # .safetensors file of one embedding a class, such as a text encoder's; null: random weights
+    init: Optional[str] = None
     mixup_alpha: float = 0.0  # above 0: mixup with weights from Beta(alpha, alpha)
     cutmix_alpha: float = 0.0  # the same for CutMix; with both, one or the other in turn at random
 

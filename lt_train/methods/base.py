@@ -78,6 +78,10 @@ class Method(nn.Module):
         """What ``model.init_from`` fills: the file in a run's folder, and the network it is for."""
         return {BACKBONE_FILE: self.backbone}
 
+    def starting_classifiers(self) -> list[nn.Module]:
+        """What ``classifier.init`` fills: classifiers of the features of ``backbone``."""
+        return [self.classifier]
+
     def prepare(self) -> None:
         """Called once, when starting weights are in and before anything is resumed."""
 

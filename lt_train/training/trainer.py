@@ -26,6 +26,7 @@ from lt_train.methods.base import Counts, Method
 from lt_train.models.weights import BACKBONE_FILE, load_weights
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
+from lt_train.training.classifier_init import start_classifier
 from lt_train.training.engine import make_engine
 from lt_train.training.evaluation import evaluate_split
 from lt_train.training.leaving import Leaving
@@ -135,7 +136,7 @@ class Trainer:
 
     def _run(self, checkpoint: Checkpoint | None, started: float) -> dict:
         tell_folder(self.folder.path, checkpoint and checkpoint.step, self.last_step)
-        self.build()
+        self.build(is_new=checkpoint is None)
         first_step, seconds_before = self._resume(checkpoint)
         if self.world.is_main and not first_step:
             self.best.forget()
@@ -162,12 +163,15 @@ class Trainer:
         """What rank 0 reads in result.json, so that all agree."""
         return from_main(lambda: self.folder.finished(self.last_step))
 
-    def build(self) -> None:
-        """Make the method, with its starting weights, and the engine."""
-        with working(f"making {self.config.model.backbone} and the engine"):
-            self._build()
+    def build(self, is_new: bool = False) -> None:
+        """Make the method, with its starting weights, and the engine.
 
-    def _build(self) -> None:
+        ``is_new``: nothing is resumed, so a classifier gets its start too.
+        """
+        with working(f"making {self.config.model.backbone} and the engine"):
+            self._build(is_new)
+
+    def _build(self, is_new: bool) -> None:
         torch.manual_seed(self.config.seed)
         pool = self.data.unlabeled_set
         pseudo = None if pool is None else _class_counts(pool)
@@ -178,6 +182,8 @@ class Trainer:
         method.prepare()
         tell_method(self.config, method)
         check_shapes(method, self.config, self.world.size)
+        if is_new:
+            start_classifier(method.to(self.world.device), self.data)
         self.engine = make_engine(self.config, method, self.world)
 
     def train(self, batches: Iterable[Batch], first_step: int) -> float:
