@@ -18,6 +18,10 @@ from lt_train.random_streams import Stream, mix, philox4x32
 
 CROP_ATTEMPTS = 10  # torchvision's, before it falls back to a centre crop
 GRAY = np.array([0.2989, 0.587, 0.114])  # luma weights of torchvision's rgb_to_grayscale
+# where crop=center cuts, as shares of the room that is left below and beside the crop: the centre,
+# and the corners
+CENTRE = (0.5, 0.5)
+FIVE_CROPS = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -49,8 +53,12 @@ def draw_view(
     index: int,
     widths: np.ndarray,
     heights: np.ndarray,
+    centre: tuple[float, float] = CENTRE,
 ) -> View:
-    """View number ``index`` of the samples at ``positions`` with these sizes; all (B,) arrays."""
+    """View number ``index`` of the samples at ``positions`` with these sizes; all (B,) arrays.
+
+    ``centre``: where ``crop=center`` cuts, one of FIVE_CROPS.
+    """
     randoms = Uniforms(seed, positions, index)
     widths, heights = widths.astype(np.float64), heights.astype(np.float64)
     if config.crop == "random_resized":
@@ -58,7 +66,7 @@ def draw_view(
     elif config.crop == "pad":
         box = _padded_crop(config, randoms, widths, heights)
     else:
-        box = _center_crop(config, widths, heights)
+        box = _center_crop(config, widths, heights, centre)
     flip = np.zeros(len(positions), bool)
     if config.flip_probability > 0:
         flip = randoms(1)[:, 0] < config.flip_probability
@@ -149,8 +157,11 @@ def _padded_crop(
     return np.concatenate([corner, corner + config.size], 1)
 
 
-def _center_crop(config: ViewConfig, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """torchvision's Resize(resize) and CenterCrop(size) as a box in source pixels.
+def _center_crop(
+    config: ViewConfig, widths: np.ndarray, heights: np.ndarray, centre: tuple[float, float]
+) -> np.ndarray:
+    """torchvision's Resize(resize) and CenterCrop(size), or one of FiveCrop(size), as a box in
+    source pixels.
 
     With torchvision's integer sizes and offsets.
     """
@@ -158,7 +169,7 @@ def _center_crop(config: ViewConfig, widths: np.ndarray, heights: np.ndarray) ->
     sides = np.stack([heights, widths], 1)
     scaled = np.floor(config.resize * sides / shorter[:, None])
     resized = np.where(sides == shorter[:, None], config.resize, scaled)
-    corner = np.round((resized - config.size) / 2)
+    corner = np.round((resized - config.size) * centre)
     scale = sides / resized
     return np.concatenate([corner * scale, (corner + config.size) * scale], 1)
 

@@ -91,11 +91,11 @@ class RunData:
             return loaders[0]
         return JoinedBatches(loaders, len(self.train_set), labeled_batch(self.config))
 
-    def evaluate(self, split: str) -> Loader:
-        """This rank's share of ``split``, once, in sample_id order."""
+    def evaluate(self, split: str, crops: int = 1) -> Loader:
+        """This rank's share of ``split``, once, in sample_id order; ``crops`` views of each."""
         config = self.config
         view, batch_size = config.eval_view, config.data.eval_batch_size
-        plan = EvalPlan(self.manifest(split), view, batch_size, self.world)
+        plan = EvalPlan(self.manifest(split), view, batch_size, self.world, crops)
         return Told(self._make(plan), split, len(plan.share))
 
     def sample_ids(self, step: int) -> np.ndarray:

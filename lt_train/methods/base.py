@@ -95,11 +95,12 @@ class Method(nn.Module):
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         """Metrics on ``split``, the same on every rank. Collective.
 
-        By default those of :meth:`predict`.
+        By default those of :meth:`predict`; of several views of an image, of their mean.
         """
         accuracy = Accuracy(self.class_counts, next(self.parameters()).device)
         for batch in loaders(split):
-            accuracy.update(self.predict(batch.views[0]).float(), batch.label)
+            scores = torch.stack([self.predict(view).float() for view in batch.views])
+            accuracy.update(scores.mean(0), batch.label)
         return accuracy.compute()
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
