@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lt_train import distributed
-from lt_train.commands.open_run import check_labeled, open_run, write_metrics
+from lt_train.commands.open_run import check_classifier, check_labeled, open_run, write_metrics
 from lt_train.config.schema import Config
 from lt_train.console import console, setup_logging
 from lt_train.data.dataset import read_dataset
@@ -31,22 +31,40 @@ def main(words: list[str]) -> int:
 
 def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
+    crops = arguments.crops
+    if crops > 1:
+        _check_crops(arguments.run, config)
     data = RunData(config, world)
     splits = arguments.split or _default_splits(config)
     for split in splits:
         check_labeled(data.manifest(split))
     tell_evaluation(data, splits)
     precision = autocast(config, world)
-    metrics = {split: evaluate_split(method, data, split, precision) for split in splits}
+    metrics = {
+        split: evaluate_split(method, data, split, precision, crops=crops) for split in splits
+    }
     if world.is_main:
         content = {
             "run": str(arguments.run),
             "data": config.data.root,
             "step": arguments.step,
             "headline": method.headline,
+            "crops": crops,
             "metrics": metrics,
         }
         _report(arguments.out or arguments.run / "evaluation.json", content)
+
+
+def _check_crops(folder: Path, config: Config) -> None:
+    """Refuse several crops where there are no scores to average, or no room for the corners."""
+    check_classifier(folder, config)
+    view = config.eval_view
+    if view.resize == view.size:
+        raise UserError(
+            f"--crops 5 cuts corners of eval_view.size={view.size} pixels out of images resized to "
+            f"eval_view.resize={view.resize}, which leaves no room: set eval_view.resize larger, "
+            f"such as {view.size * 8 // 7}"
+        )
 
 
 def _default_splits(config: Config) -> list[str]:
@@ -64,6 +82,8 @@ def _default_splits(config: Config) -> list[str]:
 
 def _report(path: Path, content: dict) -> None:
     write_metrics(path, content)
+    if content["crops"] > 1:
+        console.print(f"by the mean logits of {content['crops']} crops of each image:")
     console.print(metrics_table(content["metrics"]))
     console.print(
         f"by class, and confusion where there are up to 100 classes: {path}", highlight=False
@@ -111,6 +131,13 @@ def _parse(words: list[str]) -> argparse.Namespace:
         "--step",
         type=int,
         help="of the checkpoint (default: what the run ended with, or its newest)",
+    )
+    parser.add_argument(
+        "--crops",
+        type=int,
+        choices=(1, 5),
+        default=1,
+        help="5: by the mean logits of the resized image's centre and corners (default: 1)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE")
     return parser.parse_intermixed_args(words)

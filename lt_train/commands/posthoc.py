@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_train import distributed
-from lt_train.collectives import all_reduce_
 from lt_train.commands.open_run import check_classifier, check_labeled, open_run, write_metrics
 from lt_train.console import console, setup_logging
 from lt_train.data.batch import Loader
@@ -26,7 +25,7 @@ from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
-from lt_train.methods.metrics import Accuracy, collect_features
+from lt_train.methods.metrics import Accuracy, class_means, collect_features
 from lt_train.training.engine import autocast
 from lt_train.training.preface import tell_evaluation
 
@@ -129,7 +128,8 @@ def evaluate_classifiers(
     precision = autocast(data.config, data.world)
     with precision:
         train = data.evaluate(data.config.data.train_split)
-        means = class_means(method.backbone, train, len(counts), device)
+        width = method.backbone.out_features
+        means, _ = class_means(method.backbone, train, width, len(counts), device)
         parts = {
             part: collect(method.backbone, data.evaluate(name), device)
             for part, name in splits.items()
@@ -231,21 +231,6 @@ def collect(backbone: nn.Module, loader: Loader, device: torch.device) -> Featur
         return backbone(images).float()
 
     return Features(*collect_features(embed, loader, backbone.out_features, device))
-
-
-def class_means(
-    backbone: nn.Module, loader: Loader, classes: int, device: torch.device
-) -> torch.Tensor:
-    """Mean feature of each class (C, D) over all ranks, without keeping the features; 0 for classes
-    without samples. Collective.
-    """
-    width = backbone.out_features + 1  # the last column counts
-    sums = torch.zeros(classes, width, dtype=torch.float64, device=device)
-    for batch in loader:
-        features = F.pad(backbone(batch.views[0]).double(), (0, 1), value=1.0)
-        sums.index_add_(0, batch.label, features)
-    all_reduce_(sums)
-    return (sums[:, :-1] / sums[:, -1:].clamp(min=1)).float()
 
 
 def _report(path: Path, content: dict) -> None:

@@ -18,6 +18,8 @@ from lt_train.config.schema import (
 )
 from lt_train.errors import UserError, nearest
 
+CLASS_MEANS = "class_means"  # of classifier.init
+
 
 def check(config: Config) -> None:
     """Raise a :class:`UserError` for what types cannot say."""
@@ -34,6 +36,7 @@ def check(config: Config) -> None:
     _check_second_set(config)
     _check_loss(config)
     _check_method(config)
+    _check_classifier_init(config)
 
 
 def _check_name(key: str, name: str, table: Mapping) -> None:
@@ -211,6 +214,21 @@ def _check_method(config: Config) -> None:
         raise UserError(
             f"the method {method} sends all views through the network at once: "
             "second_view.size must be view.size"
+        )
+
+
+def _check_classifier_init(config: Config) -> None:
+    init = config.classifier.init
+    if init is None:
+        return
+    if init != CLASS_MEANS and not init.endswith(".safetensors"):
+        raise UserError(
+            f"classifier.init must be {CLASS_MEANS}, a .safetensors file or null, not '{init}'"
+        )
+    if not METHODS[config.method].has_classifier:
+        raise UserError(
+            f"classifier.init starts a classifier of the labels, which the method {config.method} "
+            "has not: unset it"
         )
 
 

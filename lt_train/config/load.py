@@ -76,7 +76,14 @@ SYNONYMS = {  # names by which others know keys -> ours; the last part of what w
     **dict.fromkeys(("random_seed", "rng_seed"), "seed"),
     **dict.fromkeys(("criterion", "loss_fn", "loss_name"), "loss.name"),
 }
-PATHS = ("run.dir", "data.root", "data.cache_dir", "unlabeled.root", "model.init_from")
+PATHS = (
+    "run.dir",
+    "data.root",
+    "data.cache_dir",
+    "unlabeled.root",
+    "model.init_from",
+    "classifier.init",  # if it is none of the words that it can be
+)
 
 # what texts of a config may refer to: another key, and one variable of the environment, which
 # config.yaml then holds the value of

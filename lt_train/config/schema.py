@@ -50,6 +50,9 @@ class DataConfig:
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
     # the node cache: copy the shards to this local folder first, verified
     cache_dir: Optional[str] = None
+    # auto: train on features of a frozen backbone that are computed once, where nothing of the
+    # training view is random
+    features: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,9 @@ class LossConfig:
 class ClassifierConfig:
     head: Literal["linear", "cosine"] = "linear"
     scale: float = 30.0  # cosine: logits are so many times the cosine
+    # what it starts from: class_means, of the backbone's features of the training split; or a
+    # .safetensors file of one embedding a class, such as a text encoder's; null: random weights
+    init: Optional[str] = None
     mixup_alpha: float = 0.0  # above 0: mixup with weights from Beta(alpha, alpha)
     cutmix_alpha: float = 0.0  # the same for CutMix; with both, one or the other in turn at random
 

@@ -18,7 +18,22 @@ from lt_train.random_streams import Stream, mix, philox4x32
 
 CROP_ATTEMPTS = 10  # torchvision's, before it falls back to a centre crop
 GRAY = np.array([0.2989, 0.587, 0.114])  # luma weights of torchvision's rgb_to_grayscale
+# where crop=center cuts, as shares of the room that is left below and beside the crop: the centre,
+# and the corners
+CENTRE = (0.5, 0.5)
+FIVE_CROPS = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+
+
+def random_parts(config: ViewConfig) -> list[str]:
+    """Keys of a view that have it drawn, with their values; none: it is always the same."""
+    drawn = {"crop": config.crop != "center"}
+    for name in ("flip", "grayscale", "blur"):
+        drawn[f"{name}_probability"] = getattr(config, f"{name}_probability") > 0
+    drawn["jitter"] = any(config.jitter)
+    for name in ("randaugment_ops", "cutout"):
+        drawn[name] = getattr(config, name) > 0
+    return [f"{name}={getattr(config, name)}" for name, is_drawn in drawn.items() if is_drawn]
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,12 @@ def draw_view(
     index: int,
     widths: np.ndarray,
     heights: np.ndarray,
+    centre: tuple[float, float] = CENTRE,
 ) -> View:
-    """View number ``index`` of the samples at ``positions`` with these sizes; all (B,) arrays."""
+    """View number ``index`` of the samples at ``positions`` with these sizes; all (B,) arrays.
+
+    ``centre``: where ``crop=center`` cuts, one of FIVE_CROPS.
+    """
     randoms = Uniforms(seed, positions, index)
     widths, heights = widths.astype(np.float64), heights.astype(np.float64)
     if config.crop == "random_resized":
@@ -59,7 +78,7 @@ def draw_view(
     elif config.crop == "pad":
         box = _padded_crop(config, randoms, widths, heights)
     else:
-        box = _center_crop(config, widths, heights)
+        box = _center_crop(config, widths, heights, centre)
     flip = np.zeros(len(positions), bool)
     if config.flip_probability > 0:
         flip = randoms(1)[:, 0] < config.flip_probability
@@ -151,8 +170,11 @@ def _padded_crop(
     return np.concatenate([corner, corner + config.size], 1)
 
 
-def _center_crop(config: ViewConfig, widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
-    """torchvision's Resize(resize) and CenterCrop(size) as a box in source pixels.
+def _center_crop(
+    config: ViewConfig, widths: np.ndarray, heights: np.ndarray, centre: tuple[float, float]
+) -> np.ndarray:
+    """torchvision's Resize(resize) and CenterCrop(size), or one of FiveCrop(size), as a box in
+    source pixels.
 
     With torchvision's integer sizes and offsets.
     """
@@ -160,7 +182,7 @@ def _center_crop(config: ViewConfig, widths: np.ndarray, heights: np.ndarray) ->
     sides = np.stack([heights, widths], 1)
     scaled = np.floor(config.resize * sides / shorter[:, None])
     resized = np.where(sides == shorter[:, None], config.resize, scaled)
-    corner = np.round((resized - config.size) / 2)
+    corner = np.round((resized - config.size) * centre)
     scale = sides / resized
     return np.concatenate([corner * scale, (corner + config.size) * scale], 1)
 

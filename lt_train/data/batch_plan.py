@@ -1,14 +1,14 @@
 """Which samples and views a batch has: a pure function of the step."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 
 from lt_train.config.schema import Config, ViewConfig, views_in_order
-from lt_train.data.augment import View, draw_view
+from lt_train.data.augment import CENTRE, FIVE_CROPS, View, draw_view
 from lt_train.data.manifest import Manifest
 from lt_train.data.order import check_batch, make_sampler
 from lt_train.distributed import World, rank_share
@@ -111,18 +111,25 @@ class TrainPlan:
 
 @dataclass(frozen=True)
 class EvalPlan:
-    """Every sample of a split once over all ranks, in sample_id order, seen through ``view``."""
+    """Every sample of a split once over all ranks, in sample_id order, seen through ``view``.
+
+    ``crops``: 1, or 5: at its centre and in its corners, each a view of its own.
+    """
 
     manifest: Manifest
     view: ViewConfig
     batch_size: int  # samples a rank
     world: World
+    crops: int = 1
     replace_bad = False
-    blurs = (False,)
 
     @property
     def sizes(self) -> list[int]:
-        return [self.view.size]
+        return [self.view.size] * self.crops
+
+    @property
+    def blurs(self) -> list[bool]:
+        return [False] * self.crops
 
     @property
     def interpolations(self) -> list[str]:
@@ -153,7 +160,20 @@ class EvalPlan:
 
     def views(self, batches: range, sample_ids: np.ndarray) -> list[View]:
         sizes = self.manifest.widths[sample_ids], self.manifest.heights[sample_ids]
-        return [draw_view(self.view, 0, sample_ids, 0, *sizes)]
+        places = [CENTRE] if self.crops == 1 else FIVE_CROPS
+        return [draw_view(self.view, 0, sample_ids, 0, *sizes, place) for place in places]
+
+
+@dataclass(frozen=True)
+class OncePlan(EvalPlan):
+    """The ``samples`` (N,) once, in their order, as training sees them: damaged ones replaced."""
+
+    samples: np.ndarray = field(kw_only=True)
+    replace_bad = True
+
+    @property
+    def share(self) -> np.ndarray:
+        return self.samples
 
 
 NONE_FAILED: Mapping[int, Container[int]] = MappingProxyType({})

@@ -79,6 +79,10 @@ class Method(nn.Module):
         """What ``model.init_from`` fills: the file in a run's folder, and the network it is for."""
         return {BACKBONE_FILE: self.backbone}
 
+    def starting_classifiers(self) -> list[nn.Module]:
+        """What ``classifier.init`` fills: classifiers of the features of ``backbone``."""
+        return [self.classifier]
+
     def prepare(self) -> None:
         """Called once, when starting weights are in and before anything is resumed.
 
@@ -90,6 +94,13 @@ class Method(nn.Module):
         hold_still(self)
         return self
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The backbone's features (B, D) of images (B, 3, H, W); what is features stays as it is.
+
+        See :func:`of_features`.
+        """
+        return images if images.ndim == 2 else self.backbone(images)
+
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
         raise NotImplementedError
@@ -100,11 +111,12 @@ class Method(nn.Module):
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         """Metrics on ``split``, the same on every rank. Collective.
 
-        By default those of :meth:`predict`.
+        By default those of :meth:`predict`; of several views of an image, of their mean.
         """
         accuracy = Accuracy(self.class_counts, next(self.parameters()).device)
         for batch in loaders(split):
-            accuracy.update(self.predict(batch.views[0]).float(), batch.label)
+            scores = torch.stack([self.predict(view).float() for view in batch.views])
+            accuracy.update(scores.mean(0), batch.label)
         return accuracy.compute()
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -147,6 +159,16 @@ class Method(nn.Module):
         ``model.trainable`` restricts.
         """
         return [self.backbone]
+
+
+def of_features(forward: Callable) -> Callable:
+    """Marks a ``forward`` that sees the images of a batch by :meth:`Method.features` alone.
+
+    Where the backbone is frozen it is then given features in their place. The mark is this
+    function's own: a subclass with another ``forward`` gets images.
+    """
+    forward.of_features = True
+    return forward
 
 
 def train_top1(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

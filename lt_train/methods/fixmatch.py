@@ -39,6 +39,9 @@ class Fixmatch(Classifier):
     def starting_weights(self) -> dict[str, nn.Module]:
         return {BACKBONE_FILE: self.trained[0]}
 
+    def starting_classifiers(self) -> list[nn.Module]:
+        return [self.classifier, self.trained[1]]
+
     def prepare(self) -> None:
         """The average starts as a copy of what is trained."""
         self.average.load_state_dict(self.trained.state_dict())

@@ -1,4 +1,5 @@
-"""Accuracy and calibration over a split that is spread over ranks: exact counts, then rates.
+"""Accuracy and calibration over a split that is spread over ranks: exact counts, then rates; and
+the split's features.
 
 Many-, medium- and few-shot classes are those with more than 100, 20 to 100 and fewer than 20
 *training* images (Liu et al. 2019); a group's accuracy is the mean over its classes' samples.
@@ -7,6 +8,7 @@ Many-, medium- and few-shot classes are those with more than 100, 20 to 100 and 
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 
 from lt_train.collectives import all_gather_rows, all_reduce_, gather_counts
 from lt_train.data.batch import Loader
@@ -121,6 +123,30 @@ def collect_features(
         features.append(embed(batch.views[0]))
         labels.append(batch.label)
     return torch.cat(features), torch.cat(labels)
+
+
+def class_means(
+    embed: Callable[[torch.Tensor], torch.Tensor],
+    loader: Loader,
+    width: int,
+    classes: int,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean feature (C, ``width``) float32 of each class, and its number of images (C,) int64.
+
+    Over the labeled images of all ranks, without keeping their features; 0 for classes without
+    any. Summed in float64, so that it hardly matters how the images lie on ranks. ``embed``: images
+    -> features. Collective.
+    """
+    # the last column counts
+    sums = torch.zeros(classes, width + 1, dtype=torch.float64, device=device)
+    for batch in loader:
+        labeled = batch.label >= 0
+        features = F.pad(embed(batch.views[0]).double(), (0, 1), value=1.0)
+        sums.index_add_(0, batch.label[labeled], features[labeled])
+    all_reduce_(sums)
+    counts = sums[:, -1:]
+    return (sums[:, :-1] / counts.clamp(min=1)).float(), counts[:, 0].long()
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,26 @@ class CosineClassifier(nn.Module):
             )
 
 
+@torch.no_grad()
+def start_from_prototypes(
+    classifier: nn.Module, prototypes: torch.Tensor, known: torch.Tensor
+) -> None:
+    """Let a classifier of :func:`make_classifier` answer with the class of the nearest prototype.
+
+    ``prototypes`` (C, D): a feature a class; ``known`` (C,) bool: classes that have one, the others
+    keep the weights that they have. A cosine classifier's weights are the prototypes on the unit
+    sphere. A linear one's are w = prototype and b = -|prototype|^2 / 2, whose logits differ as
+    half the squared Euclidean distances do (nearest class mean).
+    """
+    known = known[:, None]
+    if isinstance(classifier, CosineClassifier):
+        prototypes = F.normalize(prototypes, dim=1)
+    else:
+        bias = -prototypes.square().sum(1) / 2
+        classifier.bias.copy_(torch.where(known[:, 0], bias, classifier.bias))
+    classifier.weight.copy_(torch.where(known, prototypes, classifier.weight))
+
+
 class ScaledClassifier(nn.Module):
     """A finished linear classifier whose logits are multiplied by one learnt number a class."""
 

@@ -15,15 +15,17 @@ def evaluate_split(
     split: str,
     precision: torch.autocast,
     check: Callable[[], None] = lambda: None,
+    crops: int = 1,
 ) -> dict:
     """Metrics of ``method`` on a split of its data set, computed in ``precision``. Collective.
 
-    ``check`` is called before every batch, and may raise. A :class:`UserError` if more of the split
-    is damaged than ``data.max_bad_share`` allows.
+    ``check`` is called before every batch, and may raise. ``crops``: views of each image, 1 or 5,
+    see EvalPlan. A :class:`UserError` if more of the split is damaged than ``data.max_bad_share``
+    allows.
     """
 
     def loaders(split: str) -> Iterator[Batch]:
-        for batch in data.evaluate(split):
+        for batch in data.evaluate(split, crops):
             check()
             yield batch
 

@@ -25,8 +25,10 @@ from lt_train.locks import WAIT
 from lt_train.methods.base import Counts
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
+from lt_train.training.classifier_init import start_classifier
 from lt_train.training.engine import make_engine
 from lt_train.training.evaluation import evaluate_split
+from lt_train.training.frozen_features import frozen_features
 from lt_train.training.leaving import Leaving
 from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
@@ -135,18 +137,21 @@ class Trainer:
 
     def _run(self, checkpoint: Checkpoint | None, started: float) -> dict:
         tell_folder(self.folder.path, checkpoint and checkpoint.step, self.last_step)
-        self.build()
+        self.build(is_new=checkpoint is None)
         first_step, seconds_before = self._resume(checkpoint)
         if self.world.is_main and not first_step:
             self.best.forget()
         self._seconds = lambda: seconds_before + time.monotonic() - started
+        features = None
+        if first_step < self.last_step:
+            features = frozen_features(self.engine, self.data, self.folder, self.digests)
         path = self.folder.path
         is_main, check = self.world.is_main, self.folder.lock.check
         with Monitor(path, first_step, self.last_step, is_main, check) as self.monitor:
             self.leaving.begin_training()
             self._evaluate_once_more(first_step)
             with working(self.monitor.present):
-                self.train(self.data.train(first_step, self.last_step), first_step)
+                self.train(self.data.train(first_step, self.last_step, features), first_step)
             if self.config.run.select != "last":
                 self._select(self.last_step)
                 self.selected_step = self._restore_best()
@@ -162,12 +167,15 @@ class Trainer:
         """What rank 0 reads in result.json, so that all agree."""
         return from_main(lambda: self.folder.finished(self.last_step))
 
-    def build(self) -> None:
-        """Make the method, with its starting weights, and the engine."""
-        with working(f"making {self.config.model.backbone} and the engine"):
-            self._build()
+    def build(self, is_new: bool = False) -> None:
+        """Make the method, with its starting weights, and the engine.
 
-    def _build(self) -> None:
+        ``is_new``: nothing is resumed, so a classifier gets its start too.
+        """
+        with working(f"making {self.config.model.backbone} and the engine"):
+            self._build(is_new)
+
+    def _build(self, is_new: bool) -> None:
         torch.manual_seed(self.config.seed)
         pool = self.data.unlabeled_set
         pseudo = None if pool is None else _class_counts(pool)
@@ -176,6 +184,8 @@ class Trainer:
         start(method, self.config)
         tell_method(self.config, method)
         check_shapes(method, self.config, self.world.size)
+        if is_new:
+            start_classifier(method.to(self.world.device), self.data)
         self.engine = make_engine(self.config, method, self.world)
 
     def train(self, batches: Iterable[Batch], first_step: int) -> float:

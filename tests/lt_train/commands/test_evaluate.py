@@ -4,9 +4,17 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from lt_train.commands.open_run import open_run
+from lt_train.config.schema import BACKBONES
+from lt_train.data.run_data import RunData
+from lt_train.distributed import World
+from lt_train.methods.metrics import Accuracy
 from tests.helpers.commands import (
     CLASSES,
+    TRAIN,
     content,
     evaluated,
     images,
@@ -18,6 +26,7 @@ from tests.helpers.commands import (
     torchrun,
     words,
 )
+from tests.helpers.small_methods import Pooled
 
 
 def test_a_finished_runs_metrics_are_those_of_its_result_and_nothing_else_is_written(copied):
@@ -47,6 +56,34 @@ def test_another_set_of_the_same_classes_needs_no_training_split(copied, prepare
     assert not (copied / "evaluation.json").exists()
 
 
+def test_five_crops_are_scored_by_their_mean_logits(tinted, tmp_path, monkeypatch, capsys):
+    """By a backbone that averages pixels, crop by crop."""
+    monkeypatch.setitem(BACKBONES, "pooled", Pooled)
+    folder = tmp_path / "run"
+    run(*words("classifier_cifar10_lt", tinted, folder, "model.backbone=pooled", "max_steps=20"))
+    head = load_file(folder / "classifier.safetensors")
+    config, _ = open_run(folder, [], World())
+    expected, single = (Accuracy(torch.tensor(TRAIN), torch.device("cpu")) for _ in range(2))
+    for batch in RunData(config, World()).evaluate("test"):
+        (whole,) = batch.views
+        scores = []
+        for top, left in [(12, 12), (0, 0), (0, 24), (24, 0), (24, 24)]:
+            crop = Pooled()(whole[:, :, top : top + 8, left : left + 8])
+            scores.append(crop @ head["weight"].T + head["bias"])
+        expected.update(torch.stack(scores).mean(0), batch.label)
+        single.update(scores[0], batch.label)
+    cut = ("eval_view.size=8", "--split", "test")
+    capsys.readouterr()
+    found = evaluated(folder, *cut, "--crops", "5")["test"]
+    assert "by the mean logits of 5 crops" in capsys.readouterr().err
+    assert read(folder, "evaluation.json")["crops"] == 5
+    assert found["confusion"] == expected.compute()["confusion"]
+    assert scalars(found) == pytest.approx(scalars(expected.compute()), abs=1e-3)
+    alone = evaluated(folder, *cut)["test"]
+    assert scalars(alone) == pytest.approx(scalars(single.compute()), abs=1e-3)
+    assert read(folder, "evaluation.json")["crops"] == 1 and found["ece"] != alone["ece"]
+
+
 def knn_metrics(metrics: dict) -> dict:
     return {name: value for name, value in metrics.items() if name.startswith("knn")}
 
@@ -58,6 +95,7 @@ def test_self_supervised_runs_are_evaluated_by_their_neighbours(method, tinted, 
     result = read(folder)["metrics"]
     assert evaluated(folder) == result and result["test"]["knn_top1"] is not None
     assert "no classifier" in refused(capsys, "posthoc", folder)
+    assert "no classifier" in refused(capsys, "evaluate", folder, "--crops", "5")
     assert "no classifier" in refused(capsys, "pseudo_label", folder, "--data", tinted)
     shutil.rmtree(folder / "checkpoints")
     assert knn_metrics(evaluated(folder)["test"]) == knn_metrics(result["test"])
@@ -78,6 +116,7 @@ BAD_EVALUATIONS = {
     "other classes": (["{run}", "data.root={other}"], "other classes"),
     "misspelt key": (["{run}", "data.rot=x"], "did you mean 'data.root'"),
     "no override": (["{run}", "5"], "not of the form key=value"),
+    "no room for crops": (["{run}", "--crops", "5"], "eval_view.resize=32, which leaves no room"),
     "unwritable": (["{run}", "--out", "{run}/config.yaml/x"], "cannot write"),
 }
 

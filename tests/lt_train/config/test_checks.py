@@ -42,6 +42,11 @@ from lt_train.errors import UserError
         (["compress=0"], "compress must be more than 0"),
         (["classifier.scale=0"], "classifier.scale must be more than 0"),
         (["proco.temperature=0"], "proco.temperature must be more than 0"),
+        (["classifier.init=class_mean"], "classifier.init must be class_means, a .safetensors"),
+        (
+            ["method=rotation", "classifier.init=class_means"],
+            "classifier.init starts .*, which the method rotation has not: unset it",
+        ),
         # two data sets
         (["unlabeled.share=1.0"], "unlabeled.share must be more than 0 and less than 1"),
         (["unlabeled.max_samples=0"], "unlabeled.max_samples must be at least 1"),

@@ -13,10 +13,12 @@ from lt_train.errors import UserError
 def test_home_is_expanded_in_paths_and_names(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.yaml").write_text("run: {dir: ~/runs/a}\ndescription: ~/x\n")
-    words = [f"{key}=~/somewhere" for key in PATHS if key != "run.dir"]
-    config = load_config("~/own.yaml", ["method=sourcing", *words])
+    words = [f"{key}=~/some.safetensors" for key in PATHS if key != "run.dir"]
+    config = load_config("~/own.yaml", ["method=fixmatch", *words])
     values = flatten(to_dict(config))
-    expected = {key: f"{tmp_path}/somewhere" for key in PATHS} | {"run.dir": f"{tmp_path}/runs/a"}
+    expected = {key: f"{tmp_path}/some.safetensors" for key in PATHS} | {
+        "run.dir": f"{tmp_path}/runs/a"
+    }
     assert {key: values[key] for key in PATHS} == expected
     assert config.description == "~/x", "only what begins paths"
 
@@ -106,5 +108,6 @@ def test_a_literal_reference_is_refused_as_config_yaml_could_not_hold_it(monkeyp
 
 def test_every_path_of_the_schema_is_known_as_one():
     keys = flatten(to_dict(load_config("classifier_demo")))
-    assert {key for key in keys if key.endswith((".root", "dir", "init_from"))} == set(PATHS)
+    ends = (".root", "dir", "init_from", "classifier.init")
+    assert {key for key in keys if key.endswith(ends)} == set(PATHS)
     assert Path(load.CONFIG_DIR).is_dir()

@@ -11,7 +11,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as F
 
 from lt_train.config.schema import ViewConfig
-from lt_train.data.augment import Uniforms, draw_view
+from lt_train.data.augment import CENTRE, FIVE_CROPS, Uniforms, draw_view
 
 SEED = 7
 
@@ -126,6 +126,21 @@ def test_centre_crop_has_torchvisions_integer_geometry(resize, size):
         expected = corners * torch.tensor([height, width]) / torch.tensor(resized)
         box = draw(config, [0], width, height).box[0]
         np.testing.assert_allclose(box, expected.flatten(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("resize", "size"), [(248, 224), (32, 32), (36, 33)])
+def test_five_crops_have_torchvisions_geometry(resize, size):
+    config = ViewConfig(size=size, crop="center", resize=resize, flip_probability=0.0)
+    for height, width in [(resize, resize), (2 * resize, resize), (300, 511)]:
+        resized = F.resize(torch.zeros(1, height, width), resize, antialias=False).shape[1:]
+        coordinates = torch.stack(torch.meshgrid(*map(torch.arange, resized), indexing="ij"))
+        theirs = F.five_crop(coordinates, size)  # the centre comes last
+        for place, cropped in zip([*FIVE_CROPS[1:], CENTRE], theirs, strict=True):
+            sides = np.array([width]), np.array([height])
+            view = draw_view(config, 0, np.array([0]), 0, *sides, place)
+            ends = torch.stack([cropped[:, 0, 0], cropped[:, -1, -1] + 1]).double()
+            expected = ends * torch.tensor([height, width]) / torch.tensor(resized)
+            np.testing.assert_allclose(view.box[0], expected.flatten(), rtol=1e-6, atol=1e-6)
 
 
 EVERYTHING = ViewConfig(

@@ -15,7 +15,7 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
-from tests.helpers.loading import WHOLE, configure, evaluate, train
+from tests.helpers.loading import WHOLE, configure, evaluate, grey_levels, keys, train
 
 
 def test_batches_are_what_methods_expect(small, loader):
@@ -132,6 +132,21 @@ def test_places_of_a_split_are_its_sample_ids(small, damaged_copy, loader, ranks
             assert batch.is_labeled.all() and len(batch.is_labeled) == len(batch)
             places += batch.place.tolist()
     assert places == [place for place in range(23) if place not in bad]
+
+
+def test_five_crops_are_cut_from_the_centre_and_the_corners(small, loader):
+    """On two ranks, of images that are not resized."""
+    view = replace(WHOLE, size=24)
+    config = configure(small.root, loader, WHOLE, eval_view=view)
+    batches = []
+    for rank in range(2):
+        batches += RunData(config, World(rank, 2)).evaluate("val", crops=5)
+    assert keys(config, batches, "val") == [*dict.fromkeys(keys(config, batches, "val"))]
+    images = small.pixels[keys(config, batches, "val")]
+    assert len(images) == 23
+    for number, (top, left) in enumerate([(4, 4), (0, 0), (0, 8), (8, 0), (8, 8)]):
+        expected = images[:, top : top + 24, left : left + 24]
+        np.testing.assert_allclose(grey_levels(batches, number), expected, rtol=0, atol=0.51)
 
 
 def test_an_unlabeled_split_has_no_labeled_samples(pool, loader):
