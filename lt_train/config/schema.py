@@ -38,6 +38,9 @@ class DataConfig:
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
     # the node cache: copy the shards to this local folder first, verified
     cache_dir: Optional[str] = None
+    # auto: train on features of a frozen backbone that are computed once, where nothing of the
+    # training view is random
+    features: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)

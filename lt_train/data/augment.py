@@ -25,6 +25,17 @@ FIVE_CROPS = (CENTRE, (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
+def random_parts(config: ViewConfig) -> list[str]:
+    """Keys of a view that have it drawn, with their values; none: it is always the same."""
+    drawn = {"crop": config.crop != "center"}
+    for name in ("flip", "grayscale", "blur"):
+        drawn[f"{name}_probability"] = getattr(config, f"{name}_probability") > 0
+    drawn["jitter"] = any(config.jitter)
+    for name in ("randaugment_ops", "cutout"):
+        drawn[name] = getattr(config, name) > 0
+    return [f"{name}={getattr(config, name)}" for name, is_drawn in drawn.items() if is_drawn]
+
+
 @dataclass(frozen=True)
 class View:
     """Parameters of one view of B samples.

@@ -16,7 +16,9 @@ class Batch:
     without waiting for the device.
     """
 
-    views: list[torch.Tensor]  # (B, 3, size, size) float32 in channels_last memory, one a view
+    # (B, 3, size, size) float32 in channels_last memory, one a view; or, for a method that says so,
+    # one with the features (B, D) float32 of a frozen backbone
+    views: list[torch.Tensor]
     label: torch.Tensor  # (B,) int64; UNLABELED (-1) where there is none
     sample_id: torch.Tensor  # (B,) int64; of a second set, counted on from the first one's
     place: np.ndarray  # (B,) int64: positions within the global batch; of a split, when evaluating

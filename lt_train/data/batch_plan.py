@@ -1,7 +1,7 @@
 """Which samples and views a batch has: a pure function of the step."""
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
 
@@ -153,6 +153,18 @@ class EvalPlan:
         sizes = self.manifest.widths[sample_ids], self.manifest.heights[sample_ids]
         places = [CENTRE] if self.crops == 1 else FIVE_CROPS
         return [draw_view(self.view, 0, sample_ids, 0, *sizes, place) for place in places]
+
+
+@dataclass(frozen=True)
+class OncePlan(EvalPlan):
+    """The ``samples`` (N,) once, in their order, as training sees them: damaged ones replaced."""
+
+    samples: np.ndarray = field(kw_only=True)
+    replace_bad = True
+
+    @property
+    def share(self) -> np.ndarray:
+        return self.samples
 
 
 NONE_FAILED: Mapping[int, Container[int]] = MappingProxyType({})

@@ -18,8 +18,9 @@ from lt_train.config.schema import (
 )
 from lt_train.console import working
 from lt_train.data.batch import Batch, Loader
-from lt_train.data.batch_plan import BatchPlan, EvalPlan, TrainPlan
+from lt_train.data.batch_plan import BatchPlan, EvalPlan, OncePlan, TrainPlan
 from lt_train.data.columns import row_type, rows_where, slices
+from lt_train.data.feature_loader import FeatureLoader, ReadFeatures
 from lt_train.data.manifest import Check, Manifest
 from lt_train.data.node_cache import cache_on_node
 from lt_train.data.tables import UNLABELED
@@ -83,13 +84,30 @@ class RunData:
         """An epoch is one pass over the first set, whatever share of a batch the second one has."""
         return len(self.train_sets[0])
 
-    def train(self, first_step: int, last_step: int) -> Loader:
-        """Training batches of this rank for steps [first_step, last_step)."""
+    def train(
+        self, first_step: int, last_step: int, features: ReadFeatures | None = None
+    ) -> Loader:
+        """Training batches of this rank for steps [first_step, last_step).
+
+        With ``features`` of the one set there is, batches have these, and no image is read.
+        """
         plans = self._train_plans(first_step, last_step, self.world)
+        if features is not None:
+            (plan,) = plans
+            self._resident.pop(id(plan.manifest), None)
+            return FeatureLoader(plan, features, self.world.device)
         loaders = [self._make(plan) for plan in plans]
         if len(loaders) == 1:
             return loaders[0]
         return JoinedBatches(loaders, len(self.train_set), labeled_batch(self.config))
+
+    def train_once(self, samples: np.ndarray) -> Loader:
+        """Samples (N,) of the training set in their order, seen as :meth:`train` would see them, if
+        nothing of ``view`` is random.
+        """
+        config = self.config
+        seen = config.view, config.data.eval_batch_size, World()
+        return self._make(OncePlan(self.train_set, *seen, samples=samples))
 
     def evaluate(self, split: str, crops: int = 1) -> Loader:
         """This rank's share of ``split``, once, in sample_id order; ``crops`` views of each."""

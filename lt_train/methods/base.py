@@ -85,6 +85,13 @@ class Method(nn.Module):
     def prepare(self) -> None:
         """Called once, when starting weights are in and before anything is resumed."""
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """The backbone's features (B, D) of images (B, 3, H, W); what is features stays as it is.
+
+        See :func:`of_features`.
+        """
+        return images if images.ndim == 2 else self.backbone(images)
+
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
         raise NotImplementedError
@@ -141,6 +148,16 @@ class Method(nn.Module):
     def encoders(self) -> list[nn.Module]:
         """The networks that torch.compile is worth its time for."""
         return [self.backbone]
+
+
+def of_features(forward: Callable) -> Callable:
+    """Marks a ``forward`` that sees the images of a batch by :meth:`Method.features` alone.
+
+    Where the backbone is frozen it is then given features in their place. The mark is this
+    function's own: a subclass with another ``forward`` gets images.
+    """
+    forward.of_features = True
+    return forward
 
 
 def train_top1(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Method, Progress, train_top1
+from lt_train.methods.base import Counts, Method, Progress, of_features, train_top1
 from lt_train.methods.losses import Criterion
 from lt_train.methods.mixup import mix_images
 from lt_train.models.backbones import make_backbone
@@ -25,6 +25,7 @@ class Classifier(Method):
         scale = config.classifier.scale if config.classifier.head == "cosine" else 1.0
         self.criterion = Criterion(config.loss, counts.together, scale)
 
+    @of_features
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         config, epoch = self.config, progress.epoch
         images, share = mix_images(batch.views[0], config.classifier, config.seed, progress.step)
@@ -42,4 +43,4 @@ class Classifier(Method):
         return None
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.backbone(images))
+        return self.classifier(self.features(images))

@@ -33,7 +33,7 @@ class Decoupled(Classifier):
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            features = self.backbone(images)
+            features = self.features(images)
         return self.classifier(features)
 
 

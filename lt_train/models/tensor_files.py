@@ -106,6 +106,15 @@ def read_safetensors(path: Path, remedy: str = FETCH_AGAIN) -> tuple[Tensors, di
     return _not_empty(tensors, path), about
 
 
+def map_tensors(path: Path) -> Tensors:
+    """Those of a safetensors file that :func:`read_safetensors` has found whole.
+
+    They lie on disk, and are read where they are looked at.
+    """
+    with reading(path, FETCH_AGAIN), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
 def load_saved(path: Path) -> object:
     """What torch.save wrote, on the CPU, if it is nothing but tensors and plain values.
 

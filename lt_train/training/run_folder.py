@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def features(self) -> Path:
+        """What a frozen backbone makes of the training set; while the run lasts."""
+        return self.path / "features"
 
     def has_this_config(self) -> bool:
         """Whether config.yaml is as :meth:`claim` would write it."""
@@ -121,6 +127,7 @@ class RunFolder:
                     export_weights(method.classifier, self.path / CLASSIFIER_FILE, about)
                 self.lock.check()
                 write_result(self.path, result)
+                shutil.rmtree(self.features, ignore_errors=True)
             except (OSError, SafetensorError) as error:
                 message = f"cannot write the results to {self.path}: {error}"
                 raise unwritable(error, f"{message}; the last checkpoint is kept") from error

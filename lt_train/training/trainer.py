@@ -29,6 +29,7 @@ from lt_train.training.checkpoint import Checkpoint, CheckpointStore
 from lt_train.training.classifier_init import start_classifier
 from lt_train.training.engine import make_engine
 from lt_train.training.evaluation import evaluate_split
+from lt_train.training.frozen_features import frozen_features
 from lt_train.training.leaving import Leaving
 from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
@@ -141,13 +142,16 @@ class Trainer:
         if self.world.is_main and not first_step:
             self.best.forget()
         self._seconds = lambda: seconds_before + time.monotonic() - started
+        features = None
+        if first_step < self.last_step:
+            features = frozen_features(self.engine, self.data, self.folder, self.digests)
         path = self.folder.path
         is_main, check = self.world.is_main, self.folder.lock.check
         with Monitor(path, first_step, self.last_step, is_main, check) as self.monitor:
             self.leaving.begin_training()
             self._evaluate_once_more(first_step)
             with working(self.monitor.present):
-                self.train(self.data.train(first_step, self.last_step), first_step)
+                self.train(self.data.train(first_step, self.last_step, features), first_step)
             if self.config.run.select != "last":
                 self._select(self.last_step)
                 self.selected_step = self._restore_best()

@@ -27,7 +27,6 @@ from lt_train.errors import UserError
 from lt_train.methods.base import Counts, Method
 from lt_train.training.classifier_init import read_prototypes, start_classifier
 from tests.helpers.pictures import encode
-from tests.helpers.ranks import run_on_ranks
 from tests.helpers.small_methods import Pooled
 
 SIZES = [7, 0, 3, 1]  # images of each class
@@ -44,7 +43,7 @@ def root(prepare) -> Path:
 
 
 def started(
-    root: Path, head: str, init: str, method: str = "classifier", world: World | None = None
+    root: Path, head: str, init: str, method: str = "classifier"
 ) -> tuple[Method, dict, RunData]:
     """A method on :class:`Pooled` with the start that ``init`` gives, the classifier's state before
     it, and the data.
@@ -59,7 +58,7 @@ def started(
         engine=EngineConfig(precision="fp32"),
         unlabeled=UnlabeledConfig(),
     )
-    data = RunData(config, world or World())
+    data = RunData(config, World())
     torch.manual_seed(0)
     counts = Counts.of(torch.from_numpy(data.train_set.class_counts.astype(np.int64)))
     made = code_of(METHODS, method)(config, counts)
@@ -112,18 +111,6 @@ def test_what_fixmatch_trains_starts_as_its_average_does(root):
 def test_other_heads_are_refused(root, method):
     with pytest.raises(UserError, match=f"that of the method {method} is none: unset it"):
         started(root, "linear", "class_means", method)
-
-
-def weights_on(world: World, root: str) -> torch.Tensor:
-    return started(Path(root), "linear", "class_means", world=world)[0].classifier.weight.detach()
-
-
-@pytest.mark.slow
-def test_the_start_is_the_same_on_any_number_of_ranks(root):
-    alone = weights_on(World(), str(root))
-    first, *others = run_on_ranks(2, weights_on, str(root))
-    assert all(other.equal(first) for other in others)
-    torch.testing.assert_close(first, alone, rtol=1e-6, atol=0)
 
 
 # embeddings from a file
