@@ -133,7 +133,7 @@ class EvalPlan:
 
     @property
     def interpolations(self) -> list[str]:
-        return [self.view.interpolation]
+        return [self.view.interpolation] * self.crops
 
     @property
     def max_batch(self) -> int:

@@ -12,6 +12,7 @@ on ranks, so that a run which was cut off goes on on any number of them.
 import hashlib
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from lt_train.config.schema import Config
 from lt_train.console import working
 from lt_train.data.augment import random_parts
 from lt_train.data.feature_loader import ReadFeatures
-from lt_train.data.run_data import RunData
+from lt_train.data.run_data import RunData, check_bad_samples
 from lt_train.distributed import rank_share
 from lt_train.errors import MachineFault, UserError, unreadable
 from lt_train.files import canonical, remove_leftovers
@@ -63,8 +64,9 @@ def frozen_features(
     made_of = from_main(lambda: _digest(engine, config, digests["data.root"]))
     store = FeatureStore(folder, len(data.train_set), made_of)
     on_every_rank(lambda: _complete(store, engine, data))
-    data.check_bad()
     store.open()
+    # as the files tell, which may be those of an earlier start
+    check_bad_samples(store.stand_ins(), data.train_set, config.data.max_bad_share)
     return store.read
 
 
@@ -132,7 +134,17 @@ class FeatureStore:
         """``features`` (n, D) and the samples (n,) that they are of, for all rows of a file."""
         self.folder.lock.check()
         tensors = {"features": features, "sample_id": sample_ids}
-        write_tensors(tensors, self._path(part), self._about(part))
+        with self.writing():
+            write_tensors(tensors, self._path(part), self._about(part))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"cannot write to {self.folder.features}: {error.strerror or error}"
+            remedy = "free space there, or set data.features=off"
+            raise unreadable(error, f"{message}; {remedy}") from error
 
     def open(self) -> None:
         """Map all files, which must be whole, for :meth:`read`."""
@@ -140,6 +152,13 @@ class FeatureStore:
         for part in self.parts:
             tensors = map_tensors(self._path(part))
             self._mapped.append((tensors["features"].numpy(), tensors["sample_id"].numpy()))
+
+    def stand_ins(self) -> int:
+        """For how many samples another one stands in."""
+        counts = 0
+        for part, (_, used) in zip(self.parts, self._mapped):
+            counts += int(np.count_nonzero(used != np.asarray(self.rows(part))))
+        return counts
 
     def read(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Features (B, D) of samples (B,), and the samples (B,) that they are of."""
@@ -164,17 +183,14 @@ class FeatureStore:
 def _complete(store: FeatureStore, engine: Engine, data: RunData) -> None:
     """Make those of this rank's files that are not whole."""
     folder, world = store.folder.features, engine.world
-    try:
+    with store.writing():
         folder.mkdir(exist_ok=True)
         if world.is_main:
             remove_leftovers(folder)
-        own = [store.parts[part] for part in rank_share(len(store.parts), world.rank, world.size)]
-        missing = [part for part in own if not store.is_whole(part)]
-        if missing:
-            _make(store, missing, engine, data)
-    except OSError as error:
-        message = f"cannot write to {folder}: {error.strerror or error}"
-        raise unreadable(error, f"{message}; free space there, or set data.features=off") from error
+    own = rank_share(len(store.parts), world.rank, world.size)
+    missing = [part for part in own if not store.is_whole(part)]
+    if missing:
+        _make(store, missing, engine, data)
     state = "computed once" if missing else "found"
     log.info("features: %s, of %d samples, in %s", state, store.samples, folder)
 

@@ -15,9 +15,13 @@ from safetensors.torch import load_file
 
 from lt_train.__main__ import main
 from lt_train.config.load import load_config
+from lt_train.config.schema import METHODS, MethodTraits
+from lt_train.data.batch import Batch
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from lt_train.errors import EXIT_MACHINE, exit_status
+from lt_train.methods.base import Progress
+from lt_train.methods.decoupled import Crt
 from lt_train.models.tensor_files import write_tensors
 from lt_train.models.weights import BACKBONE_FILE
 from lt_train.training import frozen_features
@@ -193,6 +197,23 @@ def test_where_every_step_needs_images_it_gets_them(case, trained, tinted, asked
     assert (f"features: computed at every step, since {reason}" in said) == (reason is not None)
 
 
+class OwnForward(Crt):
+    """One that looks at its images by itself."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        (images,) = batch.views
+        assert images.shape[1:] == (3, 32, 32)
+        return super().forward(batch, progress)
+
+
+def test_a_method_with_a_forward_of_its_own_gets_images(
+    trained, tinted, asked, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(METHODS, "own", MethodTraits(OwnForward, from_finished=True))
+    run(*crt(trained, tinted, tmp_path / "run", "method=own", "max_steps=1"))
+    assert "since the method own needs images" in capsys.readouterr().err and not asked
+
+
 def test_a_full_disk_is_a_line_and_no_mistake(trained, tinted, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -204,15 +225,17 @@ def test_a_full_disk_is_a_line_and_no_mistake(trained, tinted, tmp_path, monkeyp
     assert "No space left on device; free space there, or set data.features=off" in said
 
 
-def test_too_many_damaged_images_stop_the_run(trained, tinted, damaged_copy, tmp_path, capsys):
+def test_too_many_damaged_images_stop_the_run_each_time(
+    trained, tinted, damaged_copy, asked, tmp_path, capsys
+):
     root = damaged_copy(tinted, [3, 30])
-    line = refused(capsys, *crt(trained, root, tmp_path / "run"))
-    assert "2 of 45 samples" in line and "data.max_bad_share" in line
-    assert not checkpoints_of(tmp_path / "run")
-
-
-def checkpoints_of(folder: Path) -> list[Path]:
-    return list((folder / "checkpoints").glob("step-*"))
+    # not by the class means before, which have a line of their own
+    options = crt(trained, root, tmp_path / "run", "classifier.init=null")
+    for _ in ("features are made", "they are found"):
+        line = refused(capsys, *options)
+        assert "2 of 45 samples" in line and "data.max_bad_share" in line
+    assert len(asked) == 1
+    assert not list((tmp_path / "run" / "checkpoints").glob("step-*"))
 
 
 def train_on(world: World, options: list[str]) -> list[list[int]]:
