@@ -1,6 +1,6 @@
 """What a method begins with: weights from ``model.init_from``, and what of it is trained."""
 
-from lt_train.config.schema import Config
+from lt_train.config.schema import Config, has_start
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.models.trainable import restrict
@@ -12,7 +12,7 @@ def start(method: Method, config: Config) -> None:
 
     Weights first: their files name a plain backbone's, which ``model.trainable`` may add to.
     """
-    if config.model.init_from:
+    if has_start(config.model):
         _load_start(method, config)
     restrict(method.encoders(), config)
     method.prepare()

@@ -187,7 +187,7 @@ def test_another_optimizer_begins_with_momenta_of_its_own(half, lora_words, caps
     run(*elsewhere(lora_words, half), *changed)
     told = capsys.readouterr().err
     assert "is of another optimizer, whose momenta begin anew" in told
-    assert "resnet32_cifar, 0.48 M parameters, 0.02 M of them trained (3.41%)" in told
+    assert "resnet32_cifar, 0.49 M parameters, 0.02 M of them trained (4.51%)" in told
     assert "without model.init_from" not in told
     state = half / "checkpoints" / "step-00000010" / "state.pt"
     kept = torch.load(state, weights_only=True)["optimizer"]["state"]
