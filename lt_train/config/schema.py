@@ -362,6 +362,11 @@ def code_of(table: Mapping[str, Any], name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def has_start(model: ModelConfig) -> bool:
+    """Whether the backbone starts from weights that can be had again, not at random."""
+    return model.init_from is not None or model.pretrained
+
+
 def training_views(config: Config) -> dict[str, ViewConfig]:
     """The configs of training views by their keys."""
     views = {"view": config.view, "second_view": config.second_view}

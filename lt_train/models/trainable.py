@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lt_train.config.schema import Config
+from lt_train.config.schema import Config, has_start
 from lt_train.errors import UserError
 from lt_train.models.adapters import add_adapters
 from lt_train.models.lora import UPDATES, add_lora, merged_weights
@@ -132,7 +132,7 @@ def _biases(network: nn.Module) -> list[nn.Parameter]:
 
 def _restriction(network: nn.Module, config: Config, follows: bool) -> Restriction:
     kind = config.model.trainable
-    if config.model.init_from is None and not config.model.pretrained:
+    if not has_start(config.model):
         return Restriction(kind)
     frozen = {name for name, each in network.named_parameters() if not each.requires_grad}
     for path, norm in _batch_norms(network).items():

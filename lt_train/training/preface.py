@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from lt_train.config.schema import Config, labeled_batch
+from lt_train.config.schema import Config, has_start, labeled_batch
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
@@ -83,7 +83,7 @@ def tell_method(config: Config, method: Method) -> None:
     network = f"{config.method} on {config.model.backbone}"
     log.info("method: %s, %s parameters%s", network, _short(total), part)
     model = config.model
-    if model.trainable != "all" and model.init_from is None:
+    if model.trainable != "all" and not has_start(model):
         log.warning(
             "model.trainable=%s without model.init_from: what is frozen of the backbone is random",
             model.trainable,

@@ -7,7 +7,7 @@ from torch import nn
 
 from lt_train.collectives import on_main
 from lt_train.config.families import family_of
-from lt_train.config.schema import Config
+from lt_train.config.schema import Config, has_start
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.models.trainable import restrict
@@ -20,7 +20,8 @@ def start(method: Method, config: Config) -> None:
 
     Weights first: their files name a plain backbone's, which ``model.trainable`` may add to.
     """
-    _load_start(method, config)
+    if has_start(config.model):
+        _load_start(method, config)
     restrict(method.encoders(), config)
     method.prepare()
 
@@ -28,8 +29,6 @@ def start(method: Method, config: Config) -> None:
 def _load_start(method: Method, config: Config) -> None:
     """Rank 0 alone reads, so that a thousand ranks do not read one file."""
     model = config.model
-    if model.init_from is None and not model.pretrained:
-        return
     source = on_main(lambda: model.init_from or _published(model.backbone))
     for file, module in method.starting_weights().items():
         on_main(partial(_read, module, source, file, model.init_prefix))

@@ -21,8 +21,17 @@ STEPS, CUT = 5, 2  # global steps in all, and before the run is cut off
 SETTINGS = ["optim.lr=0.01", *LOADERS["resident"]]  # a rate that tells another rounding by then
 
 ZERO = ["engine.name=deepspeed", "engine.zero_stage=2"]
+LORA = [
+    "method=classifier",
+    "model.init_from={runs}/classifier",
+    "model.trainable=lora",
+    "optim.name=adamw",
+    "optim.head_lr_factor=3",
+]
 RUNS = {
     **METHODS,
+    "lora": LORA,
+    "lora, ZeRO": ZERO + LORA,
     "classifier, ZeRO": ZERO + METHODS["classifier"],
     "moco, ZeRO": ZERO + METHODS["moco"],
 }

@@ -36,3 +36,15 @@ def test_buffers_are_copied_and_weights_are_not():
     other[1].running_mean += 1
     assert not average[1].running_mean.equal(other[1].running_mean), "a copy"
     assert all(value.equal(old) for value, old in zip(average.parameters(), before.parameters()))
+
+
+def test_what_is_frozen_in_the_network_does_not_move():
+    average, other, before = network(0), network(1), network(0)
+    other[0].requires_grad_(False)
+    follow(average, other, 0.5)
+    assert all(
+        value.equal(old) for value, old in zip(average[0].parameters(), before[0].parameters())
+    )
+    assert not average[3].weight.equal(before[3].weight)
+    other.requires_grad_(False)
+    follow(average, other, 0.5)  # nothing at all is trained

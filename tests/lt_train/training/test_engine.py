@@ -20,12 +20,14 @@ from lt_train.config.schema import (
     MocoConfig,
     ModelConfig,
     OptimConfig,
+    ViewConfig,
     code_of,
 )
 from lt_train.data.batch import Batch
 from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError
 from lt_train.methods.base import Counts, Method
+from lt_train.models.trainable import restrict
 from lt_train.training.engine import Engine, make_engine
 from lt_train.training.loop import training_steps
 from lt_train.training.optim import Schedule
@@ -46,11 +48,15 @@ ENGINES = {
 OPTIM = OptimConfig(lr=0.0001, scale_lr=False, schedule="constant", weight_decay=1e-3)
 CLIPPED = dataclasses.replace(OPTIM, lr=0.01, clip_grad_norm=0.1)
 PLAIN = OptimConfig(lr=1.0, scale_lr=False, schedule="constant", momentum=0.0, weight_decay=0.0)
+ADAMW = OptimConfig("adamw", lr=1e-4, head_lr_factor=3, scale_lr=False, schedule="constant")
 RUNS = {
     "classifier": ("classifier", OPTIM),
     "clipped": ("classifier", CLIPPED),
     "moco": ("moco", OPTIM),
+    "lora": ("classifier", ADAMW),  # two groups of parameters, beside frozen ones
 }
+RESUMED = ("classifier", "lora")  # loaded and saved again by every pair of engines
+LIMIT = 400  # seconds on a busy machine, for many engines in a row
 
 
 @dataclass(frozen=True)
@@ -66,19 +72,23 @@ class Record:
 
 
 def make_config(method: str, engine: str, optim: OptimConfig, global_batch_size: int) -> Config:
+    trainable = "lora" if optim is ADAMW else "all"
     return Config(
         method=method,
         global_batch_size=global_batch_size,
-        model=ModelConfig("resnet32_cifar", init_from="a finished run"),
+        model=ModelConfig("resnet32_cifar", init_from="a finished run", trainable=trainable),
         optim=optim,
         engine=ENGINES[engine],
+        view=ViewConfig(size=16),
         moco=MocoConfig(dim=8, queue_size=20, ema_momentum=0.9),
     )
 
 
 def make_method(config: Config, seed: int = 0) -> Method:
-    torch.manual_seed(seed)
+    torch.manual_seed(0 if config.model.trainable == "lora" else seed)  # frozen ones are the same
     method = code_of(METHODS, config.method)(config, Counts.of(CLASS_COUNTS))
+    torch.manual_seed(seed)
+    restrict(method.encoders(), config)
     method.prepare()
     return method.train()
 
@@ -182,16 +192,16 @@ def go_on(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
 
 def save_again(world: World, folder: Path, target: Path) -> None:
     """What two ranks saved with one engine, saved by another one on this number of ranks."""
-    for saver, goer in itertools.product(ENGINES, ENGINES):
-        engine = make_engine(*untrained(goer), world)
-        engine.load(folder / f"classifier {saver}")
-        again = target / f"{world.size} {saver} {goer}"
+    for run, saver, goer in itertools.product(RESUMED, ENGINES, ENGINES):
+        engine = make_engine(*untrained(goer, run), world)
+        engine.load(folder / f"{run} {saver}")
+        again = target / f"{world.size} {run} {saver} {goer}"
         again.mkdir(exist_ok=True, parents=True)
         engine.save(again)
 
 
-def untrained(engine: str) -> tuple[Config, Method]:
-    config = make_config("classifier", engine, OPTIM, 8)
+def untrained(engine: str, run: str = "classifier") -> tuple[Config, Method]:
+    config = make_config(RUNS[run][0], engine, RUNS[run][1], 8)
     return config, make_method(config, seed=1)
 
 
@@ -217,7 +227,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_ranks(folder) -> list[tuple[dict, dict]]:
-    return run_on_ranks(2, everything, folder)
+    return run_on_ranks(2, everything, folder, timeout=LIMIT)
 
 
 @pytest.fixture
@@ -244,7 +254,7 @@ def test_model_is_wrapped_by_the_engine_that_was_asked_for(records, engine):
     assert [record.zero_stage for record in records] == [zero_stage] * 2
 
 
-@every_run
+@pytest.mark.parametrize("run", [run for run in RUNS if run != "lora"])
 @every_engine
 def test_statistics_are_the_mean_over_ranks_after_every_step(records):
     first, second = records
@@ -253,6 +263,13 @@ def test_statistics_are_the_mean_over_ranks_after_every_step(records):
         assert not first.alone[step].allclose(second.alone[step])
         mean = (first.alone[step] + second.alone[step]) / 2
         torch.testing.assert_close(first.statistics[step], mean)
+
+
+@pytest.mark.parametrize("run", ["lora"])
+@every_engine
+def test_frozen_statistics_are_those_of_the_start(records):
+    start = statistics_of(untrained("ddp", "lora")[1])
+    assert all(seen.equal(start) for record in records for seen in record.statistics)
 
 
 @every_run
@@ -277,7 +294,7 @@ def test_uneven_batches_give_the_gradient_of_the_global_batch(on_ranks, engine):
 
 
 def test_any_engine_goes_on_with_what_any_other_saved(on_ranks, folder):
-    for (recorded, _), losses in zip(on_ranks, run_on_ranks(2, go_on, folder)):
+    for (recorded, _), losses in zip(on_ranks, run_on_ranks(2, go_on, folder, timeout=LIMIT)):
         expected = recorded["classifier", "ddp"].losses[RESUME_AT:]
         for pair in losses:
             assert losses[pair] == pytest.approx(expected, rel=1e-5), pair
@@ -285,20 +302,25 @@ def test_any_engine_goes_on_with_what_any_other_saved(on_ranks, folder):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_checkpoint_is_the_same_on_any_number_of_ranks(on_ranks, folder, tmp_path, ranks):
-    run_on_ranks(ranks, save_again, folder, tmp_path)
-    for saver, goer in itertools.product(ENGINES, ENGINES):
-        before = flat_state(folder / f"classifier {saver}")
-        after = flat_state(tmp_path / f"{ranks} {saver} {goer}")
+    run_on_ranks(ranks, save_again, folder, tmp_path, timeout=LIMIT)
+    for run, saver, goer in itertools.product(RESUMED, ENGINES, ENGINES):
+        before = flat_state(folder / f"{run} {saver}")
+        after = flat_state(tmp_path / f"{ranks} {run} {saver} {goer}")
         assert before.keys() == after.keys()
-        assert all(after[name].equal(value) for name, value in before.items()), (saver, goer)
-        assert any("momentum_buffer" in name for name in before)
+        same = [name for name, value in before.items() if after[name].equal(value)]
+        assert len(same) == len(before), (run, saver, goer)
+        kept = {"classifier": "momentum_buffer", "lora": "exp_avg_sq"}[run]
+        assert any(kept in name for name in before)
 
 
+@pytest.mark.parametrize("run", RESUMED)
 @every_engine
-def test_engines_save_the_same(on_ranks, folder, engine):
+def test_engines_save_the_same(on_ranks, folder, run, engine):
     """ZeRO's parts are put together in the order of DDP's parameters."""
-    expected = flat_state(folder / "classifier ddp")
-    for name, value in flat_state(folder / f"classifier {engine}").items():
+    expected = flat_state(folder / f"{run} ddp")
+    saved = flat_state(folder / f"{run} {engine}")
+    assert saved.keys() == expected.keys()
+    for name, value in saved.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ from lt_train.config.schema import (
     code_of,
 )
 from lt_train.methods.base import Counts
-from lt_train.training.optim import Schedule, make_optimizer
+from lt_train.training.optim import Schedule, make_optimizer, set_lr
 
 
 def make_schedule(epochs: float = 10, **optim) -> Schedule:
@@ -141,3 +141,44 @@ def test_step_is_sgd_with_momentum_and_weight_decay(nesterov):
         velocity = 0.8 * velocity + direction
         expected = expected - 0.3 * (direction + 0.8 * velocity if nesterov else velocity)
     torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_step_is_adam_with_decoupled_weight_decay():
+    """Written out (Loshchilov and Hutter 2019), with weight decay times the learning rate."""
+    layer = torch.nn.Linear(3, 2)
+    config = OptimConfig("adamw", betas=(0.8, 0.9), weight_decay=0.05)
+    optimizer = make_optimizer(config, layer)
+    expected, first, second = layer.weight.detach().clone(), torch.zeros(2, 3), torch.zeros(2, 3)
+    for step in range(1, 5):
+        gradient = torch.full((2, 3), math.sin(step)) + expected
+        layer.weight.grad, layer.bias.grad = gradient.clone(), torch.zeros(2)
+        set_lr(optimizer, 0.3)
+        optimizer.step()
+        first, second = 0.8 * first + 0.2 * gradient, 0.9 * second + 0.1 * gradient**2
+        direction = first / (1 - 0.8**step) / ((second / (1 - 0.9**step)).sqrt() + 1e-8)
+        expected = expected - 0.3 * 0.05 * expected - 0.3 * direction
+    torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "of_backbone"), [("classifier", "backbone"), ("moco", "query_encoder.backbone")]
+)
+def test_all_but_the_backbone_learns_at_a_rate_of_its_own(method, of_backbone):
+    config = Config(method=method, model=ModelConfig("resnet32_cifar"))
+    module = code_of(METHODS, method)(config, Counts.of(torch.tensor([3, 2])))
+    optimizer = make_optimizer(OptimConfig(head_lr_factor=10), module)
+    set_lr(optimizer, 0.2)
+    rates = {}
+    for group in optimizer.param_groups:
+        rates |= dict.fromkeys(group["params"], group["lr"])
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert rates.pop(parameter) == (0.2 if name.startswith(of_backbone) else 2.0), name
+    assert not rates, "each once"
+
+
+def test_no_group_is_empty_where_only_the_head_is_trained():
+    config = Config(method="crt", model=ModelConfig("resnet32_cifar", "a run"))
+    module = code_of(METHODS, "crt")(config, Counts.of(torch.tensor([3, 2])))
+    (group,) = make_optimizer(OptimConfig(head_lr_factor=10), module).param_groups
+    assert len(group["params"]) == 2 and group["lr_factor"] == 10
