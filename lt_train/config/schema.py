@@ -364,7 +364,7 @@ def code_of(table: Mapping[str, Any], name: str) -> Any:
 
 def has_start(model: ModelConfig) -> bool:
     """Whether the backbone starts from weights that can be had again, not at random."""
-    return model.init_from is not None or model.pretrained
+    return bool(model.init_from) or model.pretrained
 
 
 def training_views(config: Config) -> dict[str, ViewConfig]:
