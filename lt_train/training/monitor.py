@@ -140,11 +140,11 @@ class Monitor:
             return set()
         records, odd = parse_log(self._file.read_bytes())
         kept, evaluated = [], set()
-        for line, record in records:
+        for record in records:
             evaluation = (record["step"], record.get("split"))
             if record["step"] > step or evaluation in evaluated:
                 continue
-            kept.append(line)
+            kept.append(write_record(record))  # with a checksum, if an earlier version wrote none
             if "split" in record:
                 evaluated.add(evaluation)
         if odd:

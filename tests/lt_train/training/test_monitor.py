@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lt_train.run_files import write_record
+from lt_train.run_files import parse_log, write_record
 from lt_train.training.monitor import Monitor
 
 VALUES = {"loss": 1.5, "images_per_s": 10.0, "seconds_left": 3.0}
@@ -92,3 +92,16 @@ def test_other_ranks_say_nothing(tmp_path):
     with Monitor(tmp_path, 0, 9, enabled=False) as monitor:
         monitor.passed(1)
         assert monitor.present() == ""
+
+
+def test_a_log_of_an_earlier_version_is_gone_on_with_and_gets_checksums(tmp_path):
+    """After that, a line that has lost its own is told."""
+    early = b"".join(json.dumps({"step": step, "loss": 1.0}).encode() + b"\n" for step in (1, 2))
+    (tmp_path / "metrics.jsonl").write_bytes(early)
+    train(tmp_path, range(3, 4), 2)
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    records, odd = parse_log(content)
+    assert [record["step"] for record in records] == [1, 2, 3] and not odd
+    first, rest = content.split(b"\n", 1)
+    lost = first.partition(b', "crc32"')[0] + b"}\n"
+    assert parse_log(lost + rest) == (records[1:], [lost])
