@@ -1,8 +1,10 @@
 """What a user is meant to read when something is wrong, and exit statuses."""
 
 import argparse
+import contextlib
 import difflib
 import errno
+import json
 import os
 import signal
 import sys
@@ -104,8 +106,18 @@ def report_error(program: str, message: str) -> None:
     """Write the one line that every command gives for a user's mistake."""
     line = " ".join(message.split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    _tell_torchrun(f"{program}: error: {shown}")
     sys.stderr.write(f"{program}: error: {shown}\n")
     sys.stderr.flush()
+
+
+def _tell_torchrun(line: str) -> None:
+    """Have the line stand at the end of torchrun's report too, of 40 lines, that comes after it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        about = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
+        with contextlib.suppress(OSError), open(file, "w") as report:
+            json.dump({"message": about}, report)
 
 
 def nearest(word: str, choices: list[str]) -> str:
