@@ -10,12 +10,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_MISTAKE = 2  # a UserError
 EXIT_MACHINE = 74  # EX_IOERR: a disk or a network failed; the same command may succeed elsewhere
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to leave, not an error; run the same command again
-EXIT_LOST_PEER = 76  # another rank is gone, whose own message says why
+EXIT_LOST_PEER = 76  # another rank is gone, whose own message says why, or hangs
 EXIT_INTERRUPTED = 130  # Ctrl-C
+SPEAK_AFTER = 3.0  # seconds; ranks other than 0 report what is wrong only then
+
+on_leaving: list[Callable[[int], None]] = []  # called by :func:`leave` with the exit status
 
 
 class UserError(Exception):
@@ -102,6 +106,20 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
         return EXIT_INTERRUPTED
 
 
+def leave(program: str, error: UserError) -> NoReturn:
+    """End the process from any of its threads, whatever the others wait for, as if the main one had
+    raised ``error``. Nothing is unwound.
+    """
+    try:
+        for tell in on_leaving:
+            tell(error.status)
+        if launched_rank() > 0:
+            time.sleep(SPEAK_AFTER)
+        report_error(program, str(error))
+    finally:
+        os._exit(error.status)
+
+
 def report_error(program: str, message: str) -> None:
     """Write the one line that every command gives for a user's mistake."""
     line = " ".join(message.split())
@@ -151,4 +169,4 @@ def _let_rank_zero_speak_first() -> None:
     """
     if launched_rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)
+        time.sleep(SPEAK_AFTER)
