@@ -91,7 +91,7 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
         return main() or 0
     except UserError as error:
         _let_rank_zero_speak_first()
-        report_error(program, str(error))
+        report_error(program, str(error), error.status)
         return error.status
     except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
         return 1
@@ -115,27 +115,32 @@ def leave(program: str, error: UserError) -> NoReturn:
             tell(error.status)
         if launched_rank() > 0:
             time.sleep(SPEAK_AFTER)
-        report_error(program, str(error))
+        report_error(program, str(error), error.status)
     finally:
         os._exit(error.status)
 
 
-def report_error(program: str, message: str) -> None:
+def report_error(program: str, message: str, status: int = EXIT_MISTAKE) -> None:
     """Write the one line that every command gives for a user's mistake."""
     line = " ".join(message.split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-    _tell_torchrun(f"{program}: error: {shown}")
+    _tell_torchrun(f"{program}: error: {shown}", status)
     sys.stderr.write(f"{program}: error: {shown}\n")
     sys.stderr.flush()
 
 
-def _tell_torchrun(line: str) -> None:
+def _tell_torchrun(line: str, status: int) -> None:
     """Have the line stand at the end of torchrun's report too, of 40 lines, that comes after it."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        about = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
-        with contextlib.suppress(OSError), open(file, "w") as report:
+    if not file:
+        return
+    # the first rank to fail is the cause; one that was lost is no later than who has lost it
+    when = int(time.time()) + (status == EXIT_LOST_PEER)
+    about = {"message": line, "extraInfo": {"timestamp": when}}
+    with contextlib.suppress(OSError):  # whole or not at all, as on a full disk
+        with open(f"{file}.new", "w") as report:
             json.dump({"message": about}, report)
+        os.replace(f"{file}.new", file)
 
 
 def nearest(word: str, choices: list[str]) -> str:
