@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -75,7 +76,8 @@ class Mark:
             return
         # whoever is asked to leave right now would end it half-way, and once more
         signal.pthread_sigmask(signal.SIG_BLOCK, LEAVE)
-        signal.set_wakeup_fd(-1)
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            signal.set_wakeup_fd(-1)
         with contextlib.suppress(OSError):  # a full pipe, or the child was killed
             os.write(self._pipe, self._DONE)
         os.close(self._pipe)

@@ -34,7 +34,14 @@ from launch.attempts import (
     progress,
 )
 from launch.console import say
-from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, UserError, exit_status, run_cli
+from lt_train.errors import (
+    EXIT_MISTAKE,
+    EXIT_PREEMPTED,
+    UserError,
+    exit_status,
+    on_leaving,
+    run_cli,
+)
 from lt_train.locks import WAIT
 
 FRUITLESS = 3  # restarts without a new checkpoint, after which another would not help either
@@ -62,6 +69,7 @@ class RankJob:
         for number in LEAVE:
             signal.signal(number, lambda *_: sys.exit(EXIT_PREEMPTED))
         mark = _mark(self.attempts)
+        on_leaving.append(mark.end)
         status: int | str = ERROR
 
         def main() -> int:

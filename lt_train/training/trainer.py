@@ -21,6 +21,7 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError
+from lt_train.heartbeat import heartbeat
 from lt_train.locks import WAIT
 from lt_train.methods.base import Counts, Method
 from lt_train.models.weights import BACKBONE_FILE, load_weights
@@ -189,9 +190,11 @@ class Trainer:
         batches = Timed(batches)
         window = Window(self.world, config.global_batch_size, self.batch_share)
         self._saved, self._bad_samples = started, 0
+        heartbeat.step = first_step
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
             window.add(outputs)
             self.monitor.passed(step)
+            heartbeat.step = step
             leave = self.leaving.agreed(step) and step < self.last_step
             evaluate = self._epoch_mark(step) and step < self.last_step
             # before an evaluation, which may take long, everything is saved

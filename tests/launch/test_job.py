@@ -322,6 +322,19 @@ def test_a_mistake_is_noted_before_ranks_wait_for_the_one_that_speaks_first(slur
     assert when - started < time.time() - when, "the 3 s that it waits come after"
 
 
+def test_a_rank_that_a_thread_ends_leaves_its_status(tmp_path):
+    module = """
+import threading, time
+from lt_train.errors import LostPeer, leave
+def main(words):
+    threading.Thread(target=leave, args=("lt_train", LostPeer("x"))).start()
+    time.sleep(60)
+"""
+    call = "import part; from launch.job import RankJob; RankJob(part.main, ('x',), '.')()"
+    assert run_task(tmp_path, module, call).wait(30) == 76
+    assert (tmp_path / "0" / "rank-0").read_text().split()[1] == "76"
+
+
 def test_what_a_login_shell_says_of_ranks_does_not_reach_them(slurm_job, monkeypatch):
     attempts = slurm_job(0)
     mark(attempts, 0)
@@ -334,7 +347,7 @@ def test_what_a_login_shell_says_of_ranks_does_not_reach_them(slurm_job, monkeyp
 
 
 def run_task(folder: Path, module: str, call: str) -> subprocess.Popen:
-    """A process that makes a call of TaskJob, whose module has this text."""
+    """A process that makes a call of a job, whose module ``part`` has this text."""
     (folder / "part.py").write_text(module)
     (folder / "0").mkdir()
     environment = {

@@ -8,12 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data_prep.reading.lists import read_list
 from lt_train.commands.open_run import write_metrics
 from lt_train.config.load import load_config
 from lt_train.data.dataset import read_dataset
-from lt_train.errors import EXIT_MACHINE, EXIT_MISTAKE, exit_status, unreadable, unwritable
+from lt_train.errors import (
+    EXIT_LOST_PEER,
+    EXIT_MACHINE,
+    EXIT_MISTAKE,
+    exit_status,
+    report_error,
+    unreadable,
+    unwritable,
+)
 from lt_train.files import write_atomically
 from lt_train.models.tensor_files import read_tensors
 from lt_train.run_files import read_result
@@ -89,3 +98,25 @@ def test_every_reader_and_writer_tells_them_apart(case, number, tmp_path, monkey
     said = capsys.readouterr().err
     assert status == STATUSES[number], said
     assert said.count("\n") == 1 and os.strerror(number) in said and str(tmp_path) in said
+
+
+def test_the_last_word_of_torchrun_s_report_is_ours(tmp_path, monkeypatch):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    report_error("lt_train", "no such\nset")
+    report = str(ChildFailedError("lt_train", {0: ProcessFailure(0, 1, EXIT_MISTAKE, str(file))}))
+    *_, last, border = report.splitlines()
+    assert last == "  traceback : lt_train: error: no such set" and set(border) == {"="}
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "no" / "folder"))
+    report_error("lt_train", "it is said all the same")
+
+
+def test_to_torchrun_a_rank_that_was_killed_is_the_cause_not_those_that_lost_it(
+    tmp_path, monkeypatch
+):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    report_error("lt_train", "lost contact", EXIT_LOST_PEER)
+    killed = ProcessFailure(1, 1, -9, "none")
+    lost = ProcessFailure(0, 1, EXIT_LOST_PEER, str(file))
+    assert ChildFailedError("lt_train", {1: killed, 0: lost}).get_first_failure() == (1, killed)
