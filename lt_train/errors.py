@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 EXIT_MISTAKE = 2  # a UserError
 EXIT_MACHINE = 74  # EX_IOERR: a disk or a network failed; the same command may succeed elsewhere
@@ -33,7 +34,8 @@ class DamagedFile(UserError):
 
 
 # of an OSError: what is not there, not permitted or not possible stays so until somebody mends the
-# command. A full disk (ENOSPC, EDQUOT) is none of them: the same command goes on once there is room
+# command. A disk that is full (ENOSPC, EDQUOT) or has become read-only (EROFS, as after an error of
+# its own) is none of them: the same command goes on once that is over
 LASTING = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -42,7 +44,6 @@ LASTING = {
     errno.ENOTEMPTY,
     errno.EACCES,
     errno.EPERM,
-    errno.EROFS,
     errno.EINVAL,
     errno.EFBIG,
     errno.ENAMETOOLONG,
@@ -104,8 +105,9 @@ def report_error(program: str, message: str) -> None:
     """Write the one line that every command gives for a user's mistake."""
     line = " ".join(message.split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-    sys.stderr.write(f"{program}: error: {shown}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # a log on the disk that is full, a terminal that has hung up
+        sys.stderr.write(f"{program}: error: {shown}\n")
+        sys.stderr.flush()
 
 
 def nearest(word: str, choices: list[str]) -> str:
