@@ -39,7 +39,8 @@ class DamagedFile(UserError):
 
 
 # of an OSError: what is not there, not permitted or not possible stays so until somebody mends the
-# command. A full disk (ENOSPC, EDQUOT) is none of them: the same command goes on once there is room
+# command. A disk that is full (ENOSPC, EDQUOT) or has become read-only (EROFS, as after an error of
+# its own) is none of them: the same command goes on once that is over
 LASTING = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -48,7 +49,6 @@ LASTING = {
     errno.ENOTEMPTY,
     errno.EACCES,
     errno.EPERM,
-    errno.EROFS,
     errno.EINVAL,
     errno.EFBIG,
     errno.ENAMETOOLONG,
@@ -125,8 +125,9 @@ def report_error(program: str, message: str, status: int = EXIT_MISTAKE) -> None
     line = " ".join(message.split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     _tell_torchrun(f"{program}: error: {shown}", status)
-    sys.stderr.write(f"{program}: error: {shown}\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a log on the disk that is full, a terminal that has hung up
+        sys.stderr.write(f"{program}: error: {shown}\n")
+        sys.stderr.flush()
 
 
 def _tell_torchrun(line: str, status: int) -> None:

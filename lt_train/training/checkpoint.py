@@ -50,7 +50,7 @@ class CheckpointStore:
 
     def save(self, step: int, meta: dict, write: Callable[[Path], None]) -> None:
         """Save one checkpoint: every rank calls ``write(folder)``, which may write any files."""
-        final = self.folder / f"step-{step:08d}"
+        final, partial = self.folder / f"step-{step:08d}", None
         try:
             partial = broadcast_object(self._begin(final) if self.world.is_main else None)
             write(partial)
@@ -66,6 +66,8 @@ class CheckpointStore:
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if is_lost_peer(error):
                 raise
+            if partial and self.world.is_main:  # or it would keep the disk full
+                shutil.rmtree(partial, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
             raise unwritable(
                 error,

@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,6 @@ from lt_train.run_files import read_result
 STATUSES = {
     errno.ENOENT: EXIT_MISTAKE,
     errno.EACCES: EXIT_MISTAKE,
-    errno.EROFS: EXIT_MISTAKE,
     errno.EISDIR: EXIT_MISTAKE,
     errno.EEXIST: EXIT_MISTAKE,
     errno.ENAMETOOLONG: EXIT_MISTAKE,
@@ -39,6 +39,7 @@ STATUSES = {
     errno.ETIMEDOUT: EXIT_MACHINE,
     errno.EREMOTEIO: EXIT_MACHINE,
     errno.ENOSPC: EXIT_MACHINE,
+    errno.EROFS: EXIT_MACHINE,
     errno.EDQUOT: EXIT_MACHINE,
     errno.EMFILE: EXIT_MACHINE,
 }
@@ -67,6 +68,20 @@ def test_a_failing_disk_is_one_line_wherever_it_is_met(capsys):
     assert capsys.readouterr().err == (
         "lt_train: error: /data/x: Input/output error; the machine failed, try again\n"
     )
+
+
+def test_the_status_is_the_same_where_the_line_cannot_be_written(monkeypatch):
+    """As the log of a job on the disk that is full."""
+
+    def main() -> int:
+        raise os_error(errno.ENOSPC, "run")
+
+    class FullDisk(io.StringIO):
+        def flush(self) -> None:
+            raise os_error(errno.ENOSPC)
+
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    assert exit_status("lt_train", main) == EXIT_MACHINE
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

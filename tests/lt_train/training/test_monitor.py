@@ -1,6 +1,8 @@
 """What metrics.jsonl holds after a run was cut off and goes on."""
 
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,18 @@ def test_the_first_record_is_said_at_once_and_between_records_where_training_is(
     assert capsys.readouterr().err.splitlines() == [
         "run: step 5/9, 10 images/s, loss 1.500, 3 s left"
     ]
+
+
+def test_what_cannot_be_written_is_raised_once(tmp_path, capfd, monkeypatch):
+    """TensorBoard's thread writes, and ends with the error that the next flush raises."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
+    with pytest.raises(OSError), Monitor(tmp_path, 0, 9, enabled=True) as monitor:
+        monitor.record(1, VALUES)
+        shutil.rmtree(tmp_path / "tensorboard")
+        (tmp_path / "tensorboard").touch()
+        monitor.record(2, VALUES)
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook == threading.__excepthook__
 
 
 def test_other_ranks_say_nothing(tmp_path):
