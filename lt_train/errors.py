@@ -125,7 +125,7 @@ def report_error(program: str, message: str, status: int = EXIT_MISTAKE) -> None
     line = " ".join(message.split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
     _tell_torchrun(f"{program}: error: {shown}", status)
-    with contextlib.suppress(OSError):  # a log on the disk that is full, a terminal that has hung up
+    with contextlib.suppress(OSError):  # a log on a full disk, a terminal that has hung up
         sys.stderr.write(f"{program}: error: {shown}\n")
         sys.stderr.flush()
 
