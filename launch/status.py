@@ -37,7 +37,7 @@ def read_progress(run_dir: str) -> Progress | None:
         records, _ = parse_log((Path(run_dir) / "metrics.jsonl").read_bytes())
     except OSError:
         return None
-    for _, record in reversed(records):
+    for record in reversed(records):
         try:
             return Progress(*(_finite(record[field.name]) for field in fields(Progress)))
         except (ValueError, KeyError):  # an evaluation
