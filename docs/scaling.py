@@ -3,8 +3,8 @@ writes the tables of docs/scaling.md.
 
 Message sizes come from the modules themselves, rates from docs/benchmarks.md, the network is an
 assumption. ``--gloo`` measures this project's collectives with 2, 4 and 8 local ranks and compares
-them with latency and bandwidth fitted to 2 ranks. ``--ranks`` measures what one rank of 8,
-64 and 1,024 does by itself (rank_costs.py).
+them with latency and bandwidth fitted to 2 ranks. ``--ranks`` measures what one rank of 8, 64 and
+1,024 does by itself (rank_costs.py).
 """
 
 import argparse
