@@ -84,7 +84,7 @@ class RunData:
         return len(self.train_sets[0])
 
     def train(self, first_step: int, last_step: int) -> Loader:
-        """Training batches of this rank for steps [first_step, last_step)."""
+        """Training batches of this rank for steps [first_step, last_step). Collective."""
         plans = self._train_plans(first_step, last_step, self.world)
         loaders = [self._make(plan) for plan in plans]
         if len(loaders) == 1:
@@ -92,7 +92,7 @@ class RunData:
         return JoinedBatches(loaders, len(self.train_set), labeled_batch(self.config))
 
     def evaluate(self, split: str) -> Loader:
-        """This rank's share of ``split``, once, in sample_id order."""
+        """This rank's share of ``split``, once, in sample_id order. Collective."""
         config = self.config
         view, batch_size = config.eval_view, config.data.eval_batch_size
         plan = EvalPlan(self.manifest(split), view, batch_size, self.world)
@@ -135,7 +135,9 @@ class RunData:
             return make_loader(plan, self.config, self.world)
         key = id(plan.manifest)
         if key not in self._resident:
-            self._resident[key] = read_resident(plan.manifest, self.config, self.world)
+            self._resident[key] = on_every_rank(
+                lambda: read_resident(plan.manifest, self.config, self.world)
+            )
         return make_loader(plan, self.config, self.world, self._resident[key])
 
 
