@@ -166,7 +166,7 @@ def ending(folder: Path) -> tuple[dict[str, torch.Tensor], list[float], dict]:
     state = folder / "checkpoints" / f"step-{STEPS:08d}" / "state.pt"
     records, odd = parse_log((folder / "metrics.jsonl").read_bytes())
     assert not odd
-    losses = [record["loss"] for _, record in records if "loss" in record]
+    losses = [record["loss"] for record in records if "loss" in record]
     metrics = json.loads((folder / "result.json").read_text())["metrics"]
     return dict(tensors(torch.load(state, weights_only=True))), losses, metrics
 
