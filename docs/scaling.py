@@ -1,9 +1,10 @@
-"""A model of the step time on 1 to 1,024 GPUs: ``python docs/scaling.py [--gloo]`` writes the
-tables of docs/scaling.md.
+"""A model of the step time on 1 to 1,024 GPUs: ``python docs/scaling.py [--gloo | --ranks]``
+writes the tables of docs/scaling.md.
 
 Message sizes come from the modules themselves, rates from docs/benchmarks.md, the network is an
 assumption. ``--gloo`` measures this project's collectives with 2, 4 and 8 local ranks and compares
-them with latency and bandwidth fitted to 2 ranks.
+them with latency and bandwidth fitted to 2 ranks. ``--ranks`` measures what one rank of 8, 64 and
+1,024 does by itself (rank_costs.py).
 """
 
 import argparse
@@ -265,8 +266,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python docs/scaling.py", description=__doc__.partition(":")[0]
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--gloo", action="store_true", help="measure with 2, 4 and 8 local gloo ranks"
+    )
+    which.add_argument(
+        "--ranks", action="store_true", help="measure what one rank of 8, 64 and 1,024 does"
     )
     parser.add_argument(
         "--repeats",
@@ -275,8 +280,15 @@ def main() -> None:
         help="with --gloo: how often each is measured (default: 7)",
     )
     arguments = parser.parse_args()
-    lines = gloo_tables(arguments.repeats) if arguments.gloo else tables()
-    sys.stdout.write("\n".join(lines) + "\n")
+    if arguments.ranks:
+        from rank_costs import rank_table
+
+        lines = rank_table()
+    else:
+        lines = gloo_tables(arguments.repeats) if arguments.gloo else tables()
+    for line in lines:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":  # not so in the ranks, which import this file anew

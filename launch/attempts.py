@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ KILLED, ERROR = "killed", "error"
 CONSEQUENCES = ("0", str(EXIT_LOST_PEER))
 ASKED, MISTAKE = str(EXIT_PREEMPTED), str(EXIT_MISTAKE)
 EXCLUDE_AFTER = 2  # failures of a node
-CHECKPOINT = re.compile(r"step-(\d{8,})")
+CHECKPOINT = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class Mark:
     _DONE = b"\0"  # no signal has this number
 
     def __init__(self, attempt: Path, rank: int, node: str):
-        self._file, self._node = attempt / f"rank-{rank}", node
+        self._file = attempt / f"rank-{rank}"
         self._file.write_text(node)
         reads, self._pipe = os.pipe()
         self._child = os.fork()
         if not self._child:
-            _stand_by(reads, self._pipe, self._file, node)
+            _stand_by(reads, self._pipe, self._file)
         os.close(reads)
         # whoever handles a signal in this process, the child is told of it
         os.set_blocking(self._pipe, False)
@@ -75,18 +76,19 @@ class Mark:
             return
         # whoever is asked to leave right now would end it half-way, and once more
         signal.pthread_sigmask(signal.SIG_BLOCK, LEAVE)
-        signal.set_wakeup_fd(-1)
+        if threading.current_thread() is threading.main_thread():  # no other one may
+            signal.set_wakeup_fd(-1)
         with contextlib.suppress(OSError):  # a full pipe, or the child was killed
             os.write(self._pipe, self._DONE)
         os.close(self._pipe)
         _, left = os.waitpid(child, 0)
         asked = os.waitstatus_to_exitcode(left) == EXIT_PREEMPTED
         fails = str(status) not in (*CONSEQUENCES, MISTAKE)
-        _write(self._file, self._node, ASKED if asked and fails else status, time.time())
+        _write(self._file, ASKED if asked and fails else status, time.time())
         signal.pthread_sigmask(signal.SIG_UNBLOCK, LEAVE)
 
 
-def _stand_by(reads: int, writes: int, file: Path, node: str) -> None:
+def _stand_by(reads: int, writes: int, file: Path) -> None:
     """The child's life: read signals until the rank is done or gone. Its exit status tells the rank
     whether there was one to leave; of a rank that is gone it says so itself.
     """
@@ -101,14 +103,15 @@ def _stand_by(reads: int, writes: int, file: Path, node: str) -> None:
             if not asked and set(told) & set(LEAVE):
                 asked = time.time()
         if not told:
-            _write(file, node, ASKED if asked else KILLED, asked or time.time())
+            _write(file, ASKED if asked else KILLED, asked or time.time())
     finally:
         os._exit(EXIT_PREEMPTED if asked else 0)
 
 
-def _write(file: Path, node: str, status: int | str, when: float) -> None:
-    with contextlib.suppress(OSError):  # of a full disk the rank itself has told
-        file.write_text(f"{node} {status} {when:.3f}")
+def _write(file: Path, status: int | str, when: float) -> None:
+    """Behind the node, in the block that the file has already: a full disk takes it too."""
+    with contextlib.suppress(OSError), open(file, "a") as opened:
+        opened.write(f" {status} {when:.3f}")
 
 
 def _read(file: Path) -> str:
@@ -191,14 +194,28 @@ def progress(run_dir: Path) -> int:
     """
     if not (run_dir / "config.yaml").exists():
         return sum(path.is_file() for path in run_dir.rglob("*"))
-    names = [path.name for path in (run_dir / "checkpoints").glob("step-*")]
-    return max((int(found[1]) for found in map(CHECKPOINT.fullmatch, names) if found), default=0)
+    newest = newest_checkpoint(run_dir)
+    return int(newest.name.removeprefix("step-")) if newest else 0
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, intact or not; None without any."""
+    paths = (run_dir / "checkpoints").glob("step-*")
+    named = [path for path in paths if CHECKPOINT.fullmatch(path.name)]
+    return max(named, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def note_failure(attempt: Path, step: int) -> None:
     """Note that an attempt failed while the newest checkpoint was of ``step``."""
     with contextlib.suppress(OSError):  # it starts again all the same
         (attempt / "failed").write_text(str(step))
+
+
+def forget(attempt: Path) -> None:
+    """Take an attempt as if it had not been: nobody is blamed for its end, nor does it count."""
+    with contextlib.suppress(OSError):  # of a disk that is read-only
+        for path in attempt.iterdir():
+            path.unlink()
 
 
 def fruitless_restarts(attempts: Path, step: int) -> int:

@@ -28,18 +28,30 @@ from launch.attempts import (
     bad_nodes,
     endings,
     first_to_end,
+    forget,
     fruitless_restarts,
     is_mistake,
     note_failure,
     progress,
 )
 from launch.console import say
-from lt_train.errors import EXIT_MISTAKE, EXIT_PREEMPTED, UserError, exit_status, run_cli
+from launch.room import obstacle, wait_for_room
+from launch.sites import parse_time
+from lt_train.errors import (
+    EXIT_MISTAKE,
+    EXIT_PREEMPTED,
+    UserError,
+    exit_status,
+    on_leaving,
+    run_cli,
+)
 from lt_train.locks import WAIT
 
 FRUITLESS = 3  # restarts without a new checkpoint, after which another would not help either
 ASK_AGAIN = 5.0  # seconds between questions to a slurmctld that does not answer
 REFUSALS = 3  # of one that does, until it is believed
+PATIENCE = 10  # minutes that a job keeps its nodes while its disk is full or read-only, ...
+LATER = 60  # ... and those that it then waits in the queue before it tries again
 # of a torchrun around the submission, or of a user's shell: a rank would take itself for another
 FOREIGN = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+)"
@@ -62,6 +74,7 @@ class RankJob:
         for number in LEAVE:
             signal.signal(number, lambda *_: sys.exit(EXIT_PREEMPTED))
         mark = _mark(self.attempts)
+        on_leaving.append(mark.end)
         status: int | str = ERROR
 
         def main() -> int:
@@ -159,16 +172,20 @@ def _attempt(attempts: Path) -> Path:
 
 
 def begin(attempts: Path, max_requeues: int) -> int:
-    """Before the ranks: forget results of earlier attempts, and move away from nodes that keep
-    failing, while restarts are left.
+    """Before the ranks: wait for room, forget results of earlier attempts, and move away from nodes
+    that keep failing, while restarts are left.
     """
+    submission = attempts.parent.parent
+    if why := obstacle(submission):
+        say(f"{why}: waiting until it can be")
+        if not _wait_for_room(submission) and _restart() < max_requeues:
+            return int(_requeue([], later=True))
     # submitit takes one for the end of the job
-    for stale in attempts.parent.parent.rglob(f"{_job_id()}_*_result.pkl"):
+    for stale in submission.rglob(f"{_job_id()}_*_result.pkl"):
         stale.unlink()
     here = _attempt(attempts)
     here.mkdir(parents=True, exist_ok=True)
-    for old in here.iterdir():
-        old.unlink()
+    forget(here)
     bad = _bad_nodes_here(attempts, _restart())
     moves = bool(bad) and _restart() < max_requeues
     return int(moves and _requeue(bad, only_without=True))
@@ -180,27 +197,53 @@ def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:
     """
     if status == 0:
         return 0
-    ranks = endings(_attempt(attempts))
+    here = _attempt(attempts)
+    ranks = endings(here)
     if is_mistake(ranks):
         say("a rank stopped with a mistake that a restart would not mend; see its message above")
         return EXIT_MISTAKE
     first = first_to_end(ranks)
     what = str(first) if first else f"ended with status {status}"
-    fruitless = 0
-    if first is None or first.status != ASKED:
-        step = progress(run_dir)
-        note_failure(_attempt(attempts), step)
-        fruitless = fruitless_restarts(attempts, step)
     again = "submit again to go on from the last checkpoint"
-    if fruitless >= FRUITLESS:
-        say(f"{what}, and {fruitless} restarts have come no further: giving up; {again}")
-        return status
     if _restart() >= max_requeues:
         say(f"{what}, after {_restart()} restarts: giving up; {again}")
         return status
+    later = False
+    if first is None or first.status != ASKED:
+        if why := obstacle(run_dir):
+            say(f"{what}, and {why}: waiting until it can be")
+            later = not _wait_for_room(run_dir)
+            forget(here)  # no node's fault, and no sign that restarts are of no use
+        elif fruitless := _fruitless(attempts, progress(run_dir)):
+            say(f"{what}, and {fruitless} restarts have come no further: giving up; {again}")
+            return status
     say(f"{what}: restart {_restart() + 1} of at most {max_requeues}")
-    _requeue(_bad_nodes_here(attempts, _restart() + 1))
+    _requeue(_bad_nodes_here(attempts, _restart() + 1), later=later)
     return status
+
+
+def _fruitless(attempts: Path, step: int) -> int:
+    """Restarts that have come no further than ``step``, if they are so many that another would not
+    help either; else 0. The present attempt is noted.
+    """
+    note_failure(_attempt(attempts), step)
+    restarts = fruitless_restarts(attempts, step)
+    return restarts if restarts >= FRUITLESS else 0
+
+
+def _wait_for_room(folder: Path) -> bool:
+    """Whether there is room again, before the job has waited too long on its nodes, or its time
+    limit would end it.
+    """
+    left = _ask("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%L").stdout.strip()
+    try:
+        minutes = min(PATIENCE, parse_time(left) - 2)
+    except UserError:  # no limit, or nobody to ask
+        minutes = PATIENCE
+    if wait_for_room(folder, 60.0 * minutes):
+        return True
+    say(f"there is still no room: trying again in {LATER} minutes, and no node is kept until then")
+    return False
 
 
 def _bad_nodes_here(attempts: Path, before: int) -> list[str]:
@@ -210,15 +253,18 @@ def _bad_nodes_here(attempts: Path, before: int) -> list[str]:
     return [node for node in bad if node in own]
 
 
-def _requeue(bad: list[str], only_without: bool = False) -> bool:
+def _requeue(bad: list[str], only_without: bool = False, later: bool = False) -> bool:
     """Back into the queue as soon as slurmctld answers, without those of the ``bad`` nodes that can
-    be missed; ``only_without``: or not at all. Returns whether.
+    be missed; ``only_without``: or not at all. ``later``: not to start at once. Returns whether.
 
     Slurm ends this script for it, so that nothing may be left to do afterwards.
     """
     for number in LEAVE:
         signal.signal(number, signal.SIG_IGN)
     _wait_for_controller()
+    if _is_overtaken():
+        say("Slurm has started the job again meanwhile: this attempt ends, and decides nothing")
+        return False
     excluded, missed = _excluded_with(bad)
     if missed:
         say(f"node(s) {', '.join(missed)} failed {EXCLUDE_AFTER} times: moving away")
@@ -231,8 +277,11 @@ def _requeue(bad: list[str], only_without: bool = False) -> bool:
             say(f"cannot restart: {' '.join(done.stderr.split())}")
             return False
         time.sleep(ASK_AGAIN)
-    if missed:
-        _exclude(job, excluded)
+    changes = [f"ExcNodeList={excluded}"] if missed else []
+    if later:
+        changes.append(f"StartTime=now+{LATER}minutes")
+    if changes and _update(job, changes) and missed:
+        say(f"excluded: {excluded}")
     return True
 
 
@@ -242,6 +291,12 @@ def _wait_for_controller() -> None:
     say("slurmctld does not answer: asking again until it does")
     while not _controller_answers():
         time.sleep(ASK_AGAIN)
+
+
+def _is_overtaken() -> bool:
+    """Whether the job is a later attempt's: Slurm had lost the node that this one is on."""
+    restarts = re.search(r"\bRestarts=(\d+)", _ask("scontrol", "show", "job", _job_id()).stdout)
+    return restarts is not None and int(restarts[1]) > _restart()
 
 
 def _excluded_with(bad: list[str]) -> tuple[str, list[str]]:
@@ -272,13 +327,13 @@ def _controller_answers() -> bool:
     return " is UP" in _ask("scontrol", "ping").stdout
 
 
-def _exclude(job: str, nodes: str) -> None:
-    command = "scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"
+def _update(job: str, changes: list[str]) -> bool:
+    """Change a job that was just requeued; whether Slurm has done so."""
     for _ in range(20):  # only a job that waits can be told so
-        if _ask(*command).returncode == 0:
-            say(f"excluded: {nodes}")
-            return
+        if _ask("scontrol", "update", f"JobId={job}", *changes).returncode == 0:
+            return True
         time.sleep(0.25)
+    return False
 
 
 def main() -> int:

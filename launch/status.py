@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.cluster import is_live, job_states, slurm, waiting
-from launch.submission import Submitted, own_jobs, read_submission
+from launch.console import say
+from launch.submission import Submitted, own_jobs, read_submission, waiting_beside
 from lt_train.errors import UserError
 from lt_train.run_files import parse_log
 
@@ -36,7 +37,7 @@ def read_progress(run_dir: str) -> Progress | None:
         records, _ = parse_log((Path(run_dir) / "metrics.jsonl").read_bytes())
     except OSError:
         return None
-    for _, record in reversed(records):
+    for record in reversed(records):
         try:
             return Progress(*(_finite(record[field.name]) for field in fields(Progress)))
         except (ValueError, KeyError):  # an evaluation
@@ -76,10 +77,16 @@ def show_stages(root: Path, console: Console) -> None:
 def cancel(root: Path) -> list[str]:
     """Cancel the jobs of the newest submission that live; returns their ids.
 
-    Those of another experiment that this one waits for go on.
+    Those of another experiment that this one waits for go on. An experiment that waits for one of
+    these is named.
     """
     jobs = own_jobs(root, _stages(root))
     live = [job for job, (state, _) in job_states(jobs).items() if is_live(state)]
+    for other, shared in waiting_beside(root, live).items():
+        say(
+            f"{other} waits for job {', '.join(shared)}: what comes after it there is cancelled"
+            " too; submit it again"
+        )
     if live:
         slurm("scancel", *reversed(live))  # those that wait first, or they would start
     return live

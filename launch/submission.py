@@ -10,6 +10,7 @@ in the experiment's folder.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shlex
@@ -75,7 +76,7 @@ def submit(
     root = Path(experiment.root).resolve()
     with _alone(root.parent):
         refuse_live(root)
-        beside = _beside(root)
+        beside = list(itertools.chain.from_iterable(experiments_beside(root).values()))
         shared = {stage.name: _shared(stage, others, beside) for stage in experiment.stages}
         folder = new_folder(root)
         commit = take_snapshot(folder / "code")
@@ -189,14 +190,28 @@ def _resolve(stage: StageJob) -> tuple[bytes, str]:
 # what other experiments make
 
 
-def _beside(root: Path) -> list[Submitted]:
-    """What the experiments beside this one have submitted."""
-    found = []
+def experiments_beside(root: Path) -> dict[Path, list[Submitted]]:
+    """The folders of the experiments beside this one, each with the stages that have jobs."""
+    found = {}
     for folder in sorted(root.parent.glob("*/slurm")):
         if folder.parent == root:
             continue
         with contextlib.suppress(UserError):  # a damaged one is told to those who ask for it
-            found += [stage for stage in read_submission(folder.parent) if stage.job]
+            stages = read_submission(folder.parent)
+            found[folder.parent] = [stage for stage in stages if stage.job]
+    return found
+
+
+def waiting_beside(root: Path, jobs: list[str]) -> dict[Path, list[str]]:
+    """The folders of other experiments that wait for some of an experiment's ``jobs``, which live,
+    each with these.
+    """
+    found = {}
+    for other, stages in experiments_beside(root.resolve()).items():
+        shared = [stage.job for stage in stages if stage.job in jobs]
+        states = job_states(own_jobs(other, stages) if shared else [])
+        if any(is_live(state) for state, _ in states.values()):
+            found[other] = shared
     return found
 
 

@@ -1,14 +1,22 @@
-"""The collectives that methods, metrics and commands use; of a single process they do nothing."""
+"""The collectives that methods, metrics and commands use; of a single process they do nothing.
 
+A collective fails after a while (LT_TRAIN_TIMEOUT_MINUTES), so none may wait for work of unknown
+length: a copy, a checksum, a lock that another run holds. Such work goes through :func:`on_main`,
+:func:`from_main` or :func:`on_every_rank`, which wait for however long it takes.
+"""
+
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from lt_train.console import working
 from lt_train.errors import UserError
 
 Result = TypeVar("Result")
+ROUND = 1.0  # seconds in which ranks that work tell the others that they still do
 
 
 def all_reduce_(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:
@@ -99,14 +107,10 @@ def broadcast_object(value, source: int = 0):
 def on_main(work: Callable[[], Result]) -> Result | None:
     """What ``work``, called on rank 0 alone, returns there; None on the others. Collective.
 
-    Its :class:`UserError` is raised on every rank.
+    However long it takes. Its :class:`UserError` is raised on every rank.
     """
-    result, mistake = None, None
-    if rank_and_size()[0] == 0:
-        try:
-            result = work()
-        except UserError as error:
-            mistake = error
+    is_main = rank_and_size()[0] == 0
+    result, mistake = _awaited(lambda: _tried(work) if is_main else (None, None))
     mistake = broadcast_object(mistake)
     if mistake is not None:
         raise mistake
@@ -116,7 +120,7 @@ def on_main(work: Callable[[], Result]) -> Result | None:
 def from_main(work: Callable[[], Result]) -> Result:
     """What ``work``, called on rank 0 alone, returns (picklable), on every rank. Collective.
 
-    Its :class:`UserError` is raised on every rank.
+    However long it takes. Its :class:`UserError` is raised on every rank.
     """
     return broadcast_object(on_main(work))
 
@@ -124,17 +128,86 @@ def from_main(work: Callable[[], Result]) -> Result:
 def on_every_rank(work: Callable[[], Result]) -> Result:
     """What ``work`` returns on this rank, once it has ended well on all of them. Collective.
 
-    Else every rank raises the :class:`UserError` of the first one that met any.
+    However long it takes. Else every rank raises the :class:`UserError` of the first one that met
+    any.
     """
-    result, mistake = None, None
-    try:
-        result = work()
-    except UserError as error:
-        mistake = error
+    result, mistake = _awaited(lambda: _tried(work))
     for met in gather_objects(mistake):
         if met is not None:
             raise met
     return result
+
+
+def _tried(work: Callable[[], Result]) -> tuple[Result | None, UserError | None]:
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+
+
+def _awaited(work: Callable[[], Result]) -> Result:
+    """What ``work``, which has no collectives in it, returns, once all ranks are through with
+    theirs. Collective.
+    """
+    if not _many():
+        return work()
+    rounds = _Rounds()
+    rounds.start()
+    try:
+        result = work()
+        rounds.is_through.set()
+        with working(rounds.told):
+            rounds.has_ended.wait()  # a signal is heard meanwhile, as in no collective
+    except BaseException:
+        rounds.leave()
+        raise
+    if rounds.error is not None:
+        raise rounds.error
+    return result
+
+
+class _Rounds(threading.Thread):
+    """Sums up, over and over, how many ranks still work, until none does.
+
+    No single collective waits for longer than :data:`ROUND`, and a rank that is gone ends it. Those
+    that still work set the pace. A thread, since the work belongs to the main one, which hears
+    signals and has torch's modes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="rounds", daemon=True)
+        # not join(), which takes a thread for ended once a signal has interrupted it
+        self.is_through, self.has_ended = threading.Event(), threading.Event()
+        self._leaves = False
+        self.error: Exception | None = None
+        self._working = 0  # ranks, in the last round
+
+    def run(self) -> None:
+        try:
+            while not self._is_last():
+                pass
+        except Exception as error:  # torch's, of a rank that is lost
+            self.error = error
+        finally:
+            self.has_ended.set()
+
+    def _is_last(self) -> bool:
+        works = not self.is_through.wait(ROUND)
+        sums = all_reduce_(torch.tensor([int(works), int(self._leaves)]))
+        self._working, leaving = sums.tolist()
+        if leaving and not self._leaves:
+            raise dist.DistNetworkError("another rank leaves")
+        return bool(leaving) or not self._working
+
+    def told(self) -> str:
+        """What a rank that is through waits for."""
+        return f"waiting for {self._working} other rank(s)" if self._working else ""
+
+    def leave(self) -> None:
+        """Tell the others, in a last round, that this rank ends."""
+        self._leaves = True
+        self.is_through.set()
+        self.has_ended.wait(5 * ROUND)  # a process that ends with a thread in a collective aborts
 
 
 def gather_objects(value) -> list:

@@ -18,12 +18,15 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from lt_train.errors import LostPeer, MachineFault, UserError
+from lt_train.heartbeat import heartbeat, lost_peer
 
 # MASTER_PORT is one of these by the job's number, so that jobs on one node do not meet; Linux gives
 # those from 32,768 on to whoever asks for any
 FIRST_PORT, PORTS = 12_000, 20_000
+SILENCE = 0.1  # of the time that a collective may take, in which a rank may give no sign of life
 LAZY_FROM = 64  # ranks at which gloo connects those that talk with each other, not all
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
@@ -110,7 +113,11 @@ def joined(join: bool = True) -> Iterator[World]:
 
     Not after an error: a rank that is gone or still computes would be waited for.
     """
-    yield start(join)
+    try:
+        yield start(join)
+    except BaseException:
+        heartbeat.give_up()
+        raise
     gc.collect()  # engines and their process groups' threads go now, not with the interpreter
     stop()
 
@@ -130,6 +137,8 @@ def start(join: bool = True) -> World:
         _keep_freed_memory()
     if join and world.size > 1 and not dist.is_initialized():
         _join(world)
+        bearable = SILENCE * 60 * _timeout_minutes()
+        heartbeat.begin(_get_default_store(), world.rank, world.size, bearable)
     return world
 
 
@@ -246,6 +255,7 @@ def _keep_freed_memory() -> None:
 
 def stop() -> None:
     """Leave the process group, if there is one."""
+    heartbeat.stop()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -277,8 +287,7 @@ def explain(error: Exception) -> UserError | None:
     anything. Such a one has its traceback, and Slurm jobs try again.
     """
     if is_lost_peer(error):
-        rank = read_environment()["rank"]
-        return LostPeer(f"rank {rank} lost contact with another rank, whose own message says why")
+        return lost_peer(read_environment()["rank"], heartbeat.missing())
     if "out of memory" in str(error):
         return UserError(
             "out of GPU memory: use a smaller global_batch_size or data.eval_batch_size, "

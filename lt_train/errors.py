@@ -1,19 +1,25 @@
 """What a user is meant to read when something is wrong, and exit statuses."""
 
 import argparse
+import contextlib
 import difflib
 import errno
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 EXIT_MISTAKE = 2  # a UserError
 EXIT_MACHINE = 74  # EX_IOERR: a disk or a network failed; the same command may succeed elsewhere
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: asked to leave, not an error; run the same command again
-EXIT_LOST_PEER = 76  # another rank is gone, whose own message says why
+EXIT_LOST_PEER = 76  # another rank is gone, whose own message says why, or hangs
 EXIT_INTERRUPTED = 130  # Ctrl-C
+SPEAK_AFTER = 3.0  # seconds; ranks other than 0 report what is wrong only then
+
+on_leaving: list[Callable[[int], None]] = []  # called by :func:`leave` with the exit status
 
 
 class UserError(Exception):
@@ -33,7 +39,8 @@ class DamagedFile(UserError):
 
 
 # of an OSError: what is not there, not permitted or not possible stays so until somebody mends the
-# command. A full disk (ENOSPC, EDQUOT) is none of them: the same command goes on once there is room
+# command. A disk that is full (ENOSPC, EDQUOT) or has become read-only (EROFS, as after an error of
+# its own) is none of them: the same command goes on once that is over
 LASTING = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -42,7 +49,6 @@ LASTING = {
     errno.ENOTEMPTY,
     errno.EACCES,
     errno.EPERM,
-    errno.EROFS,
     errno.EINVAL,
     errno.EFBIG,
     errno.ENAMETOOLONG,
@@ -85,7 +91,7 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
         return main() or 0
     except UserError as error:
         _let_rank_zero_speak_first()
-        report_error(program, str(error))
+        report_error(program, str(error), error.status)
         return error.status
     except BrokenPipeError:  # the reader of our output left (`... | head`): nothing to report
         return 1
@@ -100,12 +106,42 @@ def exit_status(program: str, main: Callable[[], int | None]) -> int:
         return EXIT_INTERRUPTED
 
 
-def report_error(program: str, message: str) -> None:
+def leave(program: str, error: UserError) -> NoReturn:
+    """End the process from any of its threads, whatever the others wait for, as if the main one had
+    raised ``error``. Nothing is unwound.
+    """
+    try:
+        for tell in on_leaving:
+            tell(error.status)
+        if launched_rank() > 0:
+            time.sleep(SPEAK_AFTER)
+        report_error(program, str(error), error.status)
+    finally:
+        os._exit(error.status)
+
+
+def report_error(program: str, message: str, status: int = EXIT_MISTAKE) -> None:
     """Write the one line that every command gives for a user's mistake."""
     line = " ".join(message.split())
     shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
-    sys.stderr.write(f"{program}: error: {shown}\n")
-    sys.stderr.flush()
+    _tell_torchrun(f"{program}: error: {shown}", status)
+    with contextlib.suppress(OSError):  # a log on a full disk, a terminal that has hung up
+        sys.stderr.write(f"{program}: error: {shown}\n")
+        sys.stderr.flush()
+
+
+def _tell_torchrun(line: str, status: int) -> None:
+    """Have the line stand at the end of torchrun's report too, of 40 lines, that comes after it."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file:
+        return
+    # the first rank to fail is the cause; one that was lost is no later than who has lost it
+    when = int(time.time()) + (status == EXIT_LOST_PEER)
+    about = {"message": line, "extraInfo": {"timestamp": when}}
+    with contextlib.suppress(OSError):  # whole or not at all, as on a full disk
+        with open(f"{file}.new", "w") as report:
+            json.dump({"message": about}, report)
+        os.replace(f"{file}.new", file)
 
 
 def nearest(word: str, choices: list[str]) -> str:
@@ -142,4 +178,4 @@ def _let_rank_zero_speak_first() -> None:
     """
     if launched_rank() > 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(3)
+        time.sleep(SPEAK_AFTER)

@@ -50,24 +50,21 @@ def write_record(record: dict[str, Any]) -> bytes:
     return json.dumps({**record, LINE_CHECKSUM: zlib.crc32(canonical(record))}).encode() + b"\n"
 
 
-def parse_log(content: bytes) -> tuple[list[tuple[bytes, dict[str, Any]]], list[bytes]]:
-    """The lines of metrics.jsonl that hold a record, each with it, and those that hold none.
+def parse_log(content: bytes) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The records in metrics.jsonl, and the lines that hold none.
 
-    A record is a step, numbers by name and, of an evaluation, its split. Lines of earlier versions
-    have no checksum; behind a line with one, a line without has lost it.
+    A record is a step, numbers by name and, of an evaluation, its split. Only files of earlier
+    versions have no checksums: where one line has one, a line without has lost it.
     """
-    records, odd, checked = [], [], False
+    found, odd = [], []
     for line in content.splitlines(keepends=True):
         try:
-            record, has_one = _parse_record(line)
-            if checked and not has_one:
-                raise ValueError("it has lost its checksum")
+            found.append((line, *_parse_record(line)))
         except ValueError:
             odd.append(line)
-        else:
-            checked = has_one
-            records.append((line, record))
-    return records, odd
+    checked = any(has_one for *_, has_one in found)
+    odd += [line for line, _, has_one in found if checked and not has_one]
+    return [record for _, record, has_one in found if has_one or not checked], odd
 
 
 def _parse_record(line: bytes) -> tuple[dict[str, Any], bool]:

@@ -12,6 +12,7 @@ PACKAGES = ("launch", "lt_train", "data_prep")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors, and from its own folder
     ["lt_train.errors"],
+    ["lt_train.heartbeat"],
     ["lt_train.files", "lt_train.random_streams", "lt_train.console", "lt_train.distributed"],
     ["lt_train.collectives"],
     ["lt_train.run_files", "lt_train.locks"],

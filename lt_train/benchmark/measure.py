@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lt_train.benchmark.baseline_loader import baseline_batches, write_image_folder
-from lt_train.collectives import broadcast_object
+from lt_train.collectives import broadcast_object, from_main
 from lt_train.config.schema import Config, views_in_order
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
@@ -79,11 +79,13 @@ def _runs(trainer: Trainer) -> dict[str, Run]:
 def _baseline(trainer: Trainer, folder: Path) -> Run:
     """The usual loader, over images that are written to ``folder`` first. Collective."""
     config, world = trainer.config, trainer.world
-    if world.is_main:
+
+    def write() -> Path:
         write_image_folder(trainer.train_set, folder)
-    world.barrier()
+        return folder
+
     local_batch = -(-config.global_batch_size // world.size)
-    batches = baseline_batches(broadcast_object(folder), views_in_order(config), local_batch)
+    batches = baseline_batches(from_main(write), views_in_order(config), local_batch)
     return lambda steps: _drain(itertools.islice(batches, steps))
 
 

@@ -9,6 +9,7 @@ import torch
 from lt_train.collectives import on_main
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
+from lt_train.console import working
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
 from lt_train.distributed import World
@@ -66,12 +67,13 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
     if step is not None or not best.exists():
         store = CheckpointStore(folder / "checkpoints", config.run.keep_checkpoints, world)
         checkpoint = store.find(step)
-    if checkpoint is None and not best.exists():
-        restrict(method.encoders(), config)  # exported weights are whole
-    elif config.model.trainable != "all":
-        start(method, config)  # what others leave out
-    on_main(lambda: _load(config, method, checkpoint, best))
-    broadcast_module(method)
+    with working(f"reading the weights of {folder}"):
+        if checkpoint is None and not best.exists():
+            restrict(method.encoders(), config)  # exported weights are whole
+        elif config.model.trainable != "all":
+            start(method, config)  # what others leave out
+        on_main(lambda: _load(config, method, checkpoint, best))
+        broadcast_module(method)
     # the layout in which the engine has computed
     layout = torch.channels_last if config.engine.name == "ddp" else torch.preserve_format
     return method.to(world.device, memory_format=layout).eval()

@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 
 from lt_train import distributed
-from lt_train.collectives import gather_rows
+from lt_train.collectives import gather_rows, on_every_rank, on_main
 from lt_train.commands.open_run import check_classifier, open_run, state_digest
 from lt_train.commands.score import Score, predict_labels
 from lt_train.config.schema import Config
@@ -45,7 +45,6 @@ def main(words: list[str]) -> int:
     with distributed.joined() as world:
         setup_logging(world.is_main)
         _label(arguments, world)
-        world.barrier()
     return 0
 
 
@@ -72,18 +71,22 @@ def _label(arguments: argparse.Namespace, world: World) -> None:
     log.info("%s, %s", where, hardware(config, world))
     with working(where):
         predicted = predict_split(config, world, method, manifest)
-    if predicted is not None:
+
+    def write() -> None:
         labels, confidences = predicted
         seconds = time.monotonic() - started
         columns = {
             arguments.column: pa.array(labels, pa.int32()),
             arguments.confidence_column: pa.array(confidences, pa.float32()),
         }
-        _write_columns(arguments, columns, digest)
+        with working(f"writing {', '.join(columns)} of {arguments.data}/{arguments.split}"):
+            _write_columns(arguments, columns, digest)
         say(
             f"{len(labels):,} samples of {arguments.data}/{arguments.split} labeled in"
             f" {seconds:.1f} s; columns {', '.join(columns)}{_share_right(labels, manifest)}"
         )
+
+    on_main(write)
 
 
 def _check_names(arguments: argparse.Namespace) -> None:
@@ -129,7 +132,7 @@ def predict_split(
 
     shares = [rank_share(len(manifest), rank, world.size) for rank in range(world.size)]
     counts = [len(share) for share in shares]
-    own = _predict(config, world, score, manifest, shares[world.rank])
+    own = on_every_rank(lambda: _predict(config, world, score, manifest, shares[world.rank]))
     labels, confidences = (gather_rows(torch.from_numpy(rows), counts) for rows in own)
     return None if labels is None else (labels.numpy(), confidences.numpy())
 

@@ -26,8 +26,7 @@ def cache_on_node(root: Path, target: Path, world: World) -> Path:
     root = root.resolve()
     place = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]  # of two sets of one name
     local = target / f"{root.name}-{place}"
-    with working("node cache: waiting for the other nodes' copies"):
-        on_every_rank(lambda: _copy(root, local) if world.local_rank == 0 else None)
+    on_every_rank(lambda: _copy(root, local) if world.local_rank == 0 else None)
     return local
 
 
@@ -36,7 +35,10 @@ def _copy(root: Path, local: Path) -> None:
     try:
         local.mkdir(parents=True, exist_ok=True)
         # another job's copy, perhaps of other columns, comes first
-        with one_at_a_time(local / ".lock"):
+        with (
+            working(f"node cache: waiting for another job, which copies to {local}"),
+            one_at_a_time(local / ".lock"),
+        ):
             _copy_files(root, local, dataset)
     except OSError as error:
         message = f"cannot copy {root} to {local}: {error.strerror or error}"
@@ -47,14 +49,20 @@ def _copy_files(root: Path, local: Path, dataset: Dataset) -> None:
     shards = list(chain.from_iterable(split.shards for split in dataset.splits.values()))
     total, done = sum(shard.bytes for shard in shards), 0
     log.info("node cache: %s, %.4g GB in %d shards, to %s", root, total / 1e9, len(shards), local)
-    with working(lambda: f"node cache: {done / 1e9:.4g} of {total / 1e9:.4g} GB are there"):
+
+    def state() -> str:
+        share = 100 * done / max(total, 1)
+        return f"node cache: {done / 1e9:.4g} of {total / 1e9:.4g} GB are there, {share:.0f} %"
+
+    with working(state):
         for shard in shards:
             _copy_verified(root / shard.name, local / shard.name, shard.sha256)
             done += shard.bytes
-    # what vouches for the others comes last
-    for path in sorted(root.iterdir(), key=lambda path: path.name == "dataset.json"):
-        if path.suffix in (".arrow", ".json") and path.is_file():
-            write_atomically(local / path.name, path.read_bytes())  # another job may have it mapped
+        # what vouches for the others comes last
+        for path in sorted(root.iterdir(), key=lambda path: path.name == "dataset.json"):
+            if path.suffix in (".arrow", ".json") and path.is_file():
+                # another job may have it mapped
+                write_atomically(local / path.name, path.read_bytes())
 
 
 def _copy_verified(source: Path, target: Path, sha256: str) -> None:

@@ -88,7 +88,7 @@ class RunData:
     def train(
         self, first_step: int, last_step: int, features: ReadFeatures | None = None
     ) -> Loader:
-        """Training batches of this rank for steps [first_step, last_step).
+        """Training batches of this rank for steps [first_step, last_step). Collective.
 
         With ``features`` of the one set there is, batches have these, and no image is read.
         """
@@ -102,16 +102,24 @@ class RunData:
             return loaders[0]
         return JoinedBatches(loaders, len(self.train_set), labeled_batch(self.config))
 
+    def hold_train_set(self) -> None:
+        """Read what loaders of the training set keep in memory, if they do. Collective."""
+        self._hold(self.train_set)
+
     def train_once(self, samples: np.ndarray) -> Loader:
         """Samples (N,) of the training set in their order, seen as :meth:`train` would see them, if
-        nothing of ``view`` is random.
+        nothing of ``view`` is random. Not collective: :meth:`hold_train_set` comes before.
         """
         config = self.config
         seen = config.view, config.data.eval_batch_size, World()
-        return self._make(OncePlan(self.train_set, *seen, samples=samples))
+        plan = OncePlan(self.train_set, *seen, samples=samples)
+        return make_loader(plan, config, self.world, self._resident.get(id(self.train_set)))
 
     def evaluate(self, split: str, crops: int = 1) -> Loader:
-        """This rank's share of ``split``, once, in sample_id order; ``crops`` views of each."""
+        """This rank's share of ``split``, once, in sample_id order; ``crops`` views of each.
+
+        Collective.
+        """
         config = self.config
         view, batch_size = config.eval_view, config.data.eval_batch_size
         plan = EvalPlan(self.manifest(split), view, batch_size, self.world, crops)
@@ -150,12 +158,14 @@ class RunData:
         return plans
 
     def _make(self, plan: BatchPlan) -> Loader:
-        if self.config.data.loader == "dali":
-            return make_loader(plan, self.config, self.world)
-        key = id(plan.manifest)
-        if key not in self._resident:
-            self._resident[key] = read_resident(plan.manifest, self.config, self.world)
-        return make_loader(plan, self.config, self.world, self._resident[key])
+        self._hold(plan.manifest)
+        return make_loader(plan, self.config, self.world, self._resident.get(id(plan.manifest)))
+
+    def _hold(self, manifest: Manifest) -> None:
+        if self.config.data.loader == "resident" and id(manifest) not in self._resident:
+            self._resident[id(manifest)] = on_every_rank(
+                lambda: read_resident(manifest, self.config, self.world)
+            )
 
 
 class Told:

@@ -247,7 +247,7 @@ def read_log(folder: Path) -> tuple[list[dict], int]:
     except OSError as error:
         raise unreadable(error, f"cannot read {path}: {error.strerror}") from error
     whole = [line for line in odd if line.endswith(b"\n")]
-    return [record for _, record in records], len(whole)
+    return records, len(whole)
 
 
 def _progress(folder: Path) -> str:

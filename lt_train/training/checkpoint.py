@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lt_train.collectives import broadcast_object, from_main
+from lt_train.collectives import from_main, on_main
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError, unreadable, unwritable
 from lt_train.files import file_sha256, fsync, seal, unseal, write_atomically
@@ -50,29 +50,23 @@ class CheckpointStore:
 
     def save(self, step: int, meta: dict, write: Callable[[Path], None]) -> None:
         """Save one checkpoint: every rank calls ``write(folder)``, which may write any files."""
-        final = self.folder / f"step-{step:08d}"
+        final, partial = self.folder / f"step-{step:08d}", None
         try:
-            partial = broadcast_object(self._begin(final) if self.world.is_main else None)
+            partial = from_main(lambda: self._begin(final))
             write(partial)
             self.world.barrier()
-            if self.world.is_main:
-                self._seal(partial, {**meta, "step": step})
-                self.check()
-                if final.exists():  # of a run that a damaged newer checkpoint sent back here
-                    os.replace(final, self._partial(final))  # not removed, which could be cut short
-                os.replace(partial, final)
-                fsync(self.folder)
-                self._prune(step)
+            on_main(lambda: self._put_in_place(partial, final, {**meta, "step": step}))
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             if is_lost_peer(error):
                 raise
+            if partial and self.world.is_main:  # or it would keep the disk full
+                shutil.rmtree(partial, ignore_errors=True)
             reason = getattr(error, "strerror", None) or error
             raise unwritable(
                 error,
                 f"cannot write the checkpoint {final}: {reason}; is the disk full? "
                 "Earlier ones are kept",
             ) from error
-        self.world.barrier()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose checksums hold, or None where there is no checkpoint.
@@ -122,6 +116,15 @@ class CheckpointStore:
     def _partial(self, final: Path) -> Path:
         """A name of its own: a run that was overtaken may still write files of the same step."""
         return self.folder / f".{final.name}.{secrets.token_hex(4)}.partial"
+
+    def _put_in_place(self, partial: Path, final: Path, meta: dict) -> None:
+        self._seal(partial, meta)
+        self.check()
+        if final.exists():  # of a run that a damaged newer checkpoint sent back here
+            os.replace(final, self._partial(final))  # not removed, which could be cut short
+        os.replace(partial, final)
+        fsync(self.folder)
+        self._prune(meta["step"])
 
     def _seal(self, folder: Path, meta: dict) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lt_train.collectives import on_main
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
@@ -63,8 +64,7 @@ class Engine:
     def save(self, folder: Path) -> None:
         """Write the state into ``folder``. Collective: what ranks share out is gathered."""
         optimizer = self._optimizer_state()
-        if self.world.is_main:
-            write_state(folder, self.method, optimizer)
+        on_main(lambda: write_state(folder, self.method, optimizer))
 
     def load(self, folder: Path) -> None:
         """Continue from what any engine on any number of ranks has saved. Collective.

@@ -63,6 +63,7 @@ def frozen_features(
         return None
     made_of = from_main(lambda: _digest(engine, config, digests["data.root"]))
     store = FeatureStore(folder, len(data.train_set), made_of)
+    data.hold_train_set()
     on_every_rank(lambda: _complete(store, engine, data))
     store.open()
     # as the files tell, which may be those of an earlier start

@@ -5,6 +5,7 @@ Only rank 0 writes.
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         if self.enabled:
+            self._report, threading.excepthook = threading.excepthook, self._on_failed_thread
             self._bar.start()
         return self
 
@@ -75,7 +77,15 @@ class Monitor:
         if self.enabled:
             with contextlib.suppress(OSError):  # a terminal that has hung up
                 self._bar.stop()
-            self._writer.close()
+            try:
+                self._writer.close()
+            finally:
+                threading.excepthook = self._report
+
+    def _on_failed_thread(self, failure: threading.ExceptHookArgs) -> None:
+        """What ends TensorBoard's thread is no traceback of its own: flush raises it again."""
+        if not type(failure.thread).__module__.startswith("tensorboard."):
+            self._report(failure)
 
     def passed(self, step: int) -> None:
         """``step`` steps are under way or done, for the bar and :meth:`present`."""
@@ -140,11 +150,11 @@ class Monitor:
             return set()
         records, odd = parse_log(self._file.read_bytes())
         kept, evaluated = [], set()
-        for line, record in records:
+        for record in records:
             evaluation = (record["step"], record.get("split"))
             if record["step"] > step or evaluation in evaluated:
                 continue
-            kept.append(line)
+            kept.append(write_record(record))  # with a checksum, if an earlier version wrote none
             if "split" in record:
                 evaluated.add(evaluation)
         if odd:

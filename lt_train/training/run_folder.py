@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lt_train.collectives import from_main
+from lt_train.collectives import from_main, on_main
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
 from lt_train.distributed import World
@@ -73,22 +73,22 @@ class RunFolder:
         ``before``: what is known of the run to go on with, see :meth:`about`, beside what its
         config.yaml says. ``data``: digests of what is trained on.
         """
-        if self.world.is_main:
-            before, data = before or {}, data or {}
-            with self._writing():
-                self.path.mkdir(parents=True, exist_ok=True)
-                moved = self._check_same_data(before, data)
-                saved = self.path / "config.yaml"
-                if saved.exists() and self._has_work():
-                    check_same_config(str(self.path), _read_config(saved), self.config, moved)
-                if "config" in before:
-                    check_same_config(str(self.path), before["config"], self.config, moved)
-                if self.lock.is_held:
-                    remove_leftovers(self.path)
-                if not self.has_this_config():
-                    self.lock.check()
-                    write_atomically(saved, to_yaml(self.config).encode())
-        self.world.barrier()
+        on_main(lambda: self._claim(before or {}, data or {}))
+
+    def _claim(self, before: dict[str, Any], data: dict[str, str]) -> None:
+        with self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            moved = self._check_same_data(before, data)
+            saved = self.path / "config.yaml"
+            if saved.exists() and self._has_work():
+                check_same_config(str(self.path), _read_config(saved), self.config, moved)
+            if "config" in before:
+                check_same_config(str(self.path), before["config"], self.config, moved)
+            if self.lock.is_held:
+                remove_leftovers(self.path)
+            if not self.has_this_config():
+                self.lock.check()
+                write_atomically(saved, to_yaml(self.config).encode())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -115,28 +115,30 @@ class RunFolder:
 
     def finish(self, method: Method, result: dict) -> None:
         """Write the weights, and result.json, which says that the run is done. Collective."""
-        if self.world.is_main:
-            about = {
-                "method": self.config.method,
-                "backbone": self.config.model.backbone,
-                "steps": str(result["steps"]),
-            }
-            try:
+        on_main(lambda: self._finish(method, result))
+
+    def _finish(self, method: Method, result: dict) -> None:
+        about = {
+            "method": self.config.method,
+            "backbone": self.config.model.backbone,
+            "steps": str(result["steps"]),
+        }
+        try:
+            self.lock.check()
+            export_weights(method.backbone, self.path / BACKBONE_FILE, about)
+            if hasattr(method, "classifier"):
                 self.lock.check()
-                export_weights(method.backbone, self.path / BACKBONE_FILE, about)
-                updates, described = updates_of(method.backbone)
-                if updates:
-                    write_tensors(updates, self.path / LORA_FILE, {**about, PEFT_CONFIG: described})
-                if hasattr(method, "classifier"):
-                    self.lock.check()
-                    export_weights(method.classifier, self.path / CLASSIFIER_FILE, about)
+                export_weights(method.classifier, self.path / CLASSIFIER_FILE, about)
+            updates, described = updates_of(method.backbone)
+            if updates:
                 self.lock.check()
-                write_result(self.path, result)
-                shutil.rmtree(self.features, ignore_errors=True)
-            except (OSError, SafetensorError) as error:
-                message = f"cannot write the results to {self.path}: {error}"
-                raise unwritable(error, f"{message}; the last checkpoint is kept") from error
-        self.world.barrier()
+                write_tensors(updates, self.path / LORA_FILE, {**about, PEFT_CONFIG: described})
+            self.lock.check()
+            write_result(self.path, result)
+        except (OSError, SafetensorError) as error:
+            message = f"cannot write the results to {self.path}: {error}"
+            raise unwritable(error, f"{message}; the last checkpoint is kept") from error
+        shutil.rmtree(self.features, ignore_errors=True)
 
     def stop_nonfinite(self, step: int, loss: float, sample_ids: list[int]) -> None:
         """Name the step and the samples whose loss was not finite, and raise."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lt_train import __version__
-from lt_train.collectives import from_main
+from lt_train.collectives import from_main, on_main
 from lt_train.config.schema import METHODS, Config, code_of
 from lt_train.console import working
 from lt_train.data.batch import Batch
@@ -21,6 +21,7 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError
+from lt_train.heartbeat import heartbeat
 from lt_train.locks import WAIT
 from lt_train.methods.base import Counts
 from lt_train.training.best_weights import BestWeights
@@ -92,13 +93,14 @@ class Trainer:
 
     def _take_folder(self) -> None:
         """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective."""
-        told = False
-        while busy := self.folder.take():
-            if busy.is_certain and not os.environ.get(WAIT):
-                raise UserError(f"{busy.who}; wait for it, stop it, or choose another run.dir")
-            if not told:
-                log.info("%s: waiting for it to end", busy.who)
-            told = True
+        waits = ""
+        with working(lambda: waits):
+            while busy := self.folder.take():
+                if busy.is_certain and not os.environ.get(WAIT):
+                    raise UserError(f"{busy.who}; wait for it, stop it, or choose another run.dir")
+                if not waits:
+                    log.info("%s: waiting for it to end", busy.who)
+                waits = f"{busy.who}: still waiting for it to end"
 
     def _last_checkpoint(self) -> Checkpoint | None:
         """The one to go on from. Collective.
@@ -109,7 +111,8 @@ class Trainer:
         enabled, restarts = self.config.resume.enabled, os.environ.get("SLURM_RESTART_COUNT")
         if not (enabled or int(restarts or 0)):
             return None
-        checkpoint = self.store.newest()
+        with working("comparing the checksums of the newest checkpoint"):
+            checkpoint = self.store.newest()
         if enabled or checkpoint is None:
             return checkpoint
         resumes = checkpoint.meta.get("config", {}).get("resume", {}).get("enabled", True)
@@ -197,9 +200,11 @@ class Trainer:
         batches = Timed(batches)
         window = Window(self.world, config.global_batch_size, self.batch_share)
         self._saved, self._bad_samples = started, 0
+        heartbeat.step = first_step
         for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
             window.add(outputs)
             self.monitor.passed(step)
+            heartbeat.step = step
             leave = self.leaving.agreed(step) and step < self.last_step
             evaluate = self._epoch_mark(step) and step < self.last_step
             # before an evaluation, which may take long, everything is saved
@@ -277,10 +282,8 @@ class Trainer:
     def _select(self, step: int) -> None:
         """Keep the weights if they are the best so far on the split that selects."""
         metrics = self._evaluate(self._selection_split(), step)
-        if self.world.is_main:
-            method = self.engine.method
-            self.best.offer(step, metrics[method.headline], method)
-        self.world.barrier()
+        method = self.engine.method
+        on_main(lambda: self.best.offer(step, metrics[method.headline], method))
 
     def _restore_best(self) -> int:
         """The step of the best weights, which every rank has then."""
@@ -296,7 +299,8 @@ class Trainer:
     @cached_property
     def digests(self) -> dict[str, str]:
         """Of the data; see :func:`data_digests`."""
-        return data_digests(self.data)
+        with working("digesting what is trained on"):
+            return data_digests(self.data)
 
     def _splits(self) -> Iterable[str]:
         return self.train_set.dataset.splits
@@ -319,7 +323,8 @@ class Trainer:
                 f"{checkpoint.path} is past the {self.last_step} steps asked for; "
                 "raise max_steps or epochs, or choose another run.dir"
             )
-        self.engine.load(checkpoint.path)
+        with working(f"reading {checkpoint.path}"):
+            self.engine.load(checkpoint.path)
         log.info(
             "resumed from step %d of %d (%s)", checkpoint.step, self.last_step, checkpoint.path
         )

@@ -2,6 +2,11 @@
 make them, monotonic in ranks.
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -117,3 +122,28 @@ def test_rows_that_check_batch_refuses_are_not_in_the_tables():
     check_batch(config.sampler, config.global_batch_size, 128)
     with pytest.raises(UserError):
         check_batch(config.sampler, config.global_batch_size, 129)
+
+
+def measured_rank(config: str, ranks: int, root: Path, *more: str) -> dict:
+    """What docs/rank_costs.py finds, in a process of its own as it is always run."""
+    script = str(Path(scaling.__file__).with_name("rank_costs.py"))
+    command = [sys.executable, script, config, str(ranks), str(root), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_collectives_of_a_rank_of_many_are_those_of_the_model(demo_root):
+    ranks, local, dim, queue = 64, 16, 128, 256
+    small = ["model.backbone=resnet10", f"moco.queue_size={queue}"]
+    found = measured_rank("moco_imagenet_lt", ranks, demo_root, *small)
+    calls, received = found["steps"], found["bytes"]
+    assert calls.keys() == {"allreduce", "allgather", "alltoall_base"}
+    assert calls["allgather"] == calls["alltoall_base"] == 1
+    assert received["allgather"] == ranks * local * dim * 4
+    assert received["alltoall_base"] == local * 3 * 64 * 64 * 4
+    gradients, _, statistics = model_size("resnet10", dim=dim)
+    asked = torch.tensor(0).nbytes  # whether a rank has been asked to leave
+    assert received["allreduce"] == gradients + 2 * statistics + asked
+    assert found["sampling"] > 0 and found["shuffling"] > 0

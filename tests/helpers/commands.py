@@ -104,7 +104,7 @@ def logged(folder: Path, split: str, step: int) -> dict:
     records, odd = parse_log((folder / "metrics.jsonl").read_bytes())
     assert not odd
     (found,) = [
-        record for _, record in records if (record.get("split"), record["step"]) == (split, step)
+        record for record in records if (record.get("split"), record["step"]) == (split, step)
     ]
     return {name: value for name, value in found.items() if name not in ("step", "split")}
 

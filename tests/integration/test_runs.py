@@ -306,7 +306,9 @@ def test_more_ranks_than_a_class_balanced_batch_allows(demo_root, tmp_path):
     options = settings(demo_root, tmp_path / "run", "global_batch_size=8", *sampler)
     done = call(torchrun(3, "lt_train", "classifier_demo", *options))
     assert done.returncode != 0
-    assert done.stderr.count("lt_train: error:") == 1 and "use at most 2 ranks" in done.stderr
+    said = [line for line in done.stderr.splitlines() if "lt_train: error:" in line]
+    assert all("use at most 2 ranks" in line for line in said)
+    assert done.stderr.splitlines()[-2] == f"  traceback : {said[0]}", "torchrun's last word"
 
 
 def test_a_changed_config_is_refused_with_the_difference_and_may_be_allowed(demo_root, tmp_path):

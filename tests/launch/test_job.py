@@ -2,6 +2,7 @@
 behind.
 """
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import job
+from launch import job, room
 from launch.job import RankJob, TaskJob, begin, end
 from lt_train.errors import LostPeer, UserError
 from tests.helpers.stubs import stub
@@ -257,6 +258,89 @@ def test_an_array_task_forgets_its_own_results_alone(slurm_job, monkeypatch):
     ]
 
 
+def test_who_was_overtaken_does_not_start_the_job_again(slurm_job, asked, capsys, tmp_path):
+    """Slurm had lost its node, and the other's rank with it: the restart is not disturbed."""
+    text = (tmp_path / "scontrol").read_text()
+    (tmp_path / "scontrol").write_text(text.replace("show) ", "show) echo JobId=71 Restarts=2; "))
+    attempts = slurm_job(1)
+    mark(attempts, 1, rank_0="n1 76 9", rank_1="n2", rank_2="n3")
+    assert end(attempts, tmp_path / "run", 76, 9) == 76
+    assert asked() == [] and "decides nothing" in capsys.readouterr().err
+    mark(attempts, 2, rank_0="n1 76 9", rank_1="n2", rank_2="n3")
+    end(slurm_job(2), tmp_path / "run", 76, 9)
+    assert asked() == ["requeue 71"]
+
+
+# --- disks that are full or read-only
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Function: from now on so many files cannot be written, on any disk."""
+    errors, reserve = [], os.posix_fallocate
+
+    def allocate(*arguments) -> None:
+        if errors:
+            raise errors.pop()
+        reserve(*arguments)
+
+    def fail(times: int, number: int = errno.ENOSPC) -> None:
+        errors[:] = [OSError(number, os.strerror(number))] * times
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr(room, "POLL", 0.01)
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=os.strerror)
+def test_room_is_waited_for_and_its_lack_neither_counts_nor_is_a_node_s_fault(
+    slurm_job, asked, capsys, disk, tmp_path, number
+):
+    (tmp_path / "run").mkdir()
+    for restart in range(6):
+        attempts = slurm_job(restart)
+        mark(attempts, restart, rank_0="n1 74 9", rank_1="n2 76 10")
+        disk(3, number)
+        assert end(attempts, tmp_path / "run", 74, 9) == 74
+    assert asked() == ["requeue 71"] * 6
+    line = f"{tmp_path}/run cannot be written: {os.strerror(number)}: waiting until it can be"
+    assert capsys.readouterr().err.count(f"rank 0 on n1 ended with status 74, and {line}") == 6
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("step", ["begin", "end"])
+def test_where_no_room_comes_the_job_waits_in_the_queue(
+    slurm_job, asked, capsys, disk, tmp_path, monkeypatch, step
+):
+    monkeypatch.setattr(job, "PATIENCE", 0)
+    (tmp_path / "run").mkdir()
+    attempts = slurm_job(0)
+    disk(99)
+    if step == "end":
+        mark(attempts, 0, rank_0="n1 74 9")
+        end(attempts, tmp_path / "run", 74, 9)
+    else:
+        assert begin(attempts, 9) == 1
+    update = "update JobId=71 StartTime=now+60minutes"
+    assert asked() == ["requeue 71", update, update]  # at first the job did not wait yet
+    assert "trying again in 60 minutes" in capsys.readouterr().err
+    if step == "begin":
+        assert begin(slurm_job(9), 9) == 0, "no restart is left: the ranks tell what is wrong"
+
+
+def test_the_room_that_is_wanted_is_a_checkpoint_s(tmp_path, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: wanted.append(arguments[2]))
+    for step in (5, 10):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        assert room.obstacle(tmp_path) == ""
+        (folder / "state.pt").write_bytes(bytes(step << 20))
+    assert room.obstacle(tmp_path) == "" and wanted[:2] == [1 << 20, 1 << 20]
+    assert 10 << 20 <= wanted[2] < 11 << 20
+    assert room.obstacle(tmp_path / "nowhere") == "", "a restart tells"
+
+
 # --- ranks and tasks
 
 
@@ -322,6 +406,19 @@ def test_a_mistake_is_noted_before_ranks_wait_for_the_one_that_speaks_first(slur
     assert when - started < time.time() - when, "the 3 s that it waits come after"
 
 
+def test_a_rank_that_a_thread_ends_leaves_its_status(tmp_path):
+    module = """
+import threading, time
+from lt_train.errors import LostPeer, leave
+def main(words):
+    threading.Thread(target=leave, args=("lt_train", LostPeer("x"))).start()
+    time.sleep(60)
+"""
+    call = "import part; from launch.job import RankJob; RankJob(part.main, ('x',), '.')()"
+    assert run_task(tmp_path, module, call).wait(30) == 76
+    assert (tmp_path / "0" / "rank-0").read_text().split()[1] == "76"
+
+
 def test_what_a_login_shell_says_of_ranks_does_not_reach_them(slurm_job, monkeypatch):
     attempts = slurm_job(0)
     mark(attempts, 0)
@@ -334,7 +431,7 @@ def test_what_a_login_shell_says_of_ranks_does_not_reach_them(slurm_job, monkeyp
 
 
 def run_task(folder: Path, module: str, call: str) -> subprocess.Popen:
-    """A process that makes a call of TaskJob, whose module has this text."""
+    """A process that makes a call of a job, whose module ``part`` has this text."""
     (folder / "part.py").write_text(module)
     (folder / "0").mkdir()
     environment = {

@@ -110,7 +110,7 @@ def queue(tmp_path):
 
 
 def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
-    scripts, queue, tmp_path
+    scripts, queue, tmp_path, capsys
 ):
     queue("RUNNING")
     first = submit(load_experiment("cifar10_lt_rotation_ce_100", []), Site(), {}, None, [])
@@ -149,6 +149,14 @@ def test_what_another_experiment_s_job_makes_is_waited_for_and_not_made_twice(
         cancel(Path("runs/cifar10_lt_rotation_resample_100")) == ["6", "7"]
         and (tmp_path / "cancelled").read_text() == "7 6\n"
     )
+    assert "waits for" not in capsys.readouterr().err, "nobody waits for what is its own"
+    cancel(Path("runs/cifar10_lt_rotation_ce_100"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "waits for" in line]
+    runs = Path("runs").resolve()
+    assert [line.partition(":")[2].partition(":")[0] for line in told] == [
+        f" {runs}/cifar10_lt_rotation_ce_100,seed=1 waits for job 1",
+        f" {runs}/cifar10_lt_rotation_resample_100 waits for job 1, 2",
+    ]
     queue("FAILED")
     again = submit(
         load_experiment("cifar10_lt_rotation_focal_100", ["rotation:run.log_every=7"]),

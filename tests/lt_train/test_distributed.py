@@ -2,11 +2,15 @@
 command is through.
 """
 
+import time
+from datetime import timedelta
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from lt_train import distributed
-from lt_train.collectives import gather_rows, on_every_rank
+from lt_train.collectives import from_main, gather_rows, on_every_rank
 from lt_train.distributed import World
 from lt_train.errors import MachineFault, UserError
 from tests.helpers.ranks import run_on_ranks
@@ -41,6 +45,26 @@ def fail_on(world: World, rank: int) -> tuple[str, int]:
 
 def test_what_one_rank_meets_all_raise_with_its_exit_status():
     assert run_on_ranks(2, fail_on, 1) == [("the disk of rank 1 failed", 74)] * 2
+
+
+TIMEOUT, LONG = 3, 4  # seconds: of a collective, and what takes longer
+
+
+def wait_for_long_work(world: World) -> list:
+    """With collectives of a short time-out; set only now, since ranks may be late to start."""
+    gloo = dist.group.WORLD._get_backend(torch.device("cpu"))
+    gloo._set_default_timeout(timedelta(seconds=TIMEOUT))
+
+    def work() -> int:
+        time.sleep(LONG)
+        return world.rank
+
+    return [on_every_rank(lambda: work() if world.rank == 1 else 7), from_main(work)]
+
+
+@pytest.mark.slow
+def test_work_may_take_longer_than_a_collective():
+    assert run_on_ranks(2, wait_for_long_work) == [[7, 0], [1, 0]]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lt_train.distributed import explain, is_lost_peer
-from lt_train.errors import EXIT_LOST_PEER, EXIT_MACHINE, EXIT_MISTAKE
+from lt_train.errors import EXIT_LOST_PEER, EXIT_MACHINE, EXIT_MISTAKE, EXIT_PREEMPTED
 
 RANK = """
 import os, sys, time
@@ -70,6 +70,12 @@ MACHINE = {
     # what happens: what the ranks do, how many of two start, the first one's status, its words
     "a rank never comes": ("pass", 1, EXIT_LOST_PEER, "cannot join the others"),
     "a rank is killed": (f"{KILLED}; world.barrier()", 2, EXIT_LOST_PEER, "lost contact"),
+    "a rank is killed at work": (
+        f"collectives.on_every_rank(lambda: {KILLED})",
+        2,
+        EXIT_LOST_PEER,
+        "lost contact",
+    ),
     "a collective is late": (f"{LATE}; world.barrier()", 2, EXIT_LOST_PEER, "lost contact"),
     "a checkpoint is late": (
         f"store.save(1, {{}}, lambda _: {LATE})",
@@ -89,6 +95,25 @@ def test_what_the_machine_did_is_not_the_user_s_mistake(tmp_path, what):
     assert statuses[0] == status, said
     assert words in said and "Traceback" not in said
     assert "disk" not in said or what == "a disk is full"
+
+
+ASKED = """
+    import signal
+    from lt_train.training.leaving import Leaving, Preempted
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.setitimer(signal.ITIMER_REAL, 0.5 * world.rank)
+    started = time.monotonic()
+    try:
+        with Leaving(world):
+            collectives.from_main(lambda: time.sleep(5))
+    except Preempted as reason:
+        sys.exit(reason.status if time.monotonic() - started < 4 else 1)  # as a command ends
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_for_another_s_work_leaves_when_it_is_asked(tmp_path):
+    assert ends(tmp_path, ASKED.strip())[0] == [EXIT_LOST_PEER, EXIT_PREEMPTED]
 
 
 @pytest.mark.slow

@@ -4,16 +4,26 @@ import builtins
 import errno
 import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data_prep.reading.lists import read_list
 from lt_train.commands.open_run import write_metrics
 from lt_train.config.load import load_config
 from lt_train.data.dataset import read_dataset
-from lt_train.errors import EXIT_MACHINE, EXIT_MISTAKE, exit_status, unreadable, unwritable
+from lt_train.errors import (
+    EXIT_LOST_PEER,
+    EXIT_MACHINE,
+    EXIT_MISTAKE,
+    exit_status,
+    report_error,
+    unreadable,
+    unwritable,
+)
 from lt_train.files import write_atomically
 from lt_train.models.tensor_files import read_tensors
 from lt_train.run_files import read_result
@@ -21,7 +31,6 @@ from lt_train.run_files import read_result
 STATUSES = {
     errno.ENOENT: EXIT_MISTAKE,
     errno.EACCES: EXIT_MISTAKE,
-    errno.EROFS: EXIT_MISTAKE,
     errno.EISDIR: EXIT_MISTAKE,
     errno.EEXIST: EXIT_MISTAKE,
     errno.ENAMETOOLONG: EXIT_MISTAKE,
@@ -30,6 +39,7 @@ STATUSES = {
     errno.ETIMEDOUT: EXIT_MACHINE,
     errno.EREMOTEIO: EXIT_MACHINE,
     errno.ENOSPC: EXIT_MACHINE,
+    errno.EROFS: EXIT_MACHINE,
     errno.EDQUOT: EXIT_MACHINE,
     errno.EMFILE: EXIT_MACHINE,
 }
@@ -58,6 +68,20 @@ def test_a_failing_disk_is_one_line_wherever_it_is_met(capsys):
     assert capsys.readouterr().err == (
         "lt_train: error: /data/x: Input/output error; the machine failed, try again\n"
     )
+
+
+def test_the_status_is_the_same_where_the_line_cannot_be_written(monkeypatch):
+    """As the log of a job on the disk that is full."""
+
+    def main() -> int:
+        raise os_error(errno.ENOSPC, "run")
+
+    class FullDisk(io.StringIO):
+        def flush(self) -> None:
+            raise os_error(errno.ENOSPC)
+
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    assert exit_status("lt_train", main) == EXIT_MACHINE
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
@@ -89,3 +113,25 @@ def test_every_reader_and_writer_tells_them_apart(case, number, tmp_path, monkey
     said = capsys.readouterr().err
     assert status == STATUSES[number], said
     assert said.count("\n") == 1 and os.strerror(number) in said and str(tmp_path) in said
+
+
+def test_the_last_word_of_torchrun_s_report_is_ours(tmp_path, monkeypatch):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    report_error("lt_train", "no such\nset")
+    report = str(ChildFailedError("lt_train", {0: ProcessFailure(0, 1, EXIT_MISTAKE, str(file))}))
+    *_, last, border = report.splitlines()
+    assert last == "  traceback : lt_train: error: no such set" and set(border) == {"="}
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "no" / "folder"))
+    report_error("lt_train", "it is said all the same")
+
+
+def test_to_torchrun_a_rank_that_was_killed_is_the_cause_not_those_that_lost_it(
+    tmp_path, monkeypatch
+):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    report_error("lt_train", "lost contact", EXIT_LOST_PEER)
+    killed = ProcessFailure(1, 1, -9, "none")
+    lost = ProcessFailure(0, 1, EXIT_LOST_PEER, str(file))
+    assert ChildFailedError("lt_train", {1: killed, 0: lost}).get_first_failure() == (1, killed)

@@ -11,35 +11,14 @@ import torch
 from lt_train.config.load import load_config
 from lt_train.distributed import World
 from lt_train.training.trainer import Trainer
-from tests.golden.golden_runs import HERE, LOADERS, METHODS, draw_sets
+from tests.golden.golden_runs import HERE, draw_sets
+from tests.helpers.all_methods import RUNS, settings_of
 from tests.helpers.commands import checkpoint
 from tests.helpers.ranks import run_on_ranks
 
 pytestmark = pytest.mark.slow
 
 STEPS, CUT = 5, 2  # global steps in all, and before the run is cut off
-SETTINGS = ["optim.lr=0.01", *LOADERS["resident"]]  # a rate that tells another rounding by then
-
-ZERO = ["engine.name=deepspeed", "engine.zero_stage=2"]
-LORA = [
-    "method=classifier",
-    "model.init_from={runs}/classifier",
-    "model.trainable=lora",
-    "optim.name=adamw",
-    "optim.head_lr_factor=3",
-]
-RUNS = {
-    **METHODS,
-    "lora": LORA,
-    "lora, ZeRO": ZERO + LORA,
-    "classifier, ZeRO": ZERO + METHODS["classifier"],
-    "moco, ZeRO": ZERO + METHODS["moco"],
-}
-
-
-def settings_of(name: str, sets: dict[str, str], runs: Path) -> list[str]:
-    words = {"pool": sets["pool"], "runs": str(runs)}
-    return [word.format(**words) for word in (*SETTINGS, *RUNS[name])]
 
 
 def train_whole_and_cut(world: World, sets: dict[str, str], folder: Path) -> dict[str, list[dict]]:
@@ -47,7 +26,7 @@ def train_whole_and_cut(world: World, sets: dict[str, str], folder: Path) -> dic
     torch.set_num_threads(1)
     metrics = {}
     for name in RUNS:
-        settings = [f"data.root={sets['set']}", *settings_of(name, sets, folder)]
+        settings = settings_of(name, sets, folder)
         whole, cut = folder / name, folder / f"{name}, cut off"
         parts = [(whole, STEPS), (cut, CUT), (cut, STEPS)]
         results = []

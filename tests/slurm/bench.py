@@ -20,7 +20,7 @@ SMALL = (
     "eval_view.size=32",
     "eval_view.resize=36",
     "run.log_every=1",
-    "run.checkpoint_every=5",
+    "run.checkpoint_every=10",
 )
 SITE = """\
 cpu_ranks_per_node: 1
@@ -91,6 +91,10 @@ class Bench:
             "\n"
         )[:-1]
 
+    def nodes_of(self, job: str) -> str:
+        """Those of the job's last attempt."""
+        return self.cluster.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "NodeList").split()[-1]
+
     def wait(self, job: str, state: str = "COMPLETED") -> None:
         """Wait until the job's last attempt has ended so."""
 
@@ -100,6 +104,16 @@ class Bench:
             return last == [state]
 
         wait_for(ended, f"job {job}: {state}; {self.records(job)}", LIMIT, 0.5)
+
+    def wait_for_ranks(self, attempt: int, number: int = 2) -> None:
+        """Wait until so many ranks of an attempt have started; they are not in training yet."""
+        stage = self.folder / "run" / "slurm" / "1" / "classifier_demo"
+        folder = stage / "attempts" / str(attempt)
+        wait_for(
+            lambda: len(list(folder.glob("rank-*"))) == number,
+            f"the ranks of attempt {attempt}",
+            LIMIT,
+        )
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the run has logged a step beyond a checkpoint."""
@@ -136,23 +150,36 @@ class Bench:
         return sorted(found)
 
     def kill_rank_on(self, node: str) -> None:
-        """SIGKILL the rank that runs on a node."""
+        os.kill(self.pid_of_rank_on(node), signal.SIGKILL)
+
+    def pid_of_rank_on(self, node: str) -> int:
         for pid in self.pids(RANK):
             try:
                 entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                program = Path(f"/proc/{pid}/comm").read_text().strip()
             except OSError:
                 continue
             environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
             on_node = environment.get("SLURMD_NODENAME") == node
-            is_rank = on_node and "SLURM_PROCID" in environment
-            if is_rank and str(self.folder) in environment.get("PYTHONPATH", ""):
-                os.kill(pid, signal.SIGKILL)
-                return
+            is_rank = program != "srun" and "SLURM_PROCID" in environment
+            if on_node and is_rank and str(self.folder) in environment.get("PYTHONPATH", ""):
+                return pid
         raise AssertionError(f"no rank on {node}")
 
-    def final_state(self) -> dict[str, torch.Tensor]:
-        """Weights, statistics and momenta at the end of the run."""
-        return state_of(self.folder / "run")
+    def assert_ends_as(self, expected: dict[str, torch.Tensor]) -> None:
+        """Weights, statistics and momenta at the end of the run are these, bit for bit."""
+        state = state_of(self.folder / "run")
+        assert state.keys() == expected.keys()
+        different = [name for name, tensor in state.items() if not tensor.equal(expected[name])]
+        assert not different
+
+
+def is_stopped(pid: int) -> bool:
+    """By SIGSTOP, or gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return True
 
 
 def state_of(run: Path) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from pathlib import Path
 NEEDED = ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd", "mysql_install_db", "unshare")
 FIRST_ADDRESS = 11  # 127.0.0.11 is n1
 PATIENCE = 60.0  # seconds that a daemon may take to start or stop
+DISK = "256m"
 
 SLURM_CONF = """\
 ClusterName=tests
@@ -93,23 +94,22 @@ class Cluster:
 
     def __init__(self, root: Path, nodes: int):
         self.root, self.nodes = root, [f"n{number + 1}" for number in range(nodes)]
+        self.disk = root / "disk"  # a small file system of its own, which all nodes see
         self.environment = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen] = {}
 
     def start(self) -> None:
         spools = [f"spool/{node}" for node in self.nodes]
-        for name in ("etc", "run", "log", "state", "dev", *spools):
+        for name in ("etc", "run", "log", "state", "dev", "disk", *spools):
             (self.root / name).mkdir(parents=True)
         self.root.chmod(0o755)  # munged refuses a folder that others cannot enter
         self._configure()
         self._start_accounting()
         self.start_controller()
+        # before the nodes have mounts of their own, or they would not see it
+        self.run("mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(self.disk))
         for node in self.nodes:
-            steps = (
-                f"mount --make-rprivate / && mount --bind {self.root}/etc/hosts /etc/hosts &&"
-                f" hostname {node} && exec slurmd -D -N {node}"
-            )
-            self._spawn(node, "unshare", "-m", "-u", "sh", "-c", steps)
+            self.start_node(node)
         self.wait_until_idle()
 
     def run(self, *command: str, check: bool = True) -> str:
@@ -138,6 +138,20 @@ class Cluster:
         """Stop the daemons, nodes first."""
         for name in (*self.nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"):
             self._end(name)
+        self.run("umount", "--lazy", str(self.disk), check=False)
+
+    def start_node(self, node: str) -> None:
+        steps = (
+            f"mount --make-rprivate / && mount --bind {self.root}/etc/hosts /etc/hosts &&"
+            f" hostname {node} && exec slurmd -D -N {node}"
+        )
+        self._spawn(node, "unshare", "-m", "-u", "sh", "-c", steps)
+
+    def kill_node(self, node: str) -> None:
+        """SIGKILL to its slurmd: Slurm has lost the node, but what runs there goes on."""
+        daemon = self.daemons.pop(node)
+        daemon.kill()
+        daemon.wait()
 
     def start_controller(self) -> None:
         self._spawn("slurmctld", "slurmctld", "-D")

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,16 +21,6 @@ mem_per_gpu: 100M
 time: '10'
 environment: {GLOO_SOCKET_IFNAME: lo}
 """
-
-
-def assert_same(state: dict, expected: dict) -> None:
-    assert state.keys() == expected.keys()
-    different = [name for name, tensor in state.items() if not tensor.equal(expected[name])]
-    assert not different
-
-
-def has_ranks(attempt: Path, number: int = 2) -> bool:
-    return len(list(attempt.glob("rank-*"))) == number
 
 
 def test_the_check_tells_every_nodes_ranks_and_network(bench):
@@ -104,7 +93,7 @@ def test_usr2_before_the_end_saves_requeues_and_goes_on(bench, undisturbed):
     bench.cluster.run("scancel", "--signal=USR2", job)
     bench.wait(job)
     assert bench.records(job) == ["REQUEUED", "COMPLETED"]
-    assert_same(bench.final_state(), undisturbed)
+    bench.assert_ends_as(undisturbed)
     assert "asked to leave: restart 1 of at most 5" in bench.log()
     assert "resumed from step" in bench.log()
 
@@ -117,7 +106,7 @@ def test_requeue_without_a_signal_and_stale_results(bench, undisturbed):
     bench.cluster.run("scontrol", "requeue", job)
     wait_for(lambda: not stale.exists(), "the stale result to be removed", LIMIT)
     bench.wait(job)
-    assert_same(bench.final_state(), undisturbed)
+    bench.assert_ends_as(undisturbed)
 
 
 def test_a_killed_rank_ends_the_others_and_the_job_starts_again(bench, undisturbed):
@@ -128,33 +117,28 @@ def test_a_killed_rank_ends_the_others_and_the_job_starts_again(bench, undisturb
     wait_for(lambda: not bench.pids(RANK), "the other rank to be gone", 40.0)
     assert time.monotonic() - killed < 40
     bench.wait(job)
-    assert_same(bench.final_state(), undisturbed)
+    bench.assert_ends_as(undisturbed)
     assert "rank 1 on n2 was killed: restart 1 of at most 5" in bench.log()
 
 
 def test_a_node_that_fails_twice_is_left_and_no_other(bench):
     """Of three, one of which is killed; the third one's rank is ended without a word."""
     job = bench.submit(*bench.settings(), nodes=3)
-    submitted = bench.folder / "run" / "slurm" / "1" / "classifier_demo"
     for attempt in range(2):
-        started = partial(has_ranks, submitted / "attempts" / str(attempt), 3)
-        wait_for(started, f"attempt {attempt}", LIMIT)
+        bench.wait_for_ranks(attempt, 3)
         time.sleep(1)
         bench.kill_rank_on("n2")
     bench.wait(job)
     assert bench.log().count("rank 1 on n2 was killed") == 2
     assert re.findall("excluded: (.*)", bench.log()) == ["n2"]
-    nodes = bench.cluster.run("sacct", "-n", "-X", "-P", "-j", job, "-o", "NodeList").split()[-1]
-    assert nodes == "n[1,3-4]"
+    assert bench.nodes_of(job) == "n[1,3-4]"
 
 
 def test_no_node_is_left_that_the_job_cannot_do_without(bench):
     """All four are needed: the job goes on with the bad one, and ends when that does not help."""
     job = bench.submit(*bench.settings(epochs=400), "--max-requeues", "2", nodes=4)
-    attempts = bench.folder / "run" / "slurm" / "1" / "classifier_demo" / "attempts"
-    for number in range(3):
-        started = partial(has_ranks, attempts / str(number), 4)
-        wait_for(started, f"attempt {number}", LIMIT)
+    for attempt in range(3):
+        bench.wait_for_ranks(attempt, 4)
         time.sleep(1)
         bench.kill_rank_on("n3")
     bench.wait(job, "FAILED")
@@ -173,7 +157,7 @@ def test_a_restart_of_the_controller_loses_no_job(bench, undisturbed):
     bench.cluster.start_controller()
     bench.wait(job)
     assert "rank 1 on n2 was killed: restart 1 of at most 5" in bench.log()
-    assert_same(bench.final_state(), undisturbed)
+    bench.assert_ends_as(undisturbed)
 
 
 def test_after_as_many_restarts_as_allowed_a_job_fails(bench):
@@ -203,19 +187,7 @@ def test_a_node_that_goes_down_is_replaced(bench, undisturbed):
     bench.wait_for_step(8)
     bench.cluster.run("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     bench.wait(job)
-    assert_same(bench.final_state(), undisturbed)
-
-
-def test_a_job_of_higher_rank_takes_the_nodes_and_gives_them_back(bench, undisturbed):
-    job = bench.submit(*bench.settings(), nodes=2)
-    bench.wait_for_step(8)
-    options = ("-p", "urgent", "-N", "4", "--exclusive", "-o", "/dev/null")
-    urgent = bench.cluster.run("sbatch", "--parsable", *options, "--wrap", "srun sleep 3").strip()
-    wait_for(lambda: "COMPLETED" in bench.records(urgent), "the urgent job", LIMIT, 0.5)
-    bench.wait(job)
-    first, *_, last = bench.records(job)
-    assert first in ("PREEMPTED", "REQUEUED") and last == "COMPLETED"
-    assert_same(bench.final_state(), undisturbed)
+    bench.assert_ends_as(undisturbed)
 
 
 def test_a_mistake_is_told_once_and_not_tried_again(bench):

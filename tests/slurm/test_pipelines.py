@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +20,7 @@ from PIL import Image
 from lt_train.data.dataset import read_dataset
 from lt_train.data.scores import ScoreStore
 from tests.slurm.bench import LIMIT, ROOT
+from tests.slurm.cluster import wait_for
 
 PIPELINE = """\
 description: For the tests
@@ -45,6 +51,20 @@ SETTINGS = (
     "epochs=1",
     "run.log_every=1",
 )
+
+
+@contextmanager
+def killed_once(bench, text: str) -> Iterator[None]:
+    """SIGKILL the first process of the cluster that has a text in its command line."""
+
+    def kill() -> None:
+        wait_for(lambda: bench.pids(text), f"a process with {text}", LIMIT, 0.05)
+        os.kill(bench.pids(text)[0], signal.SIGKILL)
+
+    with ThreadPoolExecutor() as threads:
+        done = threads.submit(kill)
+        yield
+        done.result()
 
 
 @pytest.fixture
@@ -85,7 +105,10 @@ def root_of(bench) -> Path:
 
 
 def test_a_chain_runs_in_order_and_the_same_command_again_skips_what_is_done(bench, code):
-    said = bench.launch("small", "--site", "site.yaml", "--follow", *SETTINGS, code=code)
+    """One task of its array is killed, which starts again alone; the other stages wait for it."""
+    with killed_once(bench, "--task 1/3"):
+        said = bench.launch("small", "--site", "site.yaml", "--follow", *SETTINGS, code=code)
+    assert len(re.findall("was killed: restart 1 of at most 5", bench.log())) == 1
     jobs = jobs_of(said)
     assert list(jobs) == ["data", "first", "second", "look"] and "first: job " in said
     assert "2 node(s), 2 rank(s), global batch 8, 4 a rank" in said

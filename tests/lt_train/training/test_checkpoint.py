@@ -239,3 +239,4 @@ def test_full_disk_leaves_the_older_checkpoint(store, write):
     with pytest.raises(UserError, match="cannot write the checkpoint .*step-00000004"):
         store.save(4, {}, write)
     assert store.newest().step == 3
+    assert not list(store.folder.glob(".*")), "what there was room for takes none"

@@ -1,11 +1,13 @@
 """What metrics.jsonl holds after a run was cut off and goes on."""
 
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
-from lt_train.run_files import write_record
+from lt_train.run_files import parse_log, write_record
 from lt_train.training.monitor import Monitor
 
 VALUES = {"loss": 1.5, "images_per_s": 10.0, "seconds_left": 3.0}
@@ -88,7 +90,32 @@ def test_the_first_record_is_said_at_once_and_between_records_where_training_is(
     ]
 
 
+def test_what_cannot_be_written_is_raised_once(tmp_path, capfd, monkeypatch):
+    """TensorBoard's thread writes, and ends with the error that the next flush raises."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's
+    with pytest.raises(OSError), Monitor(tmp_path, 0, 9, enabled=True) as monitor:
+        monitor.record(1, VALUES)
+        shutil.rmtree(tmp_path / "tensorboard")
+        (tmp_path / "tensorboard").touch()
+        monitor.record(2, VALUES)
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook == threading.__excepthook__
+
+
 def test_other_ranks_say_nothing(tmp_path):
     with Monitor(tmp_path, 0, 9, enabled=False) as monitor:
         monitor.passed(1)
         assert monitor.present() == ""
+
+
+def test_a_log_of_an_earlier_version_is_gone_on_with_and_gets_checksums(tmp_path):
+    """After that, a line that has lost its own is told."""
+    early = b"".join(json.dumps({"step": step, "loss": 1.0}).encode() + b"\n" for step in (1, 2))
+    (tmp_path / "metrics.jsonl").write_bytes(early)
+    train(tmp_path, range(3, 4), 2)
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    records, odd = parse_log(content)
+    assert [record["step"] for record in records] == [1, 2, 3] and not odd
+    first, rest = content.split(b"\n", 1)
+    lost = first.partition(b', "crc32"')[0] + b"}\n"
+    assert parse_log(lost + rest) == (records[1:], [lost])
