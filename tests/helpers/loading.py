@@ -96,11 +96,14 @@ def drawn(config: Config, batches: list[Batch], view: int = 0) -> View:
     return draw_view(view_config, config.seed, np.arange(len(ids)), view, *sizes)
 
 
-def by_pillow(image: Image.Image, box: np.ndarray, flip: bool, size: int) -> np.ndarray:
-    """Crop, bilinear and antialiased resize, mirror."""
+def by_pillow(
+    image: Image.Image, box: np.ndarray, flip: bool, size: int, how: str = "bilinear"
+) -> np.ndarray:
+    """Crop, antialiased resize, mirror."""
     top, left, bottom, right = box.astype(int).tolist()
     cropped = image.convert("RGB").crop((left, top, right, bottom))
-    resized = np.asarray(cropped.resize((size, size), Image.Resampling.BILINEAR), np.float64)
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    resized = np.asarray(cropped.resize((size, size), filters[how]), np.float64)
     return resized[:, ::-1] if flip else resized
 
 

@@ -28,13 +28,16 @@ from tests.helpers.loading import (
 )
 
 
-@pytest.mark.parametrize(("resize", "size"), [(256, 224), (73, 64)])
-def test_dali_evaluation_equals_torchvision(photo_root, photos, resize, size):
+@pytest.mark.parametrize(
+    ("resize", "size", "how"), [(256, 224, "bilinear"), (73, 64, "bilinear"), (248, 224, "bicubic")]
+)
+def test_dali_evaluation_equals_torchvision(photo_root, photos, resize, size, how):
     """Resize and CenterCrop of PIL images, EXIF rotation not applied, as ImageFolder does."""
-    view = replace(WHOLE, size=size, resize=resize)
+    view = replace(WHOLE, size=size, resize=resize, interpolation=how)
     config = configure(photo_root, "dali", WHOLE, eval_view=view)
     batches = evaluate(config)
-    reference = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size)])
+    resizing = transforms.Resize(resize, transforms.InterpolationMode(how))
+    reference = transforms.Compose([resizing, transforms.CenterCrop(size)])
     for key, ours in zip(keys(config, batches, "val"), grey_levels(batches), strict=True):
         name = list(photos)[key]
         theirs = reference(Image.open(io.BytesIO(photos[name])).convert("RGB"))
@@ -42,9 +45,9 @@ def test_dali_evaluation_equals_torchvision(photo_root, photos, resize, size):
         assert difference.mean() <= 0.3 and difference.max() <= 2, name
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_dali_training_views_equal_pillow_with_the_drawn_box(photo_root, photos, views):
-    config = configure(photo_root, "dali", ViewConfig(size=112))
+@pytest.mark.parametrize(("views", "how"), [(1, "bilinear"), (2, "bilinear"), (2, "bicubic")])
+def test_dali_training_views_equal_pillow_with_the_drawn_box(photo_root, photos, views, how):
+    config = configure(photo_root, "dali", ViewConfig(size=112, interpolation=how))
     batches = train(config, views=views)
     names = [list(photos)[key] for key in keys(config, batches)]
     for view in range(views):
@@ -52,7 +55,7 @@ def test_dali_training_views_equal_pillow_with_the_drawn_box(photo_root, photos,
         assert 0 < parameters.flip.sum() < 40
         rows = zip(names, pixels, parameters.box, parameters.flip, strict=True)
         for name, ours, box, flip in rows:
-            theirs = by_pillow(Image.open(io.BytesIO(photos[name])), box, flip, 112)
+            theirs = by_pillow(Image.open(io.BytesIO(photos[name])), box, flip, 112, how)
             assert np.abs(ours - theirs).mean() <= 0.5, (name, box)
 
 
