@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lt_train.__main__ import COMMANDS, main
-from lt_train.errors import EXIT_MISTAKE, exit_status, report_error
+from lt_train.errors import EXIT_MISTAKE, UserError, exit_status, report_error
 
 LIMIT = 240  # seconds that any one command may take
 HELP_WITHOUT_TORCH = """
@@ -48,6 +48,19 @@ def test_a_misspelt_word_is_told_in_one_line_with_what_was_meant(words, said, ca
     assert exit_status("lt_train", lambda: main(words)) == EXIT_MISTAKE
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(said, error)
+
+
+def test_backbones_are_listed_by_a_pattern(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--list-backbones", "resnet1*"])
+    wanted = ["resnet10", "resnet18", "resnet101", "resnet152"]
+    assert left.value.code == 0 and capsys.readouterr().out.splitlines() == wanted
+    with pytest.raises(SystemExit):
+        main(["--list-backbones", "timm/test_vit*"])
+    listed = capsys.readouterr().out.splitlines()
+    assert {"timm/test_vit", "timm/test_vit.r160_in1k"} < {*listed}
+    with pytest.raises(UserError, match="no backbone matches 'resnet1'"):
+        main(["--list-backbones", "resnet1"])
 
 
 def test_an_option_that_is_not_there_is_refused(capsys):

@@ -88,4 +88,4 @@ def test_pixels_are_scaled_as_the_backbone_expects(tinted, tmp_path):
         views[scale] = batch.views[0].permute(0, 2, 3, 1) * 0.25 + torch.tensor(config.model.mean)
     first, second = views.values()
     torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
-    assert 0 <= first.min() and first.max() <= 1
+    assert first.min() >= 0 and first.max() <= 1
