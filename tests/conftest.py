@@ -18,7 +18,6 @@ from data_prep.sets import demo
 from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 from tests.helpers.sources import prepared
 
-
 TESTS = Path(__file__).parent
 LONG = ("slurm", "integration", "reliability", "golden")  # folders of the longest tests
 
