@@ -18,6 +18,22 @@ from data_prep.sets import demo
 from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 from tests.helpers.sources import prepared
 
+TESTS = Path(__file__).parent
+LONG = ("slurm", "integration", "reliability", "golden")  # folders of the longest tests
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest first, so that no process has them left when the others are done; and where tests
+    run in several, a file's tests in one, which share what they have made, and those of the folder
+    slurm too: jobs of two clusters would meet at their ports.
+    """
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        together = item.path.parent if item.path.parent == TESTS / "slurm" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(TESTS))))
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -55,9 +55,10 @@ def run_on_ranks(size: int, function: Callable, *arguments, timeout: float = 90.
         return [torch.load(Path(folder) / str(rank), weights_only=False) for rank in range(size)]
 
 
-def _run_rank(
-    rank: int, size: int, port: int, folder: Path, function: Callable, arguments: tuple
-) -> None:
+def be_rank(rank: int, size: int, port: int) -> None:
+    """Give this process the environment of a rank on the CPU, whose parent serves the store at
+    ``port``, as torchrun does.
+    """
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(size),
@@ -65,10 +66,16 @@ def _run_rank(
         LOCAL_WORLD_SIZE=str(size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",  # the parent serves the store, as torchrun does
+        TORCHELASTIC_USE_AGENT_STORE="True",
         CUDA_VISIBLE_DEVICES="",
         DS_ACCELERATOR="cpu",
     )
+
+
+def _run_rank(
+    rank: int, size: int, port: int, folder: Path, function: Callable, arguments: tuple
+) -> None:
+    be_rank(rank, size, port)
     faulthandler.enable()
     with distributed.joined() as world:
         torch.save(function(world, *arguments), folder / str(rank))

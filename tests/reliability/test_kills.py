@@ -25,6 +25,7 @@ from lt_train.errors import run_cli
 from lt_train.run_files import parse_log
 from tests.golden.golden_runs import HERE, draw_sets
 from tests.helpers.all_methods import RUNS, settings_of
+from tests.helpers.ranks import be_rank
 from tests.helpers.trials import SEED, trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(0)]  # every attempt has a limit of its own
@@ -52,15 +53,8 @@ def run_rank(rank: int, ranks: int, port: int, words: list[str], said: Path) -> 
     descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
+    be_rank(rank, ranks, port)
     os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(ranks),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher serves the store, as torchrun does
-        DS_ACCELERATOR="cpu",
         SLURM_CPUS_PER_TASK="1",  # threads, see World.cpu_threads
         OMP_NUM_THREADS="1",
     )

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -32,21 +33,25 @@ environment: {GLOO_SOCKET_IFNAME: lo}
 """
 
 
-def processes_of(text: str) -> list[str]:
-    """Command lines of living processes, or of those with it in their environment, that hold a
-    text.
-    """
-    found = []
+def processes() -> Iterator[tuple[int, bytes, bytes]]:
+    """Number, command line and environment of every other process that lives."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and int(folder.name) != os.getpid():
             try:
-                command = (folder / "cmdline").read_bytes()
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 environment = (folder / "environ").read_bytes()
             except OSError:
                 continue
-            if text.encode() in command or text.encode() in environment:
-                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
-    return found
+            yield int(folder.name), command, environment
+
+
+def processes_of(text: str) -> list[str]:
+    """Command lines of those that hold a text, in it or in their environment."""
+    return [
+        command.decode(errors="replace")
+        for _, command, environment in processes()
+        if text.encode() in command or text.encode() in environment
+    ]
 
 
 class Bench:
@@ -137,17 +142,11 @@ class Bench:
     def pids(self, text: str) -> list[int]:
         """Processes of this cluster whose command line has a text, such as ranks."""
         own = f"SLURM_CONF={self.cluster.environment['SLURM_CONF']}".encode()
-        found = []
-        for folder in Path("/proc").iterdir():
-            if folder.name.isdecimal():
-                try:
-                    words = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
-                    environment = (folder / "environ").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if text in words.decode(errors="replace") and own in environment:
-                    found.append(int(folder.name))
-        return sorted(found)
+        return sorted(
+            pid
+            for pid, command, environment in processes()
+            if text.encode() in command and own in environment.split(b"\0")
+        )
 
     def kill_rank_on(self, node: str) -> None:
         os.kill(self.pid_of_rank_on(node), signal.SIGKILL)
