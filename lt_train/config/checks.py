@@ -121,6 +121,17 @@ def _check_engine(config: Config) -> None:
             "encoder and the backbone's export read whole, for models that fit on one device "
             "anyway; use 1 or 2"
         )
+    if engine.accumulate > 1 and METHODS[config.method].contrasts:
+        raise UserError(
+            f"engine.accumulate={engine.accumulate}: the method {config.method} learns from all "
+            "samples of a batch together, and parts of it would be smaller batches; use more "
+            "ranks, a smaller global_batch_size or engine.activation_checkpointing"
+        )
+    if engine.activation_checkpointing and engine.compile:
+        raise UserError(
+            "engine.activation_checkpointing and engine.compile exclude each other: unset one of "
+            "them"
+        )
 
 
 def _check_second_set(config: Config) -> None:

@@ -72,6 +72,7 @@ RANGES = {
     "optim.step_factors": NOT_NEGATIVE,
     "optim.clip_grad_norm": Range("more than 0 or null", lambda value: value > 0),
     "engine.zero_stage": Range("0, 1 or 2", lambda value: 0 <= value <= 3),  # 3: see checks.py
+    "engine.accumulate": POSITIVE,
     "loss.gamma": NOT_NEGATIVE,
     "loss.max_margin": NOT_NEGATIVE,
     "loss.tau": ANY,

@@ -24,6 +24,7 @@ FREE_KEYS = (
     "data.features",
     "engine.name",
     "engine.zero_stage",
+    "engine.activation_checkpointing",
 )
 # where things lie; a run knows its data wherever they lie, and refuses others
 PLACES = ("data.root", "unlabeled.root", "imports")

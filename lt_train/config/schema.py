@@ -167,6 +167,10 @@ class EngineConfig:
     # auto: bf16 where the hardware computes in it
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile the backbones
+    # parts that a rank's batch goes through the network in, one after the other, for its memory
+    accumulate: int = 1
+    # keep only what goes into a backbone's blocks, and compute them again in the backward pass
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -274,6 +278,7 @@ class MethodTraits:
     mixes_images: bool = False  # knows mixup and CutMix
     # sends all views through the network at once, which must be of one size
     views_together: bool = False
+    contrasts: bool = False  # samples of a batch with one another: no part of it will do
 
 
 METHODS: dict[str, MethodTraits] = {
@@ -283,6 +288,7 @@ METHODS: dict[str, MethodTraits] = {
         headline="knn_top1",
         needs_labels=False,
         has_classifier=False,
+        contrasts=True,
     ),
     "rotation": MethodTraits(
         "lt_train.methods.rotation:Rotation",
@@ -296,7 +302,9 @@ METHODS: dict[str, MethodTraits] = {
         "lt_train.methods.decoupled:Lws", from_finished=True, linear_head=True, mixes_images=True
     ),
     "experts": MethodTraits("lt_train.methods.experts:Experts", own_loss=True),
-    "proco": MethodTraits("lt_train.methods.proco:Proco", num_views=3, views_together=True),
+    "proco": MethodTraits(
+        "lt_train.methods.proco:Proco", num_views=3, views_together=True, contrasts=True
+    ),
     "semi": MethodTraits(
         "lt_train.methods.semi:Semi", second_set="pseudo_labeled", mixes_images=True
     ),

@@ -53,7 +53,8 @@ class TrainPlan:
 
     def __post_init__(self):
         config = self.config
-        check_batch(config.sampler, config.global_batch_size, self.world.size)
+        parts = config.engine.accumulate
+        check_batch(config.sampler, config.global_batch_size, self.world.size, parts)
         sampler = make_sampler(config.sampler, self.manifest, config.seed, config.epochs)
         object.__setattr__(self, "_sampler", sampler)
 

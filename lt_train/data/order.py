@@ -31,8 +31,12 @@ def make_sampler(config: SamplerConfig, manifest: Manifest, seed: int, epochs: f
     return sampler(config, manifest, seed, epochs)
 
 
-def check_batch(config: SamplerConfig, global_batch_size: int, world_size: int) -> None:
-    """Refuse more ranks than the global batch has shares for."""
+def check_batch(
+    config: SamplerConfig, global_batch_size: int, world_size: int, parts: int = 1
+) -> None:
+    """Refuse more ranks than the global batch has shares for, or than that its shares have
+    ``parts``.
+    """
     together = code_of(SAMPLERS, config.name).positions_together(config)
     shares = global_batch_size // together
     if world_size > shares:
@@ -41,6 +45,12 @@ def check_batch(config: SamplerConfig, global_batch_size: int, world_size: int) 
             f"global_batch_size={global_batch_size} holds {shares} {unit}, too few for "
             f"{world_size} ranks, each of which needs one; "
             f"use at most {max(shares, 1)} ranks or a larger global_batch_size"
+        )
+    if world_size * parts > global_batch_size:
+        raise UserError(
+            f"engine.accumulate={parts}: a rank's share of {global_batch_size} samples on "
+            f"{world_size} rank(s) has too few for so many parts; use at most "
+            f"{global_batch_size // world_size}"
         )
 
 

@@ -31,10 +31,11 @@ class Classifier(Method):
         images, share = mix_images(batch.views[0], config.classifier, config.seed, progress.step)
         logits = self.predict(images).float()
         labels, weights = batch.label, self.sample_weights(batch)
-        loss = self.criterion(logits, labels, epoch, weights)
+        among = batch.whole.label, self.sample_weights(batch.whole)
+        loss = self.criterion(logits, labels, epoch, weights, among)
         if share < 1:  # the loss of either image of a pair, by its share
             other_weights = None if weights is None else weights.flip(0)
-            other_loss = self.criterion(logits, labels.flip(0), epoch, other_weights)
+            other_loss = self.criterion(logits, labels.flip(0), epoch, other_weights, among)
             loss = share * loss + (1 - share) * other_loss
         return {"loss": loss, "train_top1": train_top1(logits, labels)}
 

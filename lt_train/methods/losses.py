@@ -40,16 +40,27 @@ class Criterion(nn.Module):
         labels: torch.Tensor,
         epoch: float,
         weights: torch.Tensor | None = None,
+        among: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
         """Mean loss of float32 ``logits`` (B, C) at ``epoch``.
 
-        ``weights`` (B,): what samples count for, if they differ.
+        ``weights`` (B,): what samples count for, if they differ. ``among``: labels and weights of
+        all of this rank's batch, of which these samples may be a part; null: they are all.
         """
         losses = self.loss(logits, labels, self)
-        if self.config.class_weights != "none" and epoch >= self.config.weights_from_epoch:
-            by_class = self.class_weights[labels]
-            weights = by_class if weights is None else weights * by_class
-        return losses.mean() if weights is None else weighted_mean(losses, weights)
+        own = self._weights(labels, weights, epoch)
+        if own is None:
+            return losses.mean()
+        return weighted_mean(losses, own, own if among is None else self._weights(*among, epoch))
+
+    def _weights(
+        self, labels: torch.Tensor, weights: torch.Tensor | None, epoch: float
+    ) -> torch.Tensor | None:
+        """``weights`` (B,) times those of classes; None: all the same."""
+        if self.config.class_weights == "none" or epoch < self.config.weights_from_epoch:
+            return weights
+        by_class = self.class_weights[labels]
+        return by_class if weights is None else weights * by_class
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> torch.Tensor:
@@ -106,13 +117,13 @@ def logit_adjustment(
     return cross_entropy(logits + criterion.config.tau * criterion.log_prior, labels, criterion)
 
 
-def weighted_mean(losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def weighted_mean(losses: torch.Tensor, weights: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
     """This rank's part of the mean of ``losses`` (B,) by ``weights`` (B,) over the global batch.
 
-    The weights are divided by their mean over all ranks, not over this one: else what a sample
-    counts for would depend on its company on the rank. Collective.
+    The weights are divided by their mean over all ranks, of each of which ``among`` holds all, not
+    over these alone: else what a sample counts for would depend on its company. Collective.
     """
-    own = weights.detach().double()
+    own = among.detach().double()
     weight, samples = all_reduce_(torch.stack([own.sum(), own.new_full((), len(own))]))
     return (losses * weights).mean() * (samples / weight.clamp(min=1e-12)).to(losses.dtype)
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import chain
 from statistics import mean, stdev
 from typing import Any
 
@@ -28,6 +29,7 @@ SAME = (  # of results whose runs differ only in the seed
     "reference_error",
     "selected_on",
 )
+OF_TEST, OUTSIDE = "†", "‡"  # marks of rows
 SEED_SUFFIX = re.compile(r"-seed\d+(?=/|$)")  # as launch/slurm.py --array-seeds names folders
 
 
@@ -44,8 +46,14 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name, marked where the test split had a say in the numbers."""
-        return f"{self.name} †" if self.selected_on == "test" else self.name
+        """The name, marked where the test split had a say in the numbers, or outside data."""
+        marks = [OF_TEST] * (self.selected_on == "test") + [OUTSIDE] * bool(self.outside_data)
+        return " ".join([self.name, *marks])
+
+    @property
+    def outside_data(self) -> tuple[str, ...]:
+        """What its runs have learnt from beside their training set."""
+        return tuple(dict.fromkeys(chain(*(run.outside_data for run in self.runs))))
 
     def values(self, metric: str) -> list[float]:
         """The metric of every seed that has it."""
@@ -165,6 +173,9 @@ def remarks(rows: list[Row], unfinished: dict[str, str]) -> list[tuple[str, str]
         found += _selection(row)
         if row.is_posthoc:
             continue
+        if row.outside_data:
+            remark = f"outside data: {', '.join(row.outside_data)}"
+            found.append((f"{OUTSIDE} {row.name}", remark))
         for run in row.runs:
             found += [(run.name, warning) for warning in run.warnings]
         seeds = [run.result["seed"] for run in row.runs if run.result.get("seed") is not None]
@@ -182,7 +193,7 @@ def _selection(row: Row) -> list[tuple[str, str]]:
     what = "its parameter was" if parameter else "weights were"
     if row.selected_on == "test":
         remark = f"{what} selected on the test split, as the reference does; not a fair estimate"
-        return [(f"† {row.name}", remark)]
+        return [(f"{OF_TEST} {row.name}", remark)]
     if row.selected_on == "val":
         return [(row.name, f"{what} selected on the validation split")]
     return []

@@ -34,7 +34,13 @@ NEEDED = {  # of result.json
     "ranks": int,
     "global_batch_size": int,
 }
-OPTIONAL = {"description": str, "seed": int, "reference_error": NUMBER, "selected_on": str}
+OPTIONAL = {
+    "description": str,
+    "seed": int,
+    "reference_error": NUMBER,
+    "selected_on": str,
+    "outside_data": list,
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Run:
     @property
     def selected_on(self) -> str:
         return self.result.get("selected_on") or "last"
+
+    @property
+    def outside_data(self) -> tuple[str, ...]:
+        """What it has learnt from beside its own training set, in words."""
+        return tuple(map(str, self.result.get("outside_data") or ()))
 
 
 # reading

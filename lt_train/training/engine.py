@@ -18,6 +18,7 @@ from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.methods.base import Method, Progress
+from lt_train.models.activation_checkpointing import checkpoint_blocks
 from lt_train.training import zero
 from lt_train.training.optim import STATE, make_optimizer, set_lr, trained_parameters
 from lt_train.training.saved_state import (
@@ -31,6 +32,9 @@ from lt_train.training.saved_state import (
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
     """The engine that ``config.engine.name`` names; ``method`` is moved to the device to train."""
     method.to(world.device).train()
+    if config.engine.activation_checkpointing:
+        for encoder in method.encoders():
+            checkpoint_blocks(encoder)
     if config.engine.compile:
         for encoder in method.encoders():
             encoder.compile()
@@ -47,11 +51,19 @@ class Engine:
         self.dtype = torch.bfloat16 if bf16 else torch.float32
         self.trained = trained_parameters(method)
         self._statistics: SharedStatistics | None = None
+        self._is_last = True  # of the parts of a batch
+
+    @contextlib.contextmanager
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        """Forward and backward of one of the parts of a batch; ranks meet in the last one only."""
+        self._is_last = is_last
+        yield
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
-        """The method's outputs for this rank's part of the batch."""
+        """The method's outputs for this rank's part of the batch, or a part of that."""
         outputs = self.wrapped(batch, progress)
-        self._statistics.start_sync()
+        if self._is_last:
+            self._statistics.start_sync()
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -113,6 +125,13 @@ class DDPEngine(Engine):
             fix_buckets(self.wrapped, self.trained)
         self._statistics = SharedStatistics(method, world)
 
+    @contextlib.contextmanager
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        alone = is_last or self.world.size == 1
+        apart = contextlib.nullcontext() if alone else self.wrapped.no_sync()
+        with super().accumulating(is_last), apart:
+            yield
+
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
 
@@ -147,8 +166,9 @@ class DeepSpeedEngine(Engine):
                 config={
                     # DeepSpeed only derives logging from it; ranks may differ by one sample
                     "train_micro_batch_size_per_gpu": max(
-                        1, config.global_batch_size // world.size
+                        1, config.global_batch_size // (world.size * config.engine.accumulate)
                     ),
+                    "gradient_accumulation_steps": config.engine.accumulate,
                     "zero_optimization": {"stage": config.engine.zero_stage},
                     "zero_allow_untested_optimizer": True,
                     # parameters stay float32, as with DDP; its own "bf16" mode would round batch
@@ -163,8 +183,15 @@ class DeepSpeedEngine(Engine):
             )
         self._statistics = SharedStatistics(method, world)
 
+    @contextlib.contextmanager
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        with super().accumulating(is_last):
+            yield
+            if not is_last:
+                self.wrapped.step()  # which only counts
+
     def backward(self, loss: torch.Tensor) -> None:
-        self.wrapped.backward(loss)
+        self.wrapped.backward(loss, scale_wrt_gas=False)  # parts are weighted already
 
     def step(self, lr: float) -> None:
         set_lr(self.optimizer, lr)

@@ -19,7 +19,8 @@ Outputs = dict[str, torch.Tensor]  # what a method's forward returns: "loss", an
 def training_steps(
     engine: Engine, batches: Iterable[Batch], schedule: Schedule, first_step: int
 ) -> Iterator[tuple[int, Outputs]]:
-    """THE loop: one optimizer step per batch.
+    """THE loop: one optimizer step per batch, of gradients that ``engine.accumulate`` parts of it
+    add up to.
 
     Yields (steps done, the method's outputs) without waiting for the device.
     """
@@ -27,12 +28,19 @@ def training_steps(
     for step, batch in enumerate(batches, first_step):
         # random numbers follow from the step alone, so a resumed run draws the same
         torch.manual_seed(int(mix(config.seed, step, world.rank, Stream.STEP)[0] >> 1))
-        outputs = engine.forward(batch, schedule.progress(step))
-        # engines average over ranks; ranks whose share is larger by a sample count for more
-        engine.backward(outputs["loss"] * (len(batch) * world.size / config.global_batch_size))
+        outputs, parts = {}, batch.parts(config.engine.accumulate)
+        for number, part in enumerate(parts, 1):
+            with engine.accumulating(is_last=number == len(parts)):
+                found = engine.forward(part, schedule.progress(step))
+                # engines average over ranks; what has more samples, by one, counts for more
+                share = len(part) * world.size / config.global_batch_size
+                engine.backward(found["loss"] * share)
+            for name, value in found.items():
+                own = value.detach() * (len(part) / len(batch))
+                outputs[name] = outputs[name] + own if name in outputs else own
         engine.step(schedule.lr(step))
         engine.method.after_step()
-        yield step + 1, {name: value.detach() for name, value in outputs.items()}
+        yield step + 1, outputs
 
 
 @dataclass(frozen=True)

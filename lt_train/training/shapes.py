@@ -26,13 +26,15 @@ def check_shapes(method: Method, config: Config, ranks: int) -> None:
     for key, size in sizes.items():
         _check_size(method.backbone, config.model.backbone, key, size)
     method.train()
-    samples = smallest_share(config, ranks)
+    samples = smallest_share(config, ranks) // config.engine.accumulate
     traits = METHODS[config.method]
     together = samples * (traits.num_views if traits.views_together else 1)
     groups = _groups(method, samples, ranks)
     for key, view in training_views(config).items():
         if not _has_variances(method.backbone, together, view.size):
             split = f" in moco.bn_splits={groups} groups" if groups > 1 else ""
+            if config.engine.accumulate > 1:
+                split = f" in engine.accumulate={config.engine.accumulate} parts"
             raise UserError(
                 f"global_batch_size={config.global_batch_size} on {ranks} rank(s) leaves {samples} "
                 f"sample(s) a rank{split}, and of {key}.size={view.size} batch norm would see one "
@@ -67,7 +69,7 @@ def _check_size(backbone: nn.Module, name: str, key: str, size: int) -> None:
     """One image of ``size`` pixels must go through, and give ``out_features`` numbers."""
     try:
         features = backbone(torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"{key}={size}: images of this size do not go through {name} ({reason}); "

@@ -34,6 +34,7 @@ from lt_train.training.leaving import Leaving
 from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
+from lt_train.training.outside_data import outside_data
 from lt_train.training.preface import tell_data, tell_folder, tell_method, tell_schedule
 from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
@@ -144,6 +145,8 @@ class Trainer:
         first_step, seconds_before = self._resume(checkpoint)
         if self.world.is_main and not first_step:
             self.best.forget()
+        digests = self.digests
+        self.outside_data = from_main(lambda: outside_data(self.config, digests))
         self._seconds = lambda: seconds_before + time.monotonic() - started
         features = None
         if first_step < self.last_step:
@@ -360,6 +363,7 @@ class Trainer:
             "metrics": metrics,
             "steps": self.last_step,
             "epochs": round(self.schedule.epoch(self.last_step), 4),
+            "outside_data": self.outside_data,
             "train_samples": len(self.train_set),
             "class_counts": self.train_set.class_counts.tolist(),
             "classes": self.train_set.classes,

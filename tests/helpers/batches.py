@@ -28,11 +28,4 @@ def make_batch(
 
 def rows_of(batch: Batch, rows: np.ndarray | range | slice) -> Batch:
     """Some of a batch's samples, which keep their places in it."""
-    rows = np.asarray(rows) if isinstance(rows, range) else rows
-    return Batch(
-        views=[view[rows] for view in batch.views],
-        label=batch.label[rows],
-        sample_id=batch.sample_id[rows],
-        place=batch.place[rows],
-        is_labeled=batch.is_labeled[rows],
-    )
+    return batch.rows(np.asarray(rows) if isinstance(rows, range) else rows)

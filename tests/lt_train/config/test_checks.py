@@ -22,6 +22,16 @@ from lt_train.errors import UserError
         (["model.init_from=x", "model.init_prefix=a..b"], "model.init_prefix='a..b' is no name"),
         (["method=crt"], "the method crt trains on a finished backbone: set model.init_from"),
         (["engine.name=deepspeed", "engine.zero_stage=3"], "zero_stage=3"),
+        (
+            ["method=moco", "engine.accumulate=2"],
+            "engine.accumulate=2: the method moco learns from all samples of a batch together",
+        ),
+        (["method=proco", "engine.accumulate=2"], "the method proco learns from all samples"),
+        (["engine.accumulate=0"], "engine.accumulate must be more than 0"),
+        (
+            ["engine.activation_checkpointing=true", "engine.compile=true"],
+            "engine.activation_checkpointing and engine.compile exclude each other",
+        ),
         (["eval_view.crop=pad"], "eval_view.crop"),
         (["view.crop=pad"], "view.crop=pad.*resident"),
         (["data.loader=resident", "view.blur_probability=0.5"], "blur_probability.*dali"),

@@ -157,3 +157,16 @@ def test_batch_norm_that_cannot_be_split_is_refused_and_none_has_nothing_to_spli
     with_plain_ones = make_backbone("timm/resnet10t")
     split_batch_norms(with_plain_ones, 2)
     assert not any(type(each) is nn.BatchNorm2d for each in with_plain_ones.modules())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_layer_norm_computes_in_float32_within_bf16(kind):
+    """What comes out may be rounded to what came in, once."""
+    torch.manual_seed(0)
+    norm = timm.layers.LayerNorm(64)
+    tokens = (1000 + torch.randn(4, 64)).to(kind)  # whose variance bf16 could not tell
+    exact = torch.nn.functional.layer_norm(tokens.double(), (64,)).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert norm(tokens).float().sub(exact).abs().max() < (
+            0.02 if kind == torch.bfloat16 else 1e-3
+        )

@@ -103,6 +103,20 @@ def test_weights_selected_on_the_test_split_are_marked_and_explained_everywhere(
     assert not [line for line in markdown.splitlines() if "by_last" in line and "selected" in line]
 
 
+def test_rows_with_outside_data_are_marked_and_say_which(tmp_path, capsys):
+    weights = "weights of timm/vit_base_patch16_224.augreg_in21k"
+    for seed in (0, 1):
+        write_run(tmp_path / f"light-seed{seed}", seed=seed, outside_data=[weights])
+    write_run(tmp_path / "scratch", outside_data=[])
+    write_run(tmp_path / "before")  # by an earlier version, which did not tell
+    ncm = {"name": "NCM", "parameter": None, "metrics": {"test": split_metrics(72.0)}}
+    write_posthoc(tmp_path / "light-seed0", "none", ncm)
+    markdown, page = report(tmp_path)
+    for text in (markdown, page, capsys.readouterr().out):
+        assert text.count(f"outside data: {weights}") == 1
+    assert {"light ‡", "light: NCM ‡", "scratch", "before"} == set(table_of(markdown))
+
+
 def test_posthoc_classifiers_are_rows_of_their_own(tmp_path):
     tau_norm = {
         "name": "tau-norm",

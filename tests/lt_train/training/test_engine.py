@@ -17,6 +17,7 @@ from lt_train.config.schema import (
     METHODS,
     Config,
     EngineConfig,
+    LossConfig,
     MocoConfig,
     ModelConfig,
     OptimConfig,
@@ -55,6 +56,7 @@ RUNS = {
     "moco": ("moco", OPTIM),
     "lora": ("classifier", ADAMW),  # two groups of parameters, beside frozen ones
 }
+ACCUMULATED = {"lora": ADAMW, "all": OPTIM}
 RESUMED = ("classifier", "lora")  # loaded and saved again by every pair of engines
 LIMIT = 400  # seconds on a busy machine, for many engines in a row
 
@@ -175,8 +177,46 @@ def copied_weights(engine: Engine) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in named}
 
 
-def everything(world: World, folder: Path) -> tuple[dict, dict]:
-    return train_everywhere(world, folder), uneven_gradients(world)
+def accumulated(world: World) -> dict[tuple[str, str, int], tuple[list[float], torch.Tensor]]:
+    """Losses of two steps of seven samples, whose classes have weights, in one part and in three;
+    then all that is trained, or batch norm's statistics where they follow.
+    """
+    found = {}
+    for (run, optim), name, parts in itertools.product(ACCUMULATED.items(), ENGINES, (1, 3)):
+        config = make_config("classifier", name, optim, 7)
+        config = dataclasses.replace(
+            config,
+            engine=dataclasses.replace(config.engine, accumulate=parts),
+            loss=LossConfig(class_weights="inverse"),
+        )
+        engine = make_engine(config, make_method(config), world)
+        losses = [float(outputs["loss"]) for _, outputs in train(engine, range(2))]
+        state = torch.cat([weight.detach().flatten() for weight in engine.trained])
+        if run == "all":
+            state = statistics_of(engine.method)
+        found[run, name, parts] = losses, state
+    return found
+
+
+def kinds_in_bf16(world: World) -> dict[str, set[torch.dtype]]:
+    """What weights, gradients' sums and what else an engine that computes in bf16 keeps are of."""
+    kinds = {}
+    for name in ENGINES:
+        config = make_config("classifier", name, ADAMW, 8)
+        bf16 = dataclasses.replace(config.engine, precision="bf16")
+        engine = make_engine(dataclasses.replace(config, engine=bf16), make_method(config), world)
+        for _ in train(engine, range(1)):
+            pass
+        kept = [*engine.method.state_dict().values(), *engine.trained]
+        for values in engine._optimizer_state().values():
+            kept += values.values()
+        kinds[name] = {value.dtype for value in kept if value.is_floating_point()}
+    return kinds
+
+
+def everything(world: World, folder: Path) -> tuple[dict, ...]:
+    records = train_everywhere(world, folder)
+    return records, uneven_gradients(world), accumulated(world), kinds_in_bf16(world)
 
 
 def go_on(world: World, folder: Path) -> dict[tuple[str, str], list[float]]:
@@ -226,13 +266,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_ranks(folder) -> list[tuple[dict, dict]]:
+def on_ranks(folder) -> list[tuple[dict, ...]]:
     return run_on_ranks(2, everything, folder, timeout=LIMIT)
 
 
 @pytest.fixture
 def records(on_ranks, run, engine) -> list[Record]:
-    return [recorded[run, engine] for recorded, _ in on_ranks]
+    return [recorded[run, engine] for recorded, *_ in on_ranks]
 
 
 every_run = pytest.mark.parametrize("run", RUNS)
@@ -242,7 +282,7 @@ every_engine = pytest.mark.parametrize("engine", ENGINES)
 @every_run
 @every_engine
 def test_losses_are_those_of_ddp(on_ranks, records, run, engine):
-    for (recorded, _), record in zip(on_ranks, records):
+    for (recorded, *_), record in zip(on_ranks, records):
         assert record.losses == pytest.approx(recorded[run, "ddp"].losses, rel=1e-5)
         assert len(set(record.losses)) == STEPS
 
@@ -288,13 +328,36 @@ def test_uneven_batches_give_the_gradient_of_the_global_batch(on_ranks, engine):
         features = method.backbone(batch.views[0])
     errors = torch.softmax(method.classifier(features), 1) - F.one_hot(batch.label, 3)
     expected = {"weight": errors.T @ features / 7, "bias": errors.mean(0)}
-    for _, gradients in on_ranks:
+    for _, gradients, *_ in on_ranks:
         for name, gradient in gradients[engine].items():
             torch.testing.assert_close(gradient, expected[name].detach(), rtol=1e-5, atol=1e-6)
 
 
+@every_engine
+def test_parts_of_a_batch_add_up_to_it(on_ranks, engine):
+    for _, _, found, _ in on_ranks:
+        whole, weights = found["lora", "ddp", 1]
+        losses, trained = found["lora", engine, 3]
+        assert losses == pytest.approx(whole, rel=1e-5)
+        torch.testing.assert_close(trained, weights, rtol=1e-4, atol=1e-6)
+
+
+@every_engine
+def test_statistics_of_parts_are_shared_too(on_ranks, engine):
+    first, second = (found for _, _, found, _ in on_ranks)
+    of_parts, of_whole = (first["all", engine, parts][1] for parts in (3, 1))
+    assert of_parts.equal(second["all", engine, 3][1])
+    assert not of_parts.allclose(of_whole)  # which followed once a step, not three times
+
+
+@every_engine
+def test_what_is_kept_in_bf16_is_float32(on_ranks, engine):
+    for *_, kinds in on_ranks:
+        assert kinds[engine] == {torch.float32}
+
+
 def test_any_engine_goes_on_with_what_any_other_saved(on_ranks, folder):
-    for (recorded, _), losses in zip(on_ranks, run_on_ranks(2, go_on, folder, timeout=LIMIT)):
+    for (recorded, *_), losses in zip(on_ranks, run_on_ranks(2, go_on, folder, timeout=LIMIT)):
         expected = recorded["classifier", "ddp"].losses[RESUME_AT:]
         for pair in losses:
             assert losses[pair] == pytest.approx(expected, rel=1e-5), pair
