@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from tests.helpers.sources import prepared
 
 TESTS = Path(__file__).parent
 LONG = ("slurm", "integration", "reliability", "golden")  # folders of the longest tests
+
+
+def pytest_configure():
+    """A shell's jobs in the background do not hear Ctrl-C; what tests start must."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

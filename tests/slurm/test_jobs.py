@@ -53,9 +53,12 @@ def test_status_says_why_a_job_cannot_start(bench):
 PLACE = """
 import os, torch
 from lt_train import collectives, distributed
-world = distributed.start()
-total = collectives.all_reduce_(torch.ones(1))
-print(os.environ["SLURMD_NODENAME"], world.rank, world.local_rank, world.local_size, int(total))
+with distributed.joined() as world:
+    total = collectives.all_reduce_(torch.ones(1))
+    place = world.rank, world.local_rank, world.local_size
+    print(os.environ["SLURMD_NODENAME"], *place, int(total), flush=True)
+    world.barrier()
+os._exit(0)  # torch now and then aborts while it unloads
 """
 
 
