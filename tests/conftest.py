@@ -20,7 +20,7 @@ from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smoo
 from tests.helpers.sources import prepared
 
 TESTS = Path(__file__).parent
-LONG = ("slurm", "integration", "reliability", "golden")  # folders of the longest tests
+LONG = ("slurm", "integration", "reliability", "golden")  # folders of the longest tests, in order
 
 
 def pytest_configure():
@@ -29,17 +29,27 @@ def pytest_configure():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config, items):
-    """The longest first, so that no process has them left when the others are done; and where tests
-    run in several, a file's tests in one, which share what they have made, and those of the folder
-    slurm too: jobs of two clusters would meet at their ports.
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no process has them left when the others are done."""
+    ranks = {folder: number for number, folder in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(TESTS).parts[0], len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``--dist loadfile``, the tests on Slurm in one process too: jobs of two clusters would
+    meet at their ports.
     """
-    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in LONG)
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        together = item.path.parent if item.path.parent == TESTS / "slurm" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(TESTS))))
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(super()._split_scope(nodeid))
+            return str(file.parent if file.parent.name == "slurm" else file)
+
+    return ByFile(config, log)
 
 
 @dataclass(frozen=True)

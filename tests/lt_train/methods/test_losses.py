@@ -230,8 +230,15 @@ def test_a_class_without_samples_leaves_loss_and_gradient_finite(name, weights):
 def test_a_weighted_mean_does_not_depend_on_the_weights_unit():
     losses, weights = torch.rand(5), torch.rand(5)
     expected = float((losses * weights).sum() / weights.sum())
-    assert float(weighted_mean(losses, weights)) == pytest.approx(expected, rel=1e-6)
-    assert float(weighted_mean(losses, 1000 * weights)) == pytest.approx(expected, rel=1e-6)
+    for unit in (weights, 1000 * weights):
+        assert float(weighted_mean(losses, unit, unit)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_weighted_means_of_parts_add_up_to_that_of_all():
+    losses, weights = torch.rand(5), torch.rand(5)
+    parts = [weighted_mean(losses[at], weights[at], weights) for at in (slice(0, 2), slice(2, 5))]
+    whole = weighted_mean(losses, weights, weights)
+    assert float(2 / 5 * parts[0] + 3 / 5 * parts[1]) == pytest.approx(float(whole), rel=1e-6)
 
 
 def test_the_tables_of_a_criterion_are_no_part_of_a_checkpoint():
