@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,9 @@ def _read_run(name: str, folder: Path) -> Run:
     if file.is_file():
         selected_on, found = _parse(file, read_sealed(file, advice), _posthoc, advice)
         posthoc += found
+    file = folder / "evaluation.json"
+    if file.is_file():
+        posthoc += _parse(file, read_sealed(file, advice), partial(_crops, result), advice)
     log, odd = read_log(folder)
     warnings = []
     if odd:
@@ -243,6 +247,16 @@ def _posthoc(content: dict[str, Any]) -> tuple[str, tuple[Posthoc, ...]]:
             name, parameter = str(entry["name"]), str(entry.get("parameter") or "")
             classifiers.append(Posthoc(name, parameter, *_reported(entry["metrics"], "")))
     return content.get("selected_on") or "none", tuple(classifiers)
+
+
+def _crops(result: dict[str, Any], content: dict[str, Any]) -> tuple[Posthoc, ...]:
+    """The run by several crops of each image, if that is what was evaluated last: of its end, and
+    on its own data.
+    """
+    own = result.get("config", {}).get("data", {}).get("root")
+    if content.get("crops", 1) == 1 or content["step"] is not None or content["data"] != own:
+        return ()
+    return (Posthoc(f"{content['crops']} crops", "", *_reported(content["metrics"], "")),)
 
 
 def read_log(folder: Path) -> tuple[list[dict], int]:

@@ -43,7 +43,7 @@ def updated(network: nn.Module) -> set[str]:
 
 def test_all_layers_that_peft_can_merge_and_the_network_calls_get_updates(monkeypatch, caplog):
     monkeypatch.setitem(BACKBONES, "odd", Odd)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "lt_train")
     network = Odd()
     add_lora(network, config_of("odd"))
     assert updated(network) == {"plain", "linear"}

@@ -1,5 +1,6 @@
 """The table: its numbers, what shares a row, and what is remarked on."""
 
+from lt_train.files import seal
 from tests.helpers.finished_runs import (
     Page,
     report,
@@ -115,6 +116,23 @@ def test_rows_with_outside_data_are_marked_and_say_which(tmp_path, capsys):
     for text in (markdown, page, capsys.readouterr().out):
         assert text.count(f"outside data: {weights}") == 1
     assert {"light ‡", "light: NCM ‡", "scratch", "before"} == set(table_of(markdown))
+
+
+def test_several_crops_are_a_row_where_they_were_of_the_run_s_end_and_data(tmp_path):
+    cases = {
+        "five": ({}, True),
+        "one": ({"crops": 1}, False),
+        "between": ({"step": 50}, False),
+        "elsewhere": ({"data": "others"}, False),
+    }
+    for name, (changes, _) in cases.items():
+        write_run(tmp_path / name, config={"data": {"root": "sets/own"}})
+        metrics = {"val": split_metrics(1.0), "test": split_metrics(76.5)}
+        content = {"crops": 5, "step": None, "data": "sets/own", "metrics": metrics, **changes}
+        (tmp_path / name / "evaluation.json").write_bytes(seal(content))
+    rows = table_of(report(tmp_path)[0])
+    assert rows["five: 5 crops"]["top-1"] == "76.5"
+    assert [name for name in rows if "crops" in name] == ["five: 5 crops"]
 
 
 def test_posthoc_classifiers_are_rows_of_their_own(tmp_path):

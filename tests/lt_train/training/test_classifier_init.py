@@ -75,7 +75,7 @@ def features_of(data: RunData) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_linear_classifier_starts_as_the_nearest_class_mean(root, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "lt_train")
     method, before, data = started(root, "linear", "class_means")
     assert "the means of 3 classes; 1 without images keep random weights" in caplog.text
     features, labels = features_of(data)
