@@ -1,6 +1,7 @@
 """The variants that configs/ ships, each over all configs that it fits, and single configs."""
 
 import functools
+import math
 from dataclasses import replace
 
 import pytest
@@ -25,9 +26,10 @@ REFUSED = [  # the only variants that are, with these methods, and why
     (("mixup", "cutmix"), METHODS.keys() - {"classifier", "crt", "lws", "semi"}, "are for the m"),
     (("cosine", "ldam", "ldam_drw"), {"lws"}, "scales the logits of a linear classifier"),
     (OTHER_LOSSES, {"experts"}, "has losses of its own"),
+    (("lora",), {"crt", "lws"}, "freezes the backbone itself"),
 ]
-OF_MOCO = ("view", "optim", "moco")
 OF_CLASSIFIERS = ("view", "sampler", "loss", "classifier")
+KEYS = {"moco_v1": ("view", "optim", "moco"), "lora": ("model", "optim")}  # of other variants
 
 
 @functools.cache
@@ -63,7 +65,7 @@ def test_a_variant_goes_over_every_kind_of_config_or_is_refused_and_changes_its_
             f"{plain.run.dir}+{variant}",
             plain.description,
         )
-        keys = OF_MOCO if variant == "moco_v1" else OF_CLASSIFIERS
+        keys = KEYS.get(variant, OF_CLASSIFIERS)
         assert (
             replace(changed, run=plain.run, **{key: getattr(plain, key) for key in keys}) == plain
         )
@@ -191,3 +193,25 @@ def test_methods_of_several_views_differ_in_them():
             second.grayscale_probability > first.grayscale_probability == 0
             and second.jitter[3] > first.jitter[3] == 0
         )
+
+
+@pytest.mark.parametrize(
+    ("data", "classes", "epochs"),
+    [
+        ("cifar100_lt", 100, 10),
+        ("imagenet_lt", 1000, 10),
+        ("places_lt", 365, 10),
+        ("inat18", 8142, 20),
+    ],
+)
+def test_light_fine_tuning_has_the_settings_of_its_authors(data, classes, epochs):
+    """Shi et al. 2024; an adapter's width goes with the classes, for the twelve blocks of ViT-B."""
+    config = load_config(f"finetune_{data}")
+    assert config.adapter.dim == 2 ** math.floor(math.log2(classes / (2 * 12)))
+    assert (config.epochs, config.global_batch_size) == (epochs, 128)
+    optim, head = config.optim, config.classifier
+    assert (optim.name, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (optim.schedule, optim.warmup_epochs, optim.lr_batch_size) == ("cosine", 0, 128)
+    assert (head.head, head.scale, head.init) == ("cosine", 25, "class_means")
+    assert (config.loss.name, config.loss.tau) == ("logit_adjustment", 1)
+    assert (config.view.size, config.eval_view.size) == (224, 224)

@@ -45,6 +45,19 @@ def test_methods_train_on_them(tinted, tmp_path, method):
     assert read(tmp_path / "run")["steps"] == 2
 
 
+@pytest.mark.parametrize("data", ["imagenet_lt", "places_lt", "inat18"])
+def test_a_step_of_light_fine_tuning_trains_its_adapters_and_head_alone(tinted, tmp_path, data):
+    """Weights are random here, and images small."""
+    views = ["view.size=32", "eval_view.size=32", "eval_view.resize=36"]
+    own = ["model.backbone=timm/vit_tiny_patch16_224", "model.pretrained=false", *views]
+    run(*words(f"finetune_{data}", tinted, tmp_path / "run", *own, "max_steps=1"))
+    trainer = Trainer(load_config(str(tmp_path / "run" / "config.yaml")), World())
+    trainer.build()
+    dim, width, blocks = trainer.config.adapter.dim, 192, 12
+    adapter, head = 2 * width * dim + width + dim, 4 * width  # a cosine classifier has no bias
+    assert sum(each.numel() for each in trainer.engine.trained) == blocks * adapter + head
+
+
 def test_moco_on_one_rank_says_why_it_cannot(tinted, tmp_path, capsys):
     own = ["method=moco", f"model.backbone={CONVOLUTIONS}", "moco.bn_splits=2"]
     line = refused(capsys, *command(tinted, tmp_path / "run", *own))
