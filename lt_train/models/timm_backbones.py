@@ -8,6 +8,7 @@ mean and std) is what a config starts from. Tensors keep timm's names.
 import importlib.resources
 import importlib.util
 import inspect
+import logging
 import math
 import re
 import sys
@@ -166,6 +167,8 @@ def weights_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    # it would warn of what the error says
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     check(name)
     package, file = PACKAGES.get(name, ("", ""))
     if package and importlib.util.find_spec(package) is not None:
@@ -188,9 +191,9 @@ def weights_file(name: str) -> Path:
             reason = error
     raise UserError(
         f"model.pretrained=true: {FILES[0]} of https://huggingface.co/{repository} is neither in "
-        f"the hub's cache nor can it be fetched ({_first_line(reason)}); where there is a network, "
-        f"'hf download {repository} {FILES[0]}' fetches it, and model.init_from=FILE takes it from "
-        "anywhere"
+        f"the hub's cache nor can it be fetched ({_first_sentence(reason)}); where there is a "
+        f"network, 'hf download {repository} {FILES[0]}' fetches it, and model.init_from=FILE "
+        "takes it from anywhere"
     ) from reason
 
 
@@ -200,5 +203,5 @@ def _published(name: str) -> Any:
     return found if found is not None else timm.models.PretrainedCfg()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
