@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lt_train.errors import UserError
+from lt_train.models.split_batch_norm import batch_norms
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -63,8 +64,7 @@ def _without_statistics(block: nn.Module) -> Iterator[None]:
     """Batch norms follow into tensors that are thrown away, since they have followed before, and
     ranks may be exchanging the statistics at that time.
     """
-    batch_norm = nn.modules.batchnorm._BatchNorm
-    norms = [part for part in block.modules() if isinstance(part, batch_norm)]
+    norms = batch_norms(block).values()
     kept = [dict(norm.named_buffers(recurse=False)) for norm in norms]
     for norm, buffers in zip(norms, kept):
         for name, buffer in buffers.items():

@@ -44,18 +44,24 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance, share)
 
 
+def batch_norms(module: nn.Module) -> dict[str, nn.Module]:
+    """The batch norms of every kind inside ``module``, by their paths."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    return {path: each for path, each in module.named_modules() if isinstance(each, batch_norm)}
+
+
 def split_batch_norms(module: nn.Module, splits: int) -> None:
     """Turn every BatchNorm2d inside ``module`` into a :class:`SplitBatchNorm2d`, in place.
 
     Parameters stay the same objects. A :class:`UserError` if there is batch norm of another kind to
     split; a network without any has nothing to split.
     """
-    for child in module.modules():
+    for child in batch_norms(module).values():
         if type(child) is nn.BatchNorm2d:
             child.__class__ = SplitBatchNorm2d
         if isinstance(child, SplitBatchNorm2d):
             child.splits = splits
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm) and splits > 1:
+        elif splits > 1:
             raise UserError(
                 f"MoCo on one rank splits batch norm in {splits} groups, without which a key would "
                 f"be known by its batch's statistics, and {type(child).__name__} of this backbone "

@@ -14,6 +14,7 @@ from lt_train.config.schema import Config, has_start
 from lt_train.errors import UserError
 from lt_train.models.adapters import add_adapters
 from lt_train.models.lora import UPDATES, add_lora, merged_weights
+from lt_train.models.split_batch_norm import batch_norms
 from lt_train.models.tensor_files import Tensors, tensors_digest
 
 BASE_LAYER = ".base_layer."  # in the names of what peft and our adapters wrap
@@ -55,7 +56,7 @@ def hold_still(module: nn.Module) -> None:
     """
     for network, restriction in _restricted(module).values():
         whole = restriction.kind == "head"
-        for still in [network] if whole else _batch_norms(network).values():
+        for still in [network] if whole else batch_norms(network).values():
             still.eval()
 
 
@@ -135,7 +136,7 @@ def _restriction(network: nn.Module, config: Config, follows: bool) -> Restricti
     if not has_start(config.model):
         return Restriction(kind)
     frozen = {name for name, each in network.named_parameters() if not each.requires_grad}
-    for path, norm in _batch_norms(network).items():
+    for path, norm in batch_norms(network).items():
         frozen |= {f"{path}.{name}" for name, _ in norm.named_buffers(recurse=False)}
     state = network.state_dict()
     frozen &= state.keys()
@@ -143,11 +144,6 @@ def _restriction(network: nn.Module, config: Config, follows: bool) -> Restricti
         return Restriction(kind, frozenset(frozen))
     digest = tensors_digest(plain_names({name: state[name] for name in frozen}))
     return Restriction(kind, frozenset(frozen), digest)
-
-
-def _batch_norms(network: nn.Module) -> dict[str, nn.Module]:
-    batch_norm = nn.modules.batchnorm._BatchNorm
-    return {path: each for path, each in network.named_modules() if isinstance(each, batch_norm)}
 
 
 def _restricted(module: nn.Module) -> dict[str, tuple[nn.Module, Restriction]]:

@@ -19,6 +19,7 @@ from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.methods.base import Method, Progress
 from lt_train.models.activation_checkpointing import checkpoint_blocks
+from lt_train.models.split_batch_norm import batch_norms
 from lt_train.training import zero
 from lt_train.training.optim import STATE, make_optimizer, set_lr, trained_parameters
 from lt_train.training.saved_state import (
@@ -261,8 +262,7 @@ class SharedStatistics:
 
     def __init__(self, method: Method, world: World):
         self.ranks, self._work = world.size, None
-        batch_norm = nn.modules.batchnorm._BatchNorm
-        norms = [module for module in method.modules() if isinstance(module, batch_norm)]
+        norms = batch_norms(method).values()
         norms = [norm for norm in norms if norm.training and norm.running_mean is not None]
         sizes = [norm.num_features for norm in norms]
         total = sum(sizes)
