@@ -28,11 +28,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def whole(self) -> "Batch":
-        """What this is a part of: itself, if it is none."""
-        return self if self.of is None else self.of
-
     def rows(self, rows: slice | np.ndarray) -> "Batch":
         """Some of its samples."""
         return Batch(

@@ -31,7 +31,8 @@ class Classifier(Method):
         images, share = mix_images(batch.views[0], config.classifier, config.seed, progress.step)
         logits = self.predict(images).float()
         labels, weights = batch.label, self.sample_weights(batch)
-        among = batch.whole.label, self.sample_weights(batch.whole)
+        whole = batch.of
+        among = None if whole is None else (whole.label, self.sample_weights(whole))
         loss = self.criterion(logits, labels, epoch, weights, among)
         if share < 1:  # the loss of either image of a pair, by its share
             other_weights = None if weights is None else weights.flip(0)

@@ -45,7 +45,7 @@ class Criterion(nn.Module):
         """Mean loss of float32 ``logits`` (B, C) at ``epoch``.
 
         ``weights`` (B,): what samples count for, if they differ. ``among``: labels and weights of
-        all of this rank's batch, of which these samples may be a part; null: they are all.
+        all of this rank's batch, of which these samples are a part; None: they are all.
         """
         losses = self.loss(logits, labels, self)
         own = self._weights(labels, weights, epoch)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import mul
 
 import torch
 
@@ -28,19 +29,28 @@ def training_steps(
     for step, batch in enumerate(batches, first_step):
         # random numbers follow from the step alone, so a resumed run draws the same
         torch.manual_seed(int(mix(config.seed, step, world.rank, Stream.STEP)[0] >> 1))
-        outputs, parts = {}, batch.parts(config.engine.accumulate)
+        passes, parts = [], batch.parts(config.engine.accumulate)
         for number, part in enumerate(parts, 1):
             with engine.accumulating(is_last=number == len(parts)):
                 found = engine.forward(part, schedule.progress(step))
                 # engines average over ranks; what has more samples, by one, counts for more
                 share = len(part) * world.size / config.global_batch_size
                 engine.backward(found["loss"] * share)
-            for name, value in found.items():
-                own = value.detach() * (len(part) / len(batch))
-                outputs[name] = outputs[name] + own if name in outputs else own
+            passes.append({name: value.detach() for name, value in found.items()})
         engine.step(schedule.lr(step))
         engine.method.after_step()
-        yield step + 1, outputs
+        yield step + 1, _mean(passes, [len(part) / len(batch) for part in parts])
+
+
+def _mean(passes: list[Outputs], shares: list[float]) -> Outputs:
+    """What a method has put out for a batch, of its parts by their shares of the samples."""
+    first, *others = passes
+    if not others:
+        return first
+    means = {}
+    for name in first:
+        means[name] = sum(map(mul, shares, [each[name] for each in passes]))
+    return means
 
 
 @dataclass(frozen=True)

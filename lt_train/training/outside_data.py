@@ -6,6 +6,7 @@ whatever the run that it starts from had of these.
 
 from pathlib import Path
 
+from lt_train.config.checks import CLASS_MEANS
 from lt_train.config.schema import Config
 from lt_train.run_files import read_result
 
@@ -22,7 +23,7 @@ def outside_data(config: Config, digests: dict[str, str]) -> list[str]:
         found.append(f"weights {Path(model.init_from).name}")
     elif model.pretrained:
         found.append(f"weights of {model.backbone}")
-    if config.classifier.init and Path(config.classifier.init).is_file():
+    if config.classifier.init not in (None, CLASS_MEANS):
         found.append(f"class embeddings {Path(config.classifier.init).name}")
     if config.unlabeled.root:
         found.append(f"unlabeled images of {Path(config.unlabeled.root).name}")

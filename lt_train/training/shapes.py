@@ -33,7 +33,7 @@ def check_shapes(method: Method, config: Config, ranks: int) -> None:
     for key, view in training_views(config).items():
         if not _has_variances(method.backbone, together, view.size):
             split = f" in moco.bn_splits={groups} groups" if groups > 1 else ""
-            if config.engine.accumulate > 1:
+            if config.engine.accumulate > 1:  # not MoCo, which alone has groups
                 split = f" in engine.accumulate={config.engine.accumulate} parts"
             raise UserError(
                 f"global_batch_size={config.global_batch_size} on {ranks} rank(s) leaves {samples} "
