@@ -52,6 +52,7 @@ ASK_AGAIN = 5.0  # seconds between questions to a slurmctld that does not answer
 REFUSALS = 3  # of one that does, until it is believed
 PATIENCE = 10  # minutes that a job keeps its nodes while its disk is full or read-only, ...
 LATER = 60  # ... and those that it then waits in the queue before it tries again
+STEPS = 8  # attempts in a row whose steps have numbers of their own
 # of a torchrun around the submission, or of a user's shell: a rank would take itself for another
 FOREIGN = re.compile(
     r"((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+)"
@@ -187,8 +188,20 @@ def begin(attempts: Path, max_requeues: int) -> int:
     here.mkdir(parents=True, exist_ok=True)
     forget(here)
     bad = _bad_nodes_here(attempts, _restart())
-    moves = bool(bad) and _restart() < max_requeues
-    return int(moves and _requeue(bad, only_without=True))
+    if bad and _restart() < max_requeues and _requeue(bad, only_without=True):
+        return 1
+    _use_up_steps(_restart() % STEPS)
+    return 0
+
+
+def _use_up_steps(count: int) -> None:
+    """Start empty steps, so that the ranks' has another number than in the attempts before.
+
+    Where Slurm has lost a node and it comes back, the srun of the attempt there is told so and
+    cancels its step, by the number alone: it would be this attempt's.
+    """
+    for _ in range(count):
+        _ask("srun", "--nodes=1", "--ntasks=1", "true")
 
 
 def end(attempts: Path, run_dir: Path, status: int, max_requeues: int) -> int:

@@ -45,6 +45,7 @@ def slurm_job(tmp_path, monkeypatch):
         "sbatch",
         f'echo "sbatch $@" "$(wc -l)" >> {tmp_path}/asked; [ ! -e {tmp_path}/full ]',
     )
+    stub(tmp_path, "srun", f'echo "$@" >> {tmp_path}/steps')
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     for name, value in {
         "JOB_ID": "71",
@@ -243,6 +244,17 @@ def test_an_attempt_begins_without_what_earlier_ones_left(slurm_job, asked, tmp_
     assert begin(attempts, 3) == 0 and asked() == []
     assert {path.name for path in folder.iterdir()} == {*names[2:], "attempts"}
     assert (attempts / "0" / "rank-0").exists() and not list((attempts / "1").iterdir())
+
+
+def test_the_step_of_an_attempt_has_a_number_of_its_own(slurm_job, tmp_path):
+    """Slurm counts from 0 again after a restart."""
+    steps = tmp_path / "steps"
+    begin(slurm_job(0), 9)
+    assert not steps.exists()
+    for restart, used in ((1, 1), (2, 2), (7, 7), (8, 0), (9, 1)):
+        steps.write_text("")
+        begin(slurm_job(restart), 99)
+        assert steps.read_text().splitlines() == ["--nodes=1 --ntasks=1 true"] * used
 
 
 def test_an_array_task_forgets_its_own_results_alone(slurm_job, monkeypatch):

@@ -36,7 +36,7 @@ def test_requeued_suspended_drained_cancelled_by_step_and_preempted_twice(bench,
     bench.cluster.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
     bench.cluster.run("scontrol", "resume", job)
     bench.wait_for_step(step + 2)
-    bench.cluster.run("scancel", f"{job}.0")
+    bench.cluster.run("scancel", f"{job}.1")  # the ranks' step in the second attempt
 
     bench.wait_for_ranks(2)
     step = bench.step()
@@ -65,7 +65,7 @@ def test_an_attempt_on_a_node_that_slurm_has_lost_writes_nothing_more(bench, und
     wait_for(lambda: not set(lost) & set(bench.pids(RANK)), "the lost attempt to end", LIMIT)
     bench.cluster.start_node("n1")
     bench.wait(job)
-    assert bench.records(job) == ["NODE_FAIL", "COMPLETED"]
+    assert bench.records(job) == ["NODE_FAIL", "COMPLETED"], bench.log()
     assert bench.log().count("was taken over by") == 1
     bench.assert_ends_as(undisturbed)
 
