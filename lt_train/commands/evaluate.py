@@ -15,8 +15,8 @@ from lt_train.data.dataset import read_dataset
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from lt_train.errors import UserError
-from lt_train.training.engine import autocast
 from lt_train.training.evaluation import evaluate_split
+from lt_train.training.precision import autocast
 from lt_train.training.preface import tell_evaluation
 
 

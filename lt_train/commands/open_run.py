@@ -22,6 +22,7 @@ from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_weights
 from lt_train.run_files import read_result
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
+from lt_train.training.precision import decided
 from lt_train.training.saved_state import broadcast_module, read_state
 from lt_train.training.starting import start
 
@@ -44,7 +45,8 @@ def open_run(
         )
     config = load_config(str(saved), overrides)
     run = replace(config.run, dir=str(folder))
-    config = replace(config, run=run, unlabeled=UnlabeledConfig())  # which is for training only
+    # the second set is for training only
+    config = decided(replace(config, run=run, unlabeled=UnlabeledConfig()), world)
     classes, dataset = read_result(folder).get("classes"), read_dataset(config.data.root)
     if classes not in (None, dataset.classes):
         raise UserError(

@@ -26,7 +26,7 @@ from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.methods.metrics import Accuracy, class_means, collect_features
-from lt_train.training.engine import autocast
+from lt_train.training.precision import autocast
 from lt_train.training.preface import tell_evaluation
 
 OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=")

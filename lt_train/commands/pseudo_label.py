@@ -30,7 +30,7 @@ from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, add_columns, is_hal
 from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError, unreadable
 from lt_train.methods.base import Method
-from lt_train.training.engine import autocast
+from lt_train.training.precision import autocast
 from lt_train.training.preface import hardware
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from lt_train.distributed import World
 from lt_train.errors import UserError, parse_task, unreadable
 from lt_train.methods.base import Method
 from lt_train.run_files import read_result
-from lt_train.training.engine import autocast
+from lt_train.training.precision import autocast, decided
 from lt_train.training.preface import hardware
 
 # images (B, 3, H, W) -> labels (B,), scores (B,)
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
     config = load_config(arguments.config, arguments.overrides)
     with distributed.joined(join=False) as world:
         setup_logging(True)
-        _score(arguments, config, world)
+        _score(arguments, decided(config, World(device=world.device)), world)
     return 0
 
 

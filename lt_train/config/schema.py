@@ -107,7 +107,7 @@ class OptimConfig:
 class EngineConfig:
     name: Literal["ddp", "deepspeed"] = "ddp"
     zero_stage: int = 1  # deepspeed only: 0, 1 or 2
-    # auto: bf16 where the hardware computes in it
+    # auto: bf16 where this machine is faster in it; a run stays with what it has begun in
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile the backbones
     # parts that a rank's batch goes through the network in, one after the other, for its memory

@@ -20,6 +20,7 @@ from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError, unreadable, unwritable
 from lt_train.files import file_sha256, fsync, seal, unseal, write_atomically
 
+META_FILE = "meta.json"
 NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")  # as CheckpointStore.save writes it
 # what it is before and, where another takes its place, after
 PARTIAL = re.compile(rf"\.{NAME.pattern}(\.[0-9a-f]+)?\.partial")
@@ -131,7 +132,7 @@ class CheckpointStore:
         for path in files:
             fsync(path)
         meta["files"] = {str(path.relative_to(folder)): file_sha256(path) for path in files}
-        write_atomically(folder / "meta.json", seal(meta))
+        write_atomically(folder / META_FILE, seal(meta))
         fsync(folder)
 
     def _prune(self, newest: int) -> None:
@@ -171,7 +172,7 @@ def saved_checkpoints(folder: Path) -> dict[int, Path]:
 
 def _intact(path: Path) -> Checkpoint | None:
     """The checkpoint in a folder, or None, with a warning, if it is damaged."""
-    file = path / "meta.json"
+    file = path / META_FILE
     try:
         meta = _read_meta(file)
         if f"step-{meta['step']:08d}" != path.name:

@@ -15,7 +15,7 @@ from lt_train.methods.base import Method
 from lt_train.methods.metrics import class_means
 from lt_train.models.heads import CosineClassifier, start_from_prototypes
 from lt_train.models.tensor_files import AbsentFile, read_safetensors
-from lt_train.training.engine import autocast
+from lt_train.training.precision import autocast
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from lt_train.models.activation_checkpointing import checkpoint_blocks
 from lt_train.models.split_batch_norm import batch_norms
 from lt_train.training import zero
 from lt_train.training.optim import STATE, make_optimizer, set_lr, trained_parameters
+from lt_train.training.precision import autocast, dtype_of
 from lt_train.training.saved_state import (
     OptimizerState,
     broadcast_optimizer,
@@ -48,8 +49,7 @@ class Engine:
 
     def __init__(self, config: Config, method: Method, world: World):
         self.config, self.method, self.world = config, method, world
-        bf16 = uses_bf16(config.engine.precision, world.device)
-        self.dtype = torch.bfloat16 if bf16 else torch.float32
+        self.dtype = dtype_of(config)
         self.trained = trained_parameters(method)
         self._statistics: SharedStatistics | None = None
         self._is_last = True  # of the parts of a batch
@@ -281,18 +281,3 @@ class SharedStatistics:
             self._work.wait()
             self.flat.mul_(1 / self.ranks)
             self._work = None
-
-
-def autocast(config: Config, world: World) -> torch.autocast:
-    """The precision in which a run computes, as a context."""
-    bf16 = uses_bf16(config.engine.precision, world.device)
-    return torch.autocast(world.device.type, torch.bfloat16, enabled=bf16)
-
-
-def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as told, or for "auto" where the device has it built in."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()

@@ -9,7 +9,6 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from lt_train.methods.base import Method
-from lt_train.training.engine import uses_bf16
 from lt_train.training.optim import Schedule
 
 log = logging.getLogger(__name__)
@@ -93,8 +92,7 @@ def tell_method(config: Config, method: Method) -> None:
 def hardware(config: Config, world: World) -> str:
     """Ranks, their device, and the precision."""
     ranks = "1 rank" if world.size == 1 else f"{world.size} ranks"
-    precision = "bf16" if uses_bf16(config.engine.precision, world.device) else "fp32"
-    return f"{ranks} on {world.device.type}, {precision}"
+    return f"{ranks} on {world.device.type}, {config.engine.precision}"
 
 
 def describe(manifest: Manifest) -> str:

@@ -35,6 +35,7 @@ from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
 from lt_train.training.outside_data import outside_data
+from lt_train.training.precision import decided, recorded
 from lt_train.training.preface import tell_data, tell_folder, tell_method, tell_schedule
 from lt_train.training.run_folder import RunFolder
 from lt_train.training.same_run import data_digests
@@ -49,8 +50,9 @@ class Trainer:
     """One run, from whatever its folder holds to result.json."""
 
     def __init__(self, config: Config, world: World):
+        self.folder = RunFolder(config, world)  # whose config.yaml says what was asked for
+        config = decided(config, world)
         self.config, self.world = config, world
-        self.folder = RunFolder(config, world)
         self.data = RunData(config, world)
         self.train_set = self.data.train_set
         if not self.train_set.class_counts.any() and METHODS[config.method].needs_labels:
@@ -343,7 +345,12 @@ class Trainer:
         if not math.isfinite(norm):  # every rank sees the same
             self.folder.stop_broken(step, norm)
         seconds = round(self._seconds(), 1)
-        about = {"seconds": seconds, "ranks": self.world.size, **self.folder.about(self.digests)}
+        about = {
+            "seconds": seconds,
+            "ranks": self.world.size,
+            **recorded(self.config),
+            **self.folder.about(self.digests),
+        }
         with working(f"writing the checkpoint of step {step}"):
             self.store.save(step, about, self.engine.save)
         self._saved = time.monotonic()
@@ -370,7 +377,7 @@ class Trainer:
             "seconds": round(self._seconds(), 1),
             "ranks": self.world.size,
             "global_batch_size": config.global_batch_size,
-            "precision": str(self.engine.dtype).removeprefix("torch."),
+            **recorded(config),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "finished": now.isoformat(timespec="seconds"),
             "versions": {"lt-train": __version__, **packages},

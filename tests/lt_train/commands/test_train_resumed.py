@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lt_train.training import precision
 from tests.helpers.commands import (
     CLASSES,
     HELD_OUT,
@@ -49,6 +50,27 @@ def test_checkpoints_of_another_seed_and_another_config_without_its_file_are_ref
         assert "another config (seed: 0 -> 5)" in line and "allow_changes=[seed]" in line
     run(*train_words(CONFIG, tinted, half))
     assert read(half)["steps"] == 20
+
+
+def test_a_run_goes_on_and_is_evaluated_in_the_precision_it_has_begun_in(
+    tinted, tmp_path, monkeypatch
+):
+    """With engine.precision=auto, where the other one has become the faster."""
+    folder, auto = tmp_path / "run", "engine.precision=auto"
+    monkeypatch.setattr(precision, "_faster", lambda device: "bf16")
+    run(*train_words(CONFIG, tinted, folder, auto, "max_steps=5"))
+    monkeypatch.setattr(precision, "_faster", lambda device: "fp32")
+    run(
+        *train_words(
+            CONFIG, tinted, folder, auto, "max_steps=10", "resume.allow_changes=[max_steps]"
+        )
+    )
+    result = read(folder)
+    assert (result["steps"], result["precision"]) == (10, "bfloat16")
+    assert result["config"]["engine"]["precision"] == "auto"
+    run("evaluate", str(folder))
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    assert evaluated["metrics"] == result["metrics"]
 
 
 @pytest.mark.slow
