@@ -109,6 +109,12 @@ def _check_optimizer(config: Config) -> None:
         )
     if any(later <= earlier for earlier, later in pairwise(optim.step_epochs)):
         raise UserError("optim.step_epochs must go from earlier to later epochs")
+    if optim.name == "lars" and config.engine.name == "deepspeed" and config.engine.zero_stage:
+        raise UserError(
+            f"optim.name=lars needs the length of every layer's weights, and "
+            f"engine.zero_stage={config.engine.zero_stage} cuts them into a part a rank; use "
+            "engine.name=ddp or engine.zero_stage=0"
+        )
     if optim.nesterov and optim.momentum <= 0:
         raise UserError("optim.nesterov needs optim.momentum above 0")
 

@@ -67,6 +67,7 @@ RANGES = {
     "optim.momentum": SHARE,
     "optim.betas": BELOW_1,
     "optim.weight_decay": NOT_NEGATIVE,
+    "optim.trust": POSITIVE,
     "optim.warmup_epochs": NOT_NEGATIVE,
     "optim.step_epochs": NOT_NEGATIVE,
     "optim.step_factors": NOT_NEGATIVE,

@@ -87,15 +87,18 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: Literal["sgd", "adamw"] = "sgd"  # AdamW: Loshchilov and Hutter 2019
+    # AdamW: Loshchilov and Hutter 2019; LARS, for batches of 4,096 and more: You et al. 2017
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
     lr: float = 0.1  # for a global batch of lr_batch_size
     head_lr_factor: float = 1.0  # the learning rate of all but the backbone, over the backbone's
     scale_lr: bool = True  # scale linearly with the global batch size
     lr_batch_size: int = 256
-    momentum: float = 0.9  # sgd
+    momentum: float = 0.9  # sgd, lars
     nesterov: bool = False  # sgd
     betas: tuple[float, float] = (0.9, 0.999)  # adamw
     weight_decay: float = 1e-4  # adamw: decoupled, times the learning rate
+    decay_norms: bool = True  # false: no weight decay of what has one dimension: norms and biases
+    trust: float = 0.001  # lars: a layer's step at a rate of 1, over the length of its weights
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: float = 0.0  # or a share of the epochs, such as 5%
     step_epochs: tuple[float, ...] = ()  # step: from these epochs (or shares, 80%) on ...

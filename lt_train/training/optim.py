@@ -2,6 +2,7 @@
 
 import bisect
 import math
+from collections import defaultdict
 
 import torch
 from torch import nn
@@ -11,7 +12,11 @@ from lt_train.methods.base import Progress
 
 FACTOR = "lr_factor"  # the entry of a group of parameters that the schedule's rate is multiplied by
 # what an optimizer keeps of a parameter, by optim.name
-STATE = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+STATE = {
+    "sgd": {"momentum_buffer"},
+    "adamw": {"step", "exp_avg", "exp_avg_sq"},
+    "lars": {"momentum_buffer"},
+}
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -20,8 +25,12 @@ def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that are trained; :func:`set_lr` goes before every step."""
+    """The optimizer of the parameters that are trained; :func:`set_lr` goes before every step."""
     groups = _groups(config, module)
+    if config.name == "lars":
+        from timm.optim import Lars  # which takes a second to import
+
+        return Lars(groups, config.lr, config.momentum, trust_coeff=config.trust)
     common = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.name == "adamw":
         return torch.optim.AdamW(groups, betas=config.betas, **common)
@@ -35,15 +44,19 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def _groups(config: OptimConfig, module: nn.Module) -> list[dict]:
-    """The trained parameters by the factor of their learning rates; no group is empty."""
-    trained = trained_parameters(module)
-    if config.head_lr_factor == 1:
-        return [{"params": trained, FACTOR: 1.0}]
-    of_backbone = set(nn.ModuleList(module.encoders()).parameters())
-    parts: dict[float, list] = {1.0: [], config.head_lr_factor: []}
-    for parameter in trained:
-        parts[1.0 if parameter in of_backbone else config.head_lr_factor].append(parameter)
-    return [{"params": part, FACTOR: factor} for factor, part in parts.items() if part]
+    """The trained parameters by the factor of their learning rates and their weight decay."""
+    of_backbone = set()
+    if config.head_lr_factor != 1:
+        of_backbone.update(nn.ModuleList(module.encoders()).parameters())
+    groups: defaultdict[tuple[float, float], list] = defaultdict(list)
+    for parameter in trained_parameters(module):
+        factor = 1.0 if parameter in of_backbone else config.head_lr_factor
+        decays = config.decay_norms or parameter.ndim > 1
+        groups[factor, config.weight_decay if decays else 0.0].append(parameter)
+    return [
+        {"params": part, FACTOR: factor, "weight_decay": decay}
+        for (factor, decay), part in groups.items()
+    ]
 
 
 class Schedule:

@@ -22,6 +22,7 @@ from lt_train.errors import UserError
         (["model.init_from=x", "model.init_prefix=a..b"], "model.init_prefix='a..b' is no name"),
         (["method=crt"], "the method crt trains on a finished backbone: set model.init_from"),
         (["engine.name=deepspeed", "engine.zero_stage=3"], "zero_stage=3"),
+        (["+lars", "engine.name=deepspeed"], "use engine.name=ddp or engine.zero_stage=0"),
         (
             ["method=moco", "engine.accumulate=2"],
             "engine.accumulate=2: the method moco learns from all samples of a batch together",

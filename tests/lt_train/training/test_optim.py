@@ -160,6 +160,46 @@ def test_step_is_adam_with_decoupled_weight_decay():
     torch.testing.assert_close(layer.weight.detach(), expected)
 
 
+def test_step_is_lars():
+    """Written out (You et al. 2017, section 4): v = m * v + lr * trust * |w| / (|g| + wd * |w|) *
+    (g + wd * w); w -= v.
+    """
+    layer = torch.nn.Linear(3, 2)
+    config = OptimConfig("lars", momentum=0.8, weight_decay=0.05, trust=0.01)
+    optimizer = make_optimizer(config, layer)
+    expected, velocity = layer.weight.detach().clone(), torch.zeros(2, 3)
+    for step in range(1, 5):
+        gradient = torch.full((2, 3), math.sin(step)) + expected
+        layer.weight.grad, layer.bias.grad = gradient.clone(), torch.zeros(2)
+        set_lr(optimizer, 0.3)
+        optimizer.step()
+        length = expected.norm()
+        scale = 0.01 * length / (gradient.norm() + 0.05 * length)
+        velocity = 0.8 * velocity + scale * (gradient + 0.05 * expected)
+        expected = expected - 0.3 * velocity
+    torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_norms_and_biases_decay_unless_told_otherwise(name):
+    """And keep rates of their own where the head has another."""
+    config = Config(model=ModelConfig("resnet32_cifar"))
+    module = code_of(METHODS, "classifier")(config, Counts.of(torch.tensor([3, 2])))
+    optim = OptimConfig(name, decay_norms=False, weight_decay=0.1, head_lr_factor=10)
+    groups = make_optimizer(optim, module).param_groups
+    found = {
+        id(p): (group["weight_decay"], group["lr_factor"])
+        for group in groups
+        for p in group["params"]
+    }
+    for path, parameter in module.named_parameters():
+        decay = 0.1 if parameter.ndim > 1 else 0.0
+        assert found.pop(id(parameter)) == (decay, 10 if path.startswith("classifier") else 1), path
+    assert not found
+    (group,) = make_optimizer(OptimConfig(name, weight_decay=0.1), module).param_groups
+    assert group["weight_decay"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("method", "of_backbone"), [("classifier", "backbone"), ("moco", "query_encoder.backbone")]
 )
