@@ -113,6 +113,9 @@ class EngineConfig:
     # auto: bf16 where this machine is faster in it; a run stays with what it has begun in
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False  # torch.compile the backbones
+    # launch the kernels of a step together; auto: of small images, on one GPU, where a step needs
+    # nothing that the host draws
+    cuda_graph: Literal["auto", "true", "false"] = "auto"
     # parts that a rank's batch goes through the network in, one after the other, for its memory
     accumulate: int = 1
     # keep only what goes into a backbone's blocks, and compute them again in the backward pass

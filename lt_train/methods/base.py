@@ -1,6 +1,6 @@
 """What the loop asks of a method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from lt_train.methods.metrics import Accuracy, collect_features, gather_rows, kn
 from lt_train.models.trainable import hold_still
 from lt_train.models.weights import BACKBONE_FILE
 
+Outputs = dict[str, torch.Tensor]  # what forward returns: "loss", and scalars to log
 Loaders = Callable[[str], Loader]  # split -> this rank's share of it, once
 
 
@@ -101,9 +102,16 @@ class Method(nn.Module):
         """
         return images if images.ndim == 2 else self.backbone(images)
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         """``{"loss": scalar, ...}`` for this rank's part of a batch; the others are logged."""
         raise NotImplementedError
+
+    def phase(self, progress: Progress) -> Hashable | None:
+        """All that :meth:`forward` and :meth:`after_step` take from ``progress``, if that rarely
+        changes and they look at no more than the tensors of a batch beside: such steps can be
+        captured. None: they cannot.
+        """
+        return None
 
     def after_step(self) -> None:
         """Called after every step of the optimizer, on every rank with the same weights."""

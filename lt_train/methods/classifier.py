@@ -3,11 +3,13 @@
 With any sampler, loss and head, mixup and CutMix.
 """
 
+from collections.abc import Hashable
+
 import torch
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Method, Progress, of_features, train_top1
+from lt_train.methods.base import Counts, Method, Outputs, Progress, of_features, train_top1
 from lt_train.methods.losses import Criterion
 from lt_train.methods.mixup import mix_images
 from lt_train.models.backbones import make_backbone
@@ -26,7 +28,7 @@ class Classifier(Method):
         self.criterion = Criterion(config.loss, counts.together, scale)
 
     @of_features
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         config, epoch = self.config, progress.epoch
         images, share = mix_images(batch.views[0], config.classifier, config.seed, progress.step)
         logits = self.predict(images).float()
@@ -39,6 +41,10 @@ class Classifier(Method):
             other_loss = self.criterion(logits, labels.flip(0), epoch, other_weights, among)
             loss = share * loss + (1 - share) * other_loss
         return {"loss": loss, "train_top1": train_top1(logits, labels)}
+
+    def phase(self, progress: Progress) -> Hashable | None:
+        mixes = self.config.classifier.mixup_alpha > 0 or self.config.classifier.cutmix_alpha > 0
+        return None if mixes else self.criterion.weights_classes(progress.epoch)
 
     def sample_weights(self, batch: Batch) -> torch.Tensor | None:
         """What each sample counts for in the loss (B,); None: all the same."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Progress, of_features, train_top1
+from lt_train.methods.base import Counts, Outputs, Progress, of_features, train_top1
 from lt_train.methods.classifier import Classifier
 from lt_train.models.heads import make_classifier
 
@@ -32,7 +32,7 @@ class Experts(Classifier):
         self.classifier = MeanOfExperts(expert() for _ in config.experts.taus)
 
     @of_features
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         features, labels = self.features(batch.views[0]), batch.label
         logits = self.classifier.each(features)
         losses = []

@@ -7,6 +7,7 @@ norm's running statistics, which are averages already, as they are.
 """
 
 import copy
+from collections.abc import Hashable
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from lt_train.config.schema import Config, labeled_batch
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Progress, train_top1
+from lt_train.methods.base import Counts, Outputs, Progress, train_top1
 from lt_train.methods.classifier import Classifier
 from lt_train.models.moving_average import copy_buffers, follow
 from lt_train.models.weights import BACKBONE_FILE
@@ -58,7 +59,11 @@ class Fixmatch(Classifier):
         follow(self.average, self.trained, self.config.fixmatch.ema_momentum)
         copy_buffers(self.average, self.trained)
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def phase(self, progress: Progress) -> Hashable:
+        # which samples are labeled, a single rank's batches agree on
+        return self.criterion.weights_classes(progress.epoch)
+
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         (weak, strong), labels = batch.views, batch.label
         labeled = int(batch.is_labeled.sum())  # they come first
         # all in one pass, so that batch norm sees one distribution

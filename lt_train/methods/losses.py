@@ -53,11 +53,16 @@ class Criterion(nn.Module):
             return losses.mean()
         return weighted_mean(losses, own, own if among is None else self._weights(*among, epoch))
 
+    def weights_classes(self, epoch: float) -> bool:
+        """Whether classes have weights of their own at ``epoch``."""
+        config = self.config
+        return config.class_weights != "none" and epoch >= config.weights_from_epoch
+
     def _weights(
         self, labels: torch.Tensor, weights: torch.Tensor | None, epoch: float
     ) -> torch.Tensor | None:
         """``weights`` (B,) times those of classes; None: all the same."""
-        if self.config.class_weights == "none" or epoch < self.config.weights_from_epoch:
+        if not self.weights_classes(epoch):
             return weights
         by_class = self.class_weights[labels]
         return by_class if weights is None else weights * by_class
@@ -96,8 +101,8 @@ def ldam(logits: torch.Tensor, labels: torch.Tensor, criterion: Criterion) -> to
 
     Margins grow as classes get rarer.
     """
-    margins = F.one_hot(labels, logits.shape[1]) * criterion.margins[labels, None]
-    return cross_entropy(logits - margins, labels, criterion)
+    lowered = logits.scatter_add(1, labels[:, None], -criterion.margins[labels, None])
+    return cross_entropy(lowered, labels, criterion)
 
 
 def balanced_softmax(

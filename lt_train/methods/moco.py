@@ -18,7 +18,7 @@ from lt_train.collectives import all_gather_rows, all_to_all_rows, rank_and_size
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import rank_share
-from lt_train.methods.base import Counts, Loaders, Method, Progress, train_top1
+from lt_train.methods.base import Counts, Loaders, Method, Outputs, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import Encoder
 from lt_train.models.moving_average import follow
@@ -64,7 +64,7 @@ class Moco(Method):
         self._warn_of_large_queue()
         self.key_encoder.load_state_dict(self.query_encoder.state_dict())
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         query_images, key_images = batch.views
         with torch.no_grad():
             self._enqueue_waiting()

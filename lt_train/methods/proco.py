@@ -7,6 +7,7 @@ classifier, two more the projector; all share the backbone.
 """
 
 import math
+from collections.abc import Hashable
 
 import torch
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from lt_train.collectives import all_reduce_
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Progress, train_top1
+from lt_train.methods.base import Counts, Outputs, Progress, train_top1
 from lt_train.methods.classifier import Classifier
 from lt_train.models.heads import make_projector
 
@@ -33,7 +34,7 @@ class Proco(Classifier):
         self.register_buffer("feature_sums", torch.zeros(2, classes, dim))
         self.register_buffer("feature_counts", torch.zeros(2, classes))
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         labels = batch.label
         features = self.backbone(torch.cat(batch.views))
         of_classifier, of_projector = features.split([len(labels), 2 * len(labels)])
@@ -50,6 +51,10 @@ class Proco(Classifier):
             "train_top1": train_top1(logits, labels),
         }
 
+    def phase(self, progress: Progress) -> Hashable | None:
+        weights = super().phase(progress)
+        return None if weights is None else (weights, progress.starts_epoch)
+
     def _update_statistics(
         self, features: torch.Tensor, labels: torch.Tensor, progress: Progress
     ) -> None:
@@ -57,7 +62,8 @@ class Proco(Classifier):
             for statistic in (self.feature_sums, self.feature_counts):
                 statistic.copy_(torch.stack([statistic[1], torch.zeros_like(statistic[1])]))
         with torch.autocast(features.device.type, enabled=False):
-            members = F.one_hot(labels, len(self.class_counts)).float()  # (2B, C)
+            classes = torch.arange(len(self.class_counts), device=labels.device)
+            members = (labels[:, None] == classes).float()  # (2B, C)
             sums, counts = members.T @ features, members.sum(0)
         together = all_reduce_(torch.cat([sums, counts[:, None]], 1))
         self.feature_sums[1] += together[:, :-1]

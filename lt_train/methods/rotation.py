@@ -1,5 +1,7 @@
 """Rotation prediction (Gidaris et al. 2018): Yang and Xu's pre-training for small images."""
 
+from collections.abc import Hashable
+
 import numpy as np
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
-from lt_train.methods.base import Counts, Loaders, Method, Progress, train_top1
+from lt_train.methods.base import Counts, Loaders, Method, Outputs, Progress, train_top1
 from lt_train.methods.metrics import Accuracy
 from lt_train.models.backbones import make_backbone
 from lt_train.random_streams import Stream, mix
@@ -23,7 +25,7 @@ class Rotation(Method):
         self.backbone = make_backbone(config.model.backbone, config.eval_view.size)
         self.rotation_head = nn.Linear(self.backbone.out_features, 4)
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         images = batch.views[0]
         rotated = four_rotations(images)  # (4, B, 3, H, W)
         if self.config.rotation.all_four:
@@ -35,6 +37,9 @@ class Rotation(Method):
         images = images.contiguous(memory_format=torch.channels_last)
         logits = self._logits(images)
         return {"loss": F.cross_entropy(logits, turns), "rotation_top1": train_top1(logits, turns)}
+
+    def phase(self, progress: Progress) -> Hashable | None:
+        return () if self.config.rotation.all_four else None
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         return self.rotation_head(self.backbone(images)).float()

@@ -7,14 +7,20 @@ the authors' code does; else every batch has that share of pseudo-labeled sample
 samples that losses and class weights go by count both kinds.
 """
 
+from collections.abc import Hashable
+
 import torch
 
 from lt_train.data.batch import Batch
+from lt_train.methods.base import Progress
 from lt_train.methods.classifier import Classifier
 
 
 class Semi(Classifier):
     """A classifier in whose loss a pseudo-labeled sample counts ``semi.weight`` (omega) times."""
+
+    def phase(self, progress: Progress) -> Hashable | None:
+        return super().phase(progress) if self.config.semi.weight == 1 else None
 
     def sample_weights(self, batch: Batch) -> torch.Tensor | None:
         if self.config.semi.weight == 1:

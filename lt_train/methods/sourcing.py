@@ -5,6 +5,8 @@ each batch comes from either side. Scoring the whole pool with it (``python -m l
 then finds the pool's images that look most like a known class.
 """
 
+from collections.abc import Hashable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from torch.nn import functional as F
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.data.tables import UNLABELED
-from lt_train.methods.base import Counts, Method, Progress, train_top1
+from lt_train.methods.base import Counts, Method, Outputs, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 
 
@@ -25,11 +27,14 @@ class Sourcing(Method):
         self.known = len(counts.labeled)
         self.classifier = nn.Linear(self.backbone.out_features, self.known + 1)
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         logits = self.predict(batch.views[0]).float()
         # the pool's images have no label
         labels = torch.where(batch.label == UNLABELED, self.known, batch.label)
         return {"loss": F.cross_entropy(logits, labels), "train_top1": train_top1(logits, labels)}
+
+    def phase(self, progress: Progress) -> Hashable:
+        return ()
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.backbone(images))

@@ -37,7 +37,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         """Move the running statistics, if there are any, as batch norm does in a step."""
         if self.running_mean is None:
             return
-        self.num_batches_tracked.add_(1)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         # no momentum: the mean of all steps
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)

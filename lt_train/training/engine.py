@@ -21,7 +21,7 @@ from lt_train.methods.base import Method, Progress
 from lt_train.models.activation_checkpointing import checkpoint_blocks
 from lt_train.models.split_batch_norm import batch_norms
 from lt_train.training import zero
-from lt_train.training.optim import STATE, make_optimizer, set_lr, trained_parameters
+from lt_train.training.optim import STATE, hold_lr_on, make_optimizer, set_lr, trained_parameters
 from lt_train.training.precision import autocast, dtype_of
 from lt_train.training.saved_state import (
     OptimizerState,
@@ -29,6 +29,7 @@ from lt_train.training.saved_state import (
     load_state,
     write_state,
 )
+from lt_train.training.step_graphs import captures_steps
 
 
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
@@ -51,6 +52,7 @@ class Engine:
         self.config, self.method, self.world = config, method, world
         self.dtype = dtype_of(config)
         self.trained = trained_parameters(method)
+        self.captures_steps = captures_steps(config, method, world)
         self._statistics: SharedStatistics | None = None
         self._is_last = True  # of the parts of a batch
 
@@ -62,7 +64,8 @@ class Engine:
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
         """The method's outputs for this rank's part of the batch, or a part of that."""
-        outputs = self.wrapped(batch, progress)
+        with self._statistics.counting():
+            outputs = self.wrapped(batch, progress)
         if self._is_last:
             self._statistics.start_sync()
         return outputs
@@ -70,8 +73,12 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         raise NotImplementedError
 
-    def step(self, lr: float) -> None:
-        """One optimizer step at learning rate ``lr``, and the gradients are gone."""
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the steps to come."""
+        set_lr(self.optimizer, lr)
+
+    def step(self) -> None:
+        """One optimizer step, and the gradients are gone."""
         raise NotImplementedError
 
     def save(self, folder: Path) -> None:
@@ -119,6 +126,8 @@ class DDPEngine(Engine):
         method.to(memory_format=torch.channels_last)
         # only the model: a prepared loader may repeat samples, a prepared schedule step once a rank
         self.optimizer = make_optimizer(config.optim, method)
+        if self.captures_steps:
+            hold_lr_on(self.optimizer, world.device)
         self.wrapped = self.accelerator.prepare_model(method)
         if world.size > 1 and not isinstance(self.wrapped, nn.parallel.DistributedDataParallel):
             raise RuntimeError("accelerate did not wrap the method for several ranks")
@@ -136,10 +145,9 @@ class DDPEngine(Engine):
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, lr: float) -> None:
+    def step(self) -> None:
         if self.config.optim.clip_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.trained, self.config.optim.clip_grad_norm)
-        set_lr(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._statistics.finish_sync()
@@ -194,8 +202,7 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: torch.Tensor) -> None:
         self.wrapped.backward(loss, scale_wrt_gas=False)  # parts are weighted already
 
-    def step(self, lr: float) -> None:
-        set_lr(self.optimizer, lr)
+    def step(self) -> None:
         self.wrapped.step()
         self._statistics.finish_sync()
 
@@ -271,6 +278,26 @@ class SharedStatistics:
         for norm, mean, variance in zip(norms, means.split(sizes), variances.split(sizes)):
             norm.running_mean = mean.copy_(norm.running_mean)
             norm.running_var = variance.copy_(norm.running_var)
+
+        counting = [norm for norm in norms if norm.momentum is not None]
+        self._counters = [(norm._buffers, norm.num_batches_tracked) for norm in counting]
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """A forward pass, which all norms count in one operation, not each in one of its own: where
+        they have a momentum, nothing else depends on the number.
+        """
+        if not self._counters:
+            yield
+            return
+        for buffers, _ in self._counters:
+            buffers["num_batches_tracked"] = None
+        try:
+            yield
+        finally:
+            for buffers, counter in self._counters:
+                buffers["num_batches_tracked"] = counter
+        torch._foreach_add_([counter for _, counter in self._counters], 1)
 
     def start_sync(self) -> None:
         if self.ranks > 1 and len(self.flat):

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from operator import mul
 
 import torch
@@ -10,11 +11,11 @@ import torch
 from lt_train.collectives import all_reduce_named
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
+from lt_train.methods.base import Outputs, Progress
 from lt_train.random_streams import Stream, mix
 from lt_train.training.engine import Engine
 from lt_train.training.optim import Schedule
-
-Outputs = dict[str, torch.Tensor]  # what a method's forward returns: "loss", and scalars to log
+from lt_train.training.step_graphs import CapturedSteps, Step
 
 
 def training_steps(
@@ -25,21 +26,40 @@ def training_steps(
 
     Yields (steps done, the method's outputs) without waiting for the device.
     """
-    world, config = engine.world, engine.config
+    world, seed = engine.world, engine.config.seed
+    one_step: Step = partial(training_step, engine)
+    if engine.captures_steps:
+        one_step = CapturedSteps(engine.method, one_step)
     for step, batch in enumerate(batches, first_step):
         # random numbers follow from the step alone, so a resumed run draws the same
-        torch.manual_seed(int(mix(config.seed, step, world.rank, Stream.STEP)[0] >> 1))
-        passes, parts = [], batch.parts(config.engine.accumulate)
-        for number, part in enumerate(parts, 1):
-            with engine.accumulating(is_last=number == len(parts)):
-                found = engine.forward(part, schedule.progress(step))
-                # engines average over ranks; what has more samples, by one, counts for more
-                share = len(part) * world.size / config.global_batch_size
-                engine.backward(found["loss"] * share)
-            passes.append({name: value.detach() for name, value in found.items()})
-        engine.step(schedule.lr(step))
-        engine.method.after_step()
-        yield step + 1, _mean(passes, [len(part) / len(batch) for part in parts])
+        seed_generators(world.device, int(mix(seed, step, world.rank, Stream.STEP)[0] >> 1))
+        engine.set_lr(schedule.lr(step))
+        yield step + 1, one_step(batch, schedule.progress(step))
+
+
+def training_step(engine: Engine, batch: Batch, progress: Progress) -> Outputs:
+    """One optimizer step; what the method has put out, for all of the batch."""
+    world, config = engine.world, engine.config
+    passes, parts = [], batch.parts(config.engine.accumulate)
+    for number, part in enumerate(parts, 1):
+        with engine.accumulating(is_last=number == len(parts)):
+            found = engine.forward(part, progress)
+            # engines average over ranks; what has more samples, by one, counts for more
+            share = len(part) * world.size / config.global_batch_size
+            engine.backward(found["loss"] * share)
+        passes.append({name: value.detach() for name, value in found.items()})
+    engine.step()
+    engine.method.after_step()
+    return _mean(passes, [len(part) / len(batch) for part in parts])
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """What torch.manual_seed does, for the generators that a step may draw from: it asks every
+    backend there could be, which takes a hundred times as long.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def _mean(passes: list[Outputs], shares: list[float]) -> Outputs:

@@ -40,7 +40,19 @@ def make_optimizer(config: OptimConfig, module: nn.Module) -> torch.optim.Optimi
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """``lr`` for the backbone, and ``optim.head_lr_factor`` times that for all else."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group[FACTOR]
+        rate = lr * group[FACTOR]
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def hold_lr_on(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Have captured steps read the learning rate from the device; theirs would be fixed else."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.zeros((), device=device)
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 def _groups(config: OptimConfig, module: nn.Module) -> list[dict]:

@@ -170,3 +170,21 @@ def test_deepspeed_bf16_resumes(demo_root, tmp_path):
     settings = ("moco_demo", "engine.name=deepspeed", "engine.precision=bf16")
     run(tmp_path, demo_root, "ds", *settings, "max_steps=4")
     assert len(run(tmp_path, demo_root, "ds", *settings, "max_steps=8")) == 8
+
+
+def test_captured_steps_have_the_losses_of_others(demo_root, tmp_path):
+    """Through a change of phase, over an evaluation, and resumed."""
+    settings = (
+        "classifier_demo",
+        "+ldam_drw",
+        "loss.weights_from_epoch=2",
+        "run.evaluate_every=1",
+        "engine.precision=fp32",
+    )
+    losses = {}
+    for way in ("false", "true"):
+        cut = (*settings, f"engine.cuda_graph={way}", "resume.allow_changes=[max_steps]")
+        run(tmp_path, demo_root, way, *cut, "max_steps=14")
+        losses[way] = run(tmp_path, demo_root, way, *cut, "max_steps=25")
+    assert len(losses["true"]) == 25
+    assert losses["true"] == pytest.approx(losses["false"], rel=2e-2)

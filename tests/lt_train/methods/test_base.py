@@ -131,7 +131,8 @@ def trained(config: Config, world: World, steps: int = 2) -> Method:
         batch = share_of(global_batch(config, step), config, world.rank, world.size)
         loss = engine.forward(batch, progress_of(method, step))["loss"]
         engine.backward(loss * (len(batch) * world.size / BATCH))
-        engine.step(0.1)
+        engine.set_lr(0.1)
+        engine.step()
         method.after_step()
     return method
 
