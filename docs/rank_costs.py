@@ -27,6 +27,7 @@ from lt_train.config.load import load_config
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import TrainPlan
 from lt_train.distributed import World
+from lt_train.methods.moco import Shuffle
 from lt_train.training.trainer import Trainer
 
 RANKS = 8, 64, 1024
@@ -128,12 +129,12 @@ class MeasuredTrainer(Trainer):
         return least_seconds(draw)
 
     def _shuffling(self) -> float | None:
-        """Seconds for ShuffleBN: its plan and the exchange of images and keys, without encoding."""
-        method, batch = self.engine.method, self.batch
-        if not hasattr(method, "key_encoder"):
+        """Seconds for ShuffleBN's plan, which is made while the step before is under way."""
+        if not hasattr(self.engine.method, "key_encoder"):
             return None
-        method.key_encoder = Nothing(self.config.moco.dim)
-        return least_seconds(lambda step: method._shuffled_keys(batch.views[1], batch.place, step))
+        of_batch = self.config.global_batch_size, self.config.seed
+        first = int(self.batch.place[0])
+        return least_seconds(lambda step: Shuffle.make(*of_batch, step, first, self.world.device))
 
 
 def peak_memory() -> int:
@@ -144,17 +145,6 @@ def peak_memory() -> int:
 def open_files() -> int:
     """Descriptors that this process has."""
     return len(os.listdir("/proc/self/fd"))
-
-
-class Nothing(torch.nn.Module):
-    """Keys (B, dim) of images (B, 3, H, W), for no work at all."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim = dim
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.new_zeros(len(images), self.dim)
 
 
 @torch.no_grad()
@@ -188,7 +178,7 @@ def rank_table() -> Iterator[str]:
     """Markdown: a row a method and number of ranks."""
     yield (
         "| method | ranks | collectives a step | at start | gathered a step, MB | "
-        "exchanged a step, MB | peak memory, MB | sampling, ms | ShuffleBN, ms | open files |"
+        "exchanged a step, MB | peak memory, MB | sampling, ms | shuffle's plan, ms | open files |"
     )
     yield "|---" * 10 + "|"
     with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +200,7 @@ def _row(config: str, ranks: int, found: dict) -> str:
         f"{ranks:,}",
         ", ".join(f"{number:g} {name}" for name, number in sorted(calls.items())),
         f"{sum(found['at start'].values())}",
-        f"{received.get('allgather', 0) / 1e6:.3g}",
+        f"{received.get('allgather_base', 0) / 1e6:.3g}",
         f"{received.get('alltoall_base', 0) / 1e6:.3g}",
         f"{found['peak'] / 1e6:,.0f}",
         f"{1e3 * found['sampling']:.2f}",

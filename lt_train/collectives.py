@@ -7,6 +7,7 @@ length: a copy, a checksum, a lock that another run holds. Such work goes throug
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -43,15 +44,44 @@ def all_reduce_named(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {name: part.view(values[name].shape) for name, part in zip(values, parts)}
 
 
+@dataclass(frozen=True)
+class Coming:
+    """What a collective that is under way will bring; :meth:`wait` for it once."""
+
+    _result: Callable[[], torch.Tensor]
+    _work: dist.Work | None = None
+    _sent: torch.Tensor | None = None  # which must live until then
+
+    def wait(self) -> torch.Tensor:
+        """On a GPU it is the stream that waits, not the host."""
+        if self._work is not None:
+            self._work.wait()
+        return self._result()
+
+
 def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     """Every rank's (counts[rank], ...) tensor, in rank order. No gradient flows through."""
+    return start_all_gather_rows(rows, counts).wait()
+
+
+def start_all_gather_rows(rows: torch.Tensor, counts: list[int]) -> Coming:
+    """Begin :func:`all_gather_rows`; other work may run beside it."""
     if not _many():
-        return rows
+        return Coming(lambda: rows)
     largest = max(counts)
-    padded = torch.cat([rows, rows.new_zeros((largest - len(rows), *rows.shape[1:]))])
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts)])
+    if len(rows) < largest:
+        rows = torch.cat([rows, rows.new_zeros((largest - len(rows), *rows.shape[1:]))])
+    whole = rows.new_empty((len(counts) * largest, *rows.shape[1:]))
+    rows = rows.contiguous()
+    work = dist.all_gather_into_tensor(whole, rows, async_op=True)
+
+    def result() -> torch.Tensor:
+        if min(counts) == largest:
+            return whole
+        parts = zip(whole.split(largest), counts)
+        return torch.cat([part[:count] for part, count in parts])
+
+    return Coming(result, work, rows)
 
 
 def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
@@ -72,18 +102,19 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
     return whole
 
 
-def all_to_all_rows(
+def start_all_to_all_rows(
     rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]
-) -> torch.Tensor:
-    """Send ``send_counts[r]`` consecutive rows to each rank r; what arrives, in rank order.
+) -> Coming:
+    """Send ``send_counts[r]`` consecutive rows to each rank r; what arrives comes in rank order.
 
-    No gradient flows through.
+    Other work may run beside it. No gradient flows through.
     """
     if not _many():
-        return rows
+        return Coming(lambda: rows)
+    rows = rows.contiguous()
     received = rows.new_empty((sum(receive_counts), *rows.shape[1:]))
-    dist.all_to_all_single(received, rows.contiguous(), receive_counts, send_counts)
-    return received
+    work = dist.all_to_all_single(received, rows, receive_counts, send_counts, async_op=True)
+    return Coming(lambda: received, work, rows)
 
 
 def gather_counts(count: int, device: torch.device) -> list[int]:

@@ -8,6 +8,7 @@ norm's running statistics, which are averages already, as they are.
 
 import copy
 from collections.abc import Hashable
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from lt_train.config.schema import Config, labeled_batch
 from lt_train.data.batch import Batch
 from lt_train.methods.base import Counts, Outputs, Progress, train_top1
 from lt_train.methods.classifier import Classifier
-from lt_train.models.moving_average import copy_buffers, follow
+from lt_train.models.moving_average import MovingAverage
 from lt_train.models.weights import BACKBONE_FILE
 
 
@@ -36,6 +37,10 @@ class Fixmatch(Classifier):
     @property
     def average(self) -> nn.Sequential:
         return nn.Sequential(self.backbone, self.classifier)
+
+    @cached_property
+    def _averaging(self) -> MovingAverage:
+        return MovingAverage(self.average, self.trained)
 
     def starting_weights(self) -> dict[str, nn.Module]:
         return {BACKBONE_FILE: self.trained[0]}
@@ -56,8 +61,8 @@ class Fixmatch(Classifier):
         return self
 
     def after_step(self) -> None:
-        follow(self.average, self.trained, self.config.fixmatch.ema_momentum)
-        copy_buffers(self.average, self.trained)
+        self._averaging.follow(self.config.fixmatch.ema_momentum)
+        self._averaging.copy_buffers()
 
     def phase(self, progress: Progress) -> Hashable:
         # which samples are labeled, a single rank's batches agree on

@@ -1,27 +1,36 @@
 """MoCo v2: He et al. 2020, "Momentum Contrast"; Chen et al. 2020, "Improved Baselines with MoCo".
 
 Differences from the published code change cost, not the method: each image travels once for
-ShuffleBN (all_to_all instead of all_gather), the key encoder is updated by one fused operation, the
-queue's pointer stays on the device, and a batch's keys enter the queue at the start of the next
-step, so that autograd's view of the queue needs no copy. Any batch size works.
+ShuffleBN (all_to_all instead of all_gather) while the queries are encoded, and its key back; all
+keys are gathered while gradients are computed, and enter the queue at the start of the next step,
+so that autograd's view of the queue needs no copy; the key encoder is updated by one fused
+operation, and the queue's pointer stays on the device. Any batch size works.
 """
 
 import logging
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lt_train.collectives import all_gather_rows, all_to_all_rows, rank_and_size
+from lt_train.collectives import (
+    Coming,
+    rank_and_size,
+    start_all_gather_rows,
+    start_all_to_all_rows,
+)
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import rank_share
 from lt_train.methods.base import Counts, Loaders, Method, Outputs, Progress, train_top1
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import Encoder
-from lt_train.models.moving_average import follow
+from lt_train.models.moving_average import MovingAverage
 from lt_train.models.split_batch_norm import split_batch_norms
 from lt_train.random_streams import Stream, mix
 
@@ -51,10 +60,16 @@ class Moco(Method):
         splits = moco.bn_splits or _default_splits(config.global_batch_size)
         for encoder in (self.query_encoder, self.key_encoder):
             split_batch_norms(encoder, splits)
+        self._shuffles = Shuffles(config.global_batch_size, config.seed)
+        self._coming_keys: Coming | None = None  # of all ranks
 
     @property
     def backbone(self) -> nn.Module:
         return self.query_encoder.backbone
+
+    @cached_property
+    def _averaging(self) -> MovingAverage:
+        return MovingAverage(self.key_encoder, self.query_encoder)
 
     def encoders(self) -> list[nn.Module]:
         return [self.query_encoder.backbone, self.key_encoder.backbone]
@@ -67,13 +82,15 @@ class Moco(Method):
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
         query_images, key_images = batch.views
         with torch.no_grad():
+            shuffle = self._shuffles.of(progress.step, batch.place, key_images.device)
+            shuffled = _sent(key_images, shuffle)
+            self._keep_coming_keys()
             self._enqueue_waiting()
-            follow(self.key_encoder, self.query_encoder, self.config.moco.ema_momentum)
+            self._averaging.follow(self.config.moco.ema_momentum)
         queries = self.query_encoder(query_images)
         with torch.no_grad():
-            keys, all_keys = self._shuffled_keys(key_images, batch.place, progress.step)
-            self.waiting_keys.copy_(all_keys)
-            self.has_waiting_keys.fill_(True)
+            keys = self._keys(shuffled, shuffle)
+            self._coming_keys = start_all_gather_rows(keys, shuffle.shares)
 
         logits = self._logits(queries, keys)
         first = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
@@ -81,6 +98,9 @@ class Moco(Method):
             "loss": F.cross_entropy(logits, first),
             "contrast_top1": train_top1(logits, first),
         }
+
+    def after_step(self) -> None:
+        self._keep_coming_keys()
 
     def _logits(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1 + K) of a query's own key, and of all in the queue; float32.
@@ -108,42 +128,23 @@ class Moco(Method):
                 fitting,
             )
 
-    def _shuffled_keys(
-        self, images: torch.Tensor, place: np.ndarray, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys of this rank's ``images`` and of the global batch, encoded in other company.
+    def _keys(self, shuffled: Coming, shuffle: "Shuffle") -> torch.Tensor:
+        """Keys (B, dim) of this rank's images, encoded in other company: ShuffleBN.
 
-        ShuffleBN: a permutation of the global batch, the same on all ranks, deals every image to
-        one rank. Keys travel back by the gather that the queue needs anyway. On a single rank it
-        shuffles the groups of split batch norm.
+        On a single rank that shuffles the groups of split batch norm.
         """
-        rank, size = rank_and_size()
-        batch_size = self.config.global_batch_size
-        shares = [rank_share(batch_size, other, size) for other in range(size)]
-        # place in the shuffled batch -> place in the batch
-        order = _permutation(batch_size, self.config.seed, step)
-        wanted = [order[share.start : share.stop] for share in shares]  # by rank: what it encodes
-        first, last = int(place[0]), int(place[-1])  # in a row: the batch is dealt in such shares
+        arrived = shuffled.wait()
+        images = torch.empty_like(arrived).index_copy_(0, shuffle.arrival, arrived)
+        encoded = self.key_encoder(_as_images(images))
+        back = start_all_to_all_rows(encoded[shuffle.arrival], shuffle.coming, shuffle.sent).wait()
+        return torch.empty_like(back).index_copy_(0, shuffle.picked, back)
 
-        # send in the order in which each receiver holds them; then put what came, sorted by sender,
-        # into that order
-        to_send = [images_of[(first <= images_of) & (images_of <= last)] for images_of in wanted]
-        picked = torch.cat(to_send).to(images.device, non_blocking=True) - first
-        owner = torch.bucketize(wanted[rank], torch.tensor([share[-1] for share in shares]))
-        if torch.is_autocast_enabled(images.device.type):
-            # the encoder would round to it anyway: half the bytes
-            images = images.to(torch.get_autocast_dtype(images.device.type))
-        sent = [len(part) for part in to_send]
-        coming = torch.bincount(owner, minlength=size).tolist()
-        received = all_to_all_rows(_as_rows(images)[picked], sent, coming)
-        arrival = owner.argsort(stable=True).to(images.device, non_blocking=True)
-        shuffled = torch.empty_like(received).index_copy_(0, arrival, received)
-
-        keys = self.key_encoder(_as_images(shuffled))
-        gathered = all_gather_rows(keys, [len(share) for share in shares])
-        order = order.to(images.device, non_blocking=True)
-        all_keys = torch.empty_like(gathered).index_copy_(0, order, gathered)
-        return all_keys[first : last + 1], all_keys
+    def _keep_coming_keys(self) -> None:
+        """Have the last step's keys of all ranks wait for the next one."""
+        if self._coming_keys is not None:
+            self.waiting_keys.copy_(self._coming_keys.wait())
+            self.has_waiting_keys.fill_(True)
+            self._coming_keys = None
 
     def _enqueue_waiting(self) -> None:
         """Write the last step's keys over the oldest ones.
@@ -158,6 +159,80 @@ class Moco(Method):
 
     def evaluate(self, loaders: Loaders, split: str) -> dict:
         return self.evaluate_knn(loaders, split)
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A deal of the global batch's images to ranks, as one rank sees it.
+
+    ``picked`` (B,): its own images, sorted by the rank that encodes them, of which each gets
+    ``sent``; ``arrival``: where what arrives, ``coming`` from each rank, has its place in what this
+    rank encodes. ``shares``: images of each rank.
+    """
+
+    picked: torch.Tensor
+    sent: list[int]
+    arrival: torch.Tensor
+    coming: list[int]
+    shares: list[int]
+
+    @classmethod
+    def make(
+        cls, batch_size: int, seed: int, step: int, first: int, device: torch.device
+    ) -> "Shuffle":
+        """That of a permutation which is the same on all ranks; this one's images are at the places
+        from ``first`` on.
+        """
+        rank, size = rank_and_size()
+        shares = [rank_share(batch_size, other, size) for other in range(size)]
+        last_places = torch.tensor([share[-1] for share in shares])
+        order = _permutation(batch_size, seed, step)  # shuffled place -> place in the batch
+        encodes = order[shares[rank].start : shares[rank].stop]
+        owners = torch.bucketize(encodes, last_places)
+        shuffled_places = torch.empty_like(order).index_copy_(0, order, torch.arange(batch_size))
+        own = shuffled_places[first : first + len(shares[rank])]
+        # sent in the order in which each receiver encodes them
+        picked, arrival = own.argsort(), owners.argsort(stable=True)
+        receivers = torch.bucketize(own, last_places)
+        if device.type == "cuda":
+            picked, arrival = picked.pin_memory(), arrival.pin_memory()
+        return cls(
+            picked.to(device, non_blocking=True),
+            receivers.bincount(minlength=size).tolist(),
+            arrival.to(device, non_blocking=True),
+            owners.bincount(minlength=size).tolist(),
+            [len(share) for share in shares],
+        )
+
+
+class Shuffles:
+    """The deal of every step, made while the step before is under way."""
+
+    def __init__(self, batch_size: int, seed: int):
+        self.batch_size, self.seed = batch_size, seed
+        self._thread = ThreadPoolExecutor(1, "shuffles")
+        self._next: tuple[tuple | None, Future | None] = None, None
+
+    def of(self, step: int, place: np.ndarray, device: torch.device) -> Shuffle:
+        first = int(place[0])  # in a row: the batch is dealt in such shares
+        known, made = self._next
+        wanted = (step, first, device)
+        shuffle = made.result() if known == wanted else self._make(*wanted)
+        coming = (step + 1, first, device)
+        self._next = coming, self._thread.submit(self._make, *coming)
+        return shuffle
+
+    def _make(self, step: int, first: int, device: torch.device) -> Shuffle:
+        return Shuffle.make(self.batch_size, self.seed, step, first, device)
+
+
+def _sent(images: torch.Tensor, shuffle: Shuffle) -> Coming:
+    """Rows of ``images`` (B, 3, H, W) on their way to the ranks that encode them."""
+    if torch.is_autocast_enabled(images.device.type):
+        # the encoder would round to it anyway: half the bytes
+        images = images.to(torch.get_autocast_dtype(images.device.type))
+    rows = _as_rows(images)[shuffle.picked]
+    return start_all_to_all_rows(rows, shuffle.sent, shuffle.coming)
 
 
 def _permutation(size: int, seed: int, step: int) -> torch.Tensor:

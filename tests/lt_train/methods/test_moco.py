@@ -187,6 +187,7 @@ def test_positives_and_negatives_are_compared_in_float32_inside_bf16_autocast():
     batch = global_batch(8, 0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         method(batch, progress_of(method, 0))
+        method.after_step()
         queries = method.query_encoder(batch.views[0])
         keys = method.waiting_keys
         method.queue[: len(keys)] = keys
@@ -263,6 +264,7 @@ def _moco_steps(world: World, config: Config, training: bool) -> list[Step]:
         batch = rows_of(global_batch(config.global_batch_size, step), own)
         outputs = method(batch, progress_of(method, step))
         queue = oldest_first(method.queue, method.queue_pointer)
+        method.after_step()
         steps.append(Step(outputs["loss"].detach(), queue, method.waiting_keys.clone()))
     return steps
 

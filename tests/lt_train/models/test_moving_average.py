@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lt_train.models.moving_average import copy_buffers, follow
+from lt_train.models.moving_average import MovingAverage
 
 
 def network(seed: int) -> nn.Module:
@@ -19,7 +19,7 @@ def network(seed: int) -> nn.Module:
 def test_weights_move_by_the_momentum_and_statistics_not_at_all(momentum):
     average, other, before = network(0), network(1), network(0)
     average.requires_grad_(False)
-    follow(average, other, momentum)
+    MovingAverage(average, other).follow(momentum)
     pairs = zip(average.parameters(), before.parameters(), other.parameters())
     for value, old, new in pairs:
         torch.testing.assert_close(value, momentum * old.detach() + (1 - momentum) * new.detach())
@@ -31,7 +31,7 @@ def test_weights_move_by_the_momentum_and_statistics_not_at_all(momentum):
 def test_buffers_are_copied_and_weights_are_not():
     average, other, before = network(0), network(1), network(0)
     other[1].num_batches_tracked += 3
-    copy_buffers(average, other)
+    MovingAverage(average, other).copy_buffers()
     assert all(value.equal(new) for value, new in zip(average.buffers(), other.buffers()))
     other[1].running_mean += 1
     assert not average[1].running_mean.equal(other[1].running_mean), "a copy"
@@ -41,10 +41,10 @@ def test_buffers_are_copied_and_weights_are_not():
 def test_what_is_frozen_in_the_network_does_not_move():
     average, other, before = network(0), network(1), network(0)
     other[0].requires_grad_(False)
-    follow(average, other, 0.5)
+    MovingAverage(average, other).follow(0.5)
     assert all(
         value.equal(old) for value, old in zip(average[0].parameters(), before[0].parameters())
     )
     assert not average[3].weight.equal(before[3].weight)
     other.requires_grad_(False)
-    follow(average, other, 0.5)  # nothing at all is trained
+    MovingAverage(average, other).follow(0.5)  # nothing at all is trained

@@ -22,7 +22,7 @@ from lt_train.config.schema import (
 from lt_train.errors import UserError
 from lt_train.methods.base import Method
 from lt_train.models.backbones import make_backbone
-from lt_train.models.moving_average import follow
+from lt_train.models.moving_average import MovingAverage
 from lt_train.models.trainable import (
     frozen_digest,
     kept_state,
@@ -167,7 +167,7 @@ def test_a_network_that_follows_has_the_same_parts_and_moves_in_the_trained_alon
     with torch.no_grad():
         for each in first.parameters():
             each.add_(1.0)
-    follow(second, first, 0.5)
+    MovingAverage(second, first).follow(0.5)
     moved = {name for name, each in second.state_dict().items() if not each.equal(before[name])}
     assert moved == trained
     assert sum(".fc." not in name and "backbone" in name for name in kept_state(made)) >= len(moved)
