@@ -112,7 +112,7 @@ class EngineConfig:
     zero_stage: int = 1  # deepspeed only: 0, 1 or 2
     # auto: bf16 where this machine is faster in it; a run stays with what it has begun in
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False  # torch.compile the backbones
+    compile: bool = False  # torch.compile the backbones, block by block
     # launch the kernels of a step together; auto: of small images, on one GPU, where a step needs
     # nothing that the host draws
     cuda_graph: Literal["auto", "true", "false"] = "auto"

@@ -18,7 +18,7 @@ from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.methods.base import Method, Progress
-from lt_train.models.activation_checkpointing import checkpoint_blocks
+from lt_train.models.activation_checkpointing import blocks, checkpoint_blocks
 from lt_train.models.split_batch_norm import batch_norms
 from lt_train.training import zero
 from lt_train.training.optim import STATE, hold_lr_on, make_optimizer, set_lr, trained_parameters
@@ -40,9 +40,19 @@ def make_engine(config: Config, method: Method, world: World) -> "Engine":
             checkpoint_blocks(encoder)
     if config.engine.compile:
         for encoder in method.encoders():
-            encoder.compile()
+            compile_blocks(encoder)
     engines = {"ddp": DDPEngine, "deepspeed": DeepSpeedEngine}
     return engines[config.engine.name](config, method, world)
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Have torch compile a network's residual or transformer blocks, each by itself.
+
+    The gradients of a compiled module come all at once, at its end: of the network as a whole, none
+    would be exchanged while others are computed. Blocks of one kind share the compiled code.
+    """
+    for block in blocks(network) or [network]:
+        block.compile()
 
 
 class Engine:
@@ -185,6 +195,8 @@ class DeepSpeedEngine(Engine):
                     "torch_autocast": {
                         "enabled": self.dtype == torch.bfloat16,
                         "dtype": "bfloat16",
+                        # else gradients would be summed in bf16; DDP sums them in float32
+                        "lower_precision_safe_modules": [],
                     },
                     "gradient_clipping": config.optim.clip_grad_norm or 0.0,
                     "steps_per_print": 10**9,
@@ -276,8 +288,10 @@ class SharedStatistics:
         self.flat = torch.zeros(2 * total, device=world.device)
         means, variances = self.flat.split([total, total])
         for norm, mean, variance in zip(norms, means.split(sizes), variances.split(sizes)):
-            norm.running_mean = mean.copy_(norm.running_mean)
-            norm.running_var = variance.copy_(norm.running_var)
+            # .data: compiled blocks, whose backward pass holds their own statistics, need not be
+            # told that others have changed
+            norm.running_mean = mean.copy_(norm.running_mean).data
+            norm.running_var = variance.copy_(norm.running_var).data
 
         counting = [norm for norm in norms if norm.momentum is not None]
         self._counters = [(norm._buffers, norm.num_batches_tracked) for norm in counting]
