@@ -12,9 +12,10 @@ against 1.27 ms for 270 x 370 -> 224 x 224).
 
 import itertools
 import re
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from lt_train.data.augment import View
 from lt_train.data.batch import Batch
-from lt_train.data.batch_plan import BatchPlan, EncodedBatch, read_batch
+from lt_train.data.batch_plan import NONE_FAILED, BatchPlan, EncodedBatch, read_batch
 from lt_train.data.decoder import TINY, Decoder, decoded, reason_of
 from lt_train.data.pixels import Scale, normalize
 from lt_train.distributed import rank_share
@@ -35,6 +36,8 @@ OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cudaError|CUDA runtime", re
 # output pixels; how far beyond a box an antialiased resize looks, with one to spare
 CONTEXT = {"bilinear": 2, "bicubic": 3}
 BY_DALI = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+AHEAD = 4  # batches that are prepared before DALI asks, each by a thread: disks may be far away
+READER = "read_batch"  # how those threads are called
 
 
 class DaliLoader:
@@ -47,8 +50,11 @@ class DaliLoader:
         self.plan, self.device, self.threads, self.scale = plan, device, threads, scale
 
     def __iter__(self) -> Iterator[Batch]:
+        with closing(_Source(self.plan, whole=self.device.type == "cuda")) as source:
+            yield from self._batches(source)
+
+    def _batches(self, source: "_Source") -> Iterator[Batch]:
         on_gpu = self.device.type == "cuda"
-        source = _Source(self.plan, whole=on_gpu)
         by_dali = on_gpu or not self.plan.replace_bad  # evaluation's boxes may be fractional
         resize = _resize_by_dali if by_dali else _TorchResize(self.threads)
         pipeline = self._pipeline(source, resize)
@@ -103,7 +109,7 @@ class DaliLoader:
             for place, sample_id, reason in _undecodable(planned, decoder):
                 decoder([TINY])  # where this fails too, something else is at fault
                 self.plan.manifest.count_bad(sample_id, f"it does not decode: {reason}")
-                source.failed[planned.index].setdefault(place, set()).add(sample_id)
+                source.count_failed(planned.index, place, sample_id)
                 found = True
         if found:
             source.go_back()
@@ -135,26 +141,40 @@ class _Planned:
 
 
 class _Source:
-    """Feeds the graph.
+    """Feeds the graph with batches that threads prepare ahead: read, checked and drawn.
 
-    DALI asks ahead, so what does not pass through the graph waits in ``planned``, first in,
-    first out. ``failed``: by batch and place in it, the samples that did not decode there. Another
-    part of the same image may decode: were it then left out as well, what is trained on would
-    depend on what this process happened to see before.
+    DALI asks for a batch on the thread that waits for one, before it starts any of its work. What
+    does not pass through the graph waits in ``planned``, first in, first out. ``failed``: by batch
+    and place in it, the samples that did not decode there. Another part of the same image may
+    decode: were it then left out as well, what is trained on would depend on what this process
+    happened to see before.
     """
 
     def __init__(self, plan: BatchPlan, whole: bool):
         self.plan, self.whole = plan, whole
         self.indices = iter(plan.batches)
+        self.ahead: deque[Future[_Planned]] = deque()
         self.planned: deque[_Planned] = deque()
-        self.failed: defaultdict[int, dict[int, set[int]]] = defaultdict(dict)
+        self.failed: dict[int, dict[int, set[int]]] = {}
+        self.pool = ThreadPoolExecutor(AHEAD, READER)
 
     def __call__(self, _batch_info) -> list:
-        index = next(self.indices)
-        encoded = read_batch(self.plan, index, self.failed[index])
-        while not encoded.contents:  # evaluation may leave out a whole batch of damaged samples
-            index = next(self.indices)
-            encoded = read_batch(self.plan, index, self.failed[index])
+        planned = self._next()
+        while not planned.encoded.contents:  # evaluation may leave out a whole batch of damaged
+            planned = self._next()
+        self.planned.append(planned)
+        return planned.inputs
+
+    def _next(self) -> "_Planned":
+        """The next batch; what reading it has raised comes up here, when it is its turn."""
+        for index in itertools.islice(self.indices, AHEAD - len(self.ahead)):
+            self.ahead.append(self.pool.submit(self._prepared, index))
+        if not self.ahead:
+            raise StopIteration
+        return self.ahead.popleft().result()
+
+    def _prepared(self, index: int) -> "_Planned":
+        encoded = read_batch(self.plan, index, self.failed.get(index, NONE_FAILED))
         views = self.plan.views(range(index, index + 1), encoded.sample_ids)
         manifest = self.plan.manifest
         sides = manifest.heights[encoded.sample_ids], manifest.widths[encoded.sample_ids]
@@ -163,13 +183,22 @@ class _Source:
         inputs = [encoded.contents] if self.whole else [encoded.contents, start, stop - start]
         for view, blur in zip(views, self.plan.blurs):
             inputs += _view_inputs(view, start, blur)
-        self.planned.append(_Planned(index, encoded, views, inputs))
-        return inputs
+        return _Planned(index, encoded, views, inputs)
+
+    def count_failed(self, batch: int, place: int, sample_id: int) -> None:
+        self.failed.setdefault(batch, {}).setdefault(place, set()).add(sample_id)
 
     def go_back(self) -> None:
-        """To the first batch that is not done."""
+        """To the first batch that is not done; what was prepared of those after it is of no use."""
+        for batch in self.ahead:
+            batch.cancel()
+        self.ahead.clear()
         self.indices = iter(range(self.planned[0].index, self.plan.batches.stop))
         self.planned.clear()
+
+    def close(self) -> None:
+        """End the threads, each after the batch that it is at: nobody waits for a disk then."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _undecodable(planned: _Planned, decoder: Decoder) -> Iterator[tuple[int, int, str]]:
