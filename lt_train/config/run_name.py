@@ -18,6 +18,7 @@ FREE_KEYS = (
     "max_steps",
     "run.",
     "resume.",
+    "data.decode",
     "data.decode_threads",
     "data.eval_batch_size",
     "data.cache_dir",

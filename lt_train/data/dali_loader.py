@@ -1,4 +1,4 @@
-"""DALI loader: decodes JPEG, PNG, ... on the GPU where there is one, else on the CPU.
+"""DALI loader: decodes JPEG, PNG, ... on the GPU or on the CPU.
 
 The graph is the same. It is fed bytes and per-sample parameters and draws nothing itself: decode
 the part of the image that any view needs, then one antialiased resize per view straight from its
@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,22 +44,25 @@ READER = "read_batch"  # how those threads are called
 class DaliLoader:
     """Iterates the batches of ``plan`` once.
 
-    DALI decodes two batches ahead in ``threads`` threads of its own.
+    DALI decodes two batches ahead in ``threads`` threads of its own, ``on_gpu`` or else on the CPU:
+    there, crops are uint8 when they go to ``device``.
     """
 
-    def __init__(self, plan: BatchPlan, device: torch.device, threads: int, scale: Scale):
+    def __init__(
+        self, plan: BatchPlan, device: torch.device, threads: int, scale: Scale, on_gpu: bool
+    ):
         self.plan, self.device, self.threads, self.scale = plan, device, threads, scale
+        self.on_gpu = on_gpu
 
     def __iter__(self) -> Iterator[Batch]:
-        with closing(_Source(self.plan, whole=self.device.type == "cuda")) as source:
+        with closing(_Source(self.plan, whole=self.on_gpu)) as source:
             yield from self._batches(source)
 
     def _batches(self, source: "_Source") -> Iterator[Batch]:
-        on_gpu = self.device.type == "cuda"
-        by_dali = on_gpu or not self.plan.replace_bad  # evaluation's boxes may be fractional
+        by_dali = self.on_gpu or not self.plan.replace_bad  # evaluation's boxes may be fractional
         resize = _resize_by_dali if by_dali else _TorchResize(self.threads)
         pipeline = self._pipeline(source, resize)
-        stream = torch.cuda.current_stream() if on_gpu else None
+        stream = torch.cuda.current_stream() if self.on_gpu else None
         while True:
             try:
                 outputs = pipeline.run(stream)
@@ -71,29 +75,34 @@ class DaliLoader:
                 continue
             planned = source.planned.popleft()
             sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
+            labels = manifest.labels[sample_ids].astype(np.int64)
             yield Batch(
-                # `normalize` copies to float, so DALI may reuse its memory for the next run
+                # pinning and `normalize` copy, so DALI may reuse its memory for the next run
                 views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
-                label=self._upload(manifest.labels[sample_ids].astype(np.int64)),
-                sample_id=self._upload(sample_ids),
+                label=self._uploaded(torch.from_numpy(labels)),
+                sample_id=self._uploaded(torch.from_numpy(sample_ids)),
                 place=planned.encoded.places,
                 is_labeled=manifest.is_labeled(sample_ids),
             )
 
     def _pipeline(self, source: "_Source", resize: Callable):
-        on_gpu = self.device.type == "cuda"
         pipeline = _pipeline(
             source,
             self.plan,
             resize,
-            "mixed" if on_gpu else "cpu",
             batch_size=self.plan.max_batch,
             num_threads=self.threads,
-            device_id=self.device.index if on_gpu else None,
+            **self._place(),
             prefetch_queue_depth=2,
         )
         pipeline.build()
         return pipeline
+
+    def _place(self) -> dict[str, Any]:
+        """Where a graph decodes, as DALI calls it."""
+        if self.on_gpu:
+            return {"device": "mixed", "device_id": self.device.index}
+        return {"device": "cpu", "device_id": None}
 
     def _found_undecodable(self, source: "_Source", error: RuntimeError) -> bool:
         """Whether images are to blame for ``error``: DALI names none, or not by its sample id.
@@ -102,8 +111,7 @@ class DaliLoader:
         """
         if OUT_OF_MEMORY.search(str(error)):
             return False
-        on_gpu = self.device.type == "cuda"
-        decoder = Decoder(1, "mixed" if on_gpu else "cpu", self.device.index if on_gpu else None)
+        decoder = Decoder(1, **self._place())
         found = False
         for planned in source.planned:
             for place, sample_id, reason in _undecodable(planned, decoder):
@@ -117,15 +125,16 @@ class DaliLoader:
 
     def _normalized(self, output, view: View) -> torch.Tensor:
         colour, cutout = (
-            None if drawn is None else self._upload(drawn) for drawn in (view.colour, view.cutout)
+            None if drawn is None else self._uploaded(torch.from_numpy(drawn))
+            for drawn in (view.colour, view.cutout)
         )
-        pixels = torch.from_dlpack(output.as_tensor())
+        pixels = self._uploaded(torch.from_dlpack(output.as_tensor()))
         with torch.autocast(self.device.type, enabled=False):  # of whoever evaluates in bf16
             return normalize(pixels, self.scale, colour, view.operations, cutout)
 
-    def _upload(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
+    def _uploaded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, without waiting for it: by way of pinned memory, which torch keeps."""
+        if tensor.device.type == self.device.type:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 

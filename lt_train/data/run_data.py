@@ -39,6 +39,7 @@ class RunData:
             raise UserError(
                 "data.root is not set: name a folder that python -m data_prep has written"
             )
+        decodes_on_gpu(config, world.device)  # or refuses before anything takes time
         self._manifests: dict[str, Manifest] = {}
         self._resident: dict[int, torch.Tensor] = {}
         roots = [root for root in (config.data.root, config.unlabeled.root) if root]
@@ -226,11 +227,20 @@ def make_loader(
         from lt_train.data.dali_loader import DaliLoader
 
         threads = config.data.decode_threads or world.cpu_threads
-        return DaliLoader(plan, world.device, threads, scale_of(config.model))
+        on_gpu = decodes_on_gpu(config, world.device)
+        return DaliLoader(plan, world.device, threads, scale_of(config.model), on_gpu)
     from lt_train.data.resident_loader import ResidentLoader
 
     images = read_resident(plan.manifest, config, world) if resident is None else resident
     return ResidentLoader(plan, images, _padding(config), scale_of(config.model))
+
+
+def decodes_on_gpu(config: Config, device: torch.device) -> bool:
+    """Whether images are decoded on the GPU, as ``data.decode`` and this rank's device say."""
+    data, has_gpu = config.data, device.type == "cuda"
+    if data.loader == "dali" and data.decode == "gpu" and not has_gpu:
+        raise UserError("data.decode=gpu, but torch finds no GPU here: set data.decode to auto")
+    return has_gpu and data.decode != "cpu"
 
 
 def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Tensor:

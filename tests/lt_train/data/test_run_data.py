@@ -20,7 +20,7 @@ from lt_train.config.schema import (
 )
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
-from lt_train.data.run_data import RunData, check_bad_samples
+from lt_train.data.run_data import RunData, check_bad_samples, decodes_on_gpu
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.optim import Schedule
@@ -150,3 +150,21 @@ def test_too_many_damaged_samples_stop_the_run(small):
         check_bad_samples(bad, manifest, share)
     with pytest.raises(UserError, match="3 of 23 samples"):
         check_bad_samples(3, manifest, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("decode", "on_gpu"), [("auto", (False, True)), ("cpu", (False, False)), ("gpu", (None, True))]
+)
+def test_images_are_decoded_where_the_key_says(small, decode, on_gpu):
+    """Without a GPU, and with one; None: refused, before anything is read."""
+    config = loading.configure(small.root, "dali", WHOLE)
+    config = replace(config, data=replace(config.data, decode=decode))
+    for device, expected in zip(("cpu", "cuda:0"), on_gpu):
+        world = World(device=torch.device(device))
+        if expected is None:
+            with pytest.raises(UserError, match="data.decode=gpu, but torch finds no GPU"):
+                RunData(replace(config, data=replace(config.data, cache_dir="nowhere")), world)
+            resident = replace(config, data=replace(config.data, loader="resident"))
+            RunData(resident, world)
+        else:
+            assert decodes_on_gpu(config, world.device) == expected
