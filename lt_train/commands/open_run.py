@@ -59,6 +59,8 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
 
     Weights as in :func:`open_run`. Collective.
     """
+    if config.engine.cpu_threads:
+        torch.set_num_threads(config.engine.cpu_threads)
     folder = Path(config.run.dir)
     result = read_result(folder)
     counts = Counts.of(torch.tensor(_class_counts(folder, config, result)))

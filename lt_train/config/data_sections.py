@@ -14,7 +14,7 @@ class DataConfig:
     # dali: where images are decoded; cpu: on a GPU's machine too, where its cores have nothing else
     # to do; auto: on the GPU where there is one
     decode: Literal["auto", "gpu", "cpu"] = "auto"
-    decode_threads: int = 0  # DALI threads a rank; 0: the machine's cores shared by its ranks
+    decode_threads: int = 0  # DALI threads a rank; 0: the rank's share of the cores
     eval_batch_size: int = 256  # samples a rank
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
     # the node cache: copy the shards to this local folder first, verified

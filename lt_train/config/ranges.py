@@ -73,6 +73,7 @@ RANGES = {
     "optim.clip_grad_norm": Range("more than 0 or null", lambda value: value > 0),
     "engine.zero_stage": Range("0, 1 or 2", lambda value: 0 <= value <= 3),  # 3: see checks.py
     "engine.accumulate": POSITIVE,
+    "engine.cpu_threads": NOT_NEGATIVE,
     "loss.gamma": NOT_NEGATIVE,
     "loss.max_margin": NOT_NEGATIVE,
     "loss.tau": ANY,

@@ -26,6 +26,7 @@ FREE_KEYS = (
     "engine.name",
     "engine.zero_stage",
     "engine.activation_checkpointing",
+    "engine.cpu_threads",
 )
 # where things lie; a run knows its data wherever they lie, and refuses others
 PLACES = ("data.root", "unlabeled.root", "imports")

@@ -50,6 +50,8 @@ class Trainer:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
+        if config.engine.cpu_threads:
+            torch.set_num_threads(config.engine.cpu_threads)
         self.folder = RunFolder(config, world)
         self.data = RunData(config, world)
         self.train_set = self.data.train_set
