@@ -12,6 +12,7 @@ from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
 from lt_train.console import working
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
+from lt_train.data.run_data import drawn
 from lt_train.distributed import World
 from lt_train.errors import UserError, unreadable
 from lt_train.files import seal, write_atomically
@@ -128,7 +129,10 @@ def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
             f"{config.data.root} has no split '{config.data.train_split}', on which {folder} "
             "was trained; set data.root or data.train_split"
         )
-    return splits[config.data.train_split].class_counts
+    if config.data.max_samples is None:
+        return splits[config.data.train_split].class_counts
+    whole = Manifest(config.data.root, config.data.train_split)
+    return drawn(whole, config.data.max_samples, config.seed).class_counts.tolist()
 
 
 def _load(config: Config, method: Method, checkpoint: Checkpoint | None, best: BestWeights) -> None:

@@ -19,6 +19,9 @@ class DataConfig:
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
     # the node cache: copy the shards to this local folder first, verified
     cache_dir: Optional[str] = None
+    # train on a draw of so many, by the seed, whatever their classes: these keep their shares, more
+    # or less, and rare ones may lose all that they have; an epoch is a pass over the draw
+    max_samples: Optional[int] = None
     # auto: train on features of a frozen backbone that are computed once, where nothing of the
     # training view is random
     features: Literal["auto", "off"] = "auto"

@@ -50,10 +50,15 @@ class RunData:
         return cache_on_node(root, Path(cache), self.world) if cache else root
 
     def manifest(self, split: str) -> Manifest:
-        """A split of the first set, opened once. Collective the first time."""
+        """A split of the first set, opened once; of the training split, what ``data.max_samples``
+        leaves. Collective the first time.
+        """
+        data = self.config.data
         if split not in self._manifests:
-            root = self._roots[self.config.data.root]
-            self._manifests[split] = open_together(root, split, self.world)
+            part = open_together(self._roots[data.root], split, self.world)
+            if split == data.train_split:
+                part = drawn(part, data.max_samples, self.config.seed)
+            self._manifests[split] = part
         return self._manifests[split]
 
     @property
@@ -68,9 +73,7 @@ class RunData:
             return None
         pool = open_together(self._roots[config.root], config.split, self.world)
         pool = _pseudo_labeled(pool, config, self.train_set)
-        if config.max_samples is None or config.max_samples >= len(pool):
-            return pool
-        return pool.subset(_draw(config.max_samples, len(pool), self.config.seed))
+        return drawn(pool, config.max_samples, self.config.seed)
 
     @cached_property
     def train_sets(self) -> list[Manifest]:
@@ -192,6 +195,16 @@ def open_together(root: Path, split: str, world: World) -> Manifest:
     """
     check: Check = "all" if world.local_rank == 0 else "bounds"
     return on_every_rank(lambda: Manifest(root, split, check))
+
+
+def drawn(part: Manifest, max_samples: int | None, seed: int) -> Manifest:
+    """``max_samples`` of a set at random, in their order; all where there are no more, or of None.
+
+    The same for everybody who gives the same seed.
+    """
+    if max_samples is None or max_samples >= len(part):
+        return part
+    return part.subset(_draw(max_samples, len(part), seed))
 
 
 class JoinedBatches:

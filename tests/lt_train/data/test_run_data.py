@@ -24,6 +24,7 @@ from lt_train.data.run_data import RunData, check_bad_samples, decodes_on_gpu
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.optim import Schedule
+from lt_train.training.same_run import data_digests
 from lt_train.training.trainer import Trainer
 from tests.helpers import loading
 from tests.helpers.loading import WHOLE, grey_levels
@@ -98,6 +99,31 @@ def test_a_draw_of_the_pool_is_the_same_every_time_and_of_the_size_asked_for(sma
     other = numbers(RunData(configure(small, pool, max_samples=4, seed=6), World()).unlabeled_set)
     assert drawn == again and len(set(drawn)) == 4 and drawn != other
     assert len(RunData(configure(small, pool, max_samples=99), World()).unlabeled_set) == POOL_SIZE
+
+
+@pytest.mark.parametrize("loader", ["dali", "resident"])
+def test_a_draw_of_the_training_set_is_all_that_is_known_of_it(small, loader):
+    """To sampling, counting, and evaluating on the training split; other splits stay whole."""
+    config = loading.configure(small.root, loader, WHOLE)
+
+    def data_of(max_samples: int | None, seed: int = 5) -> RunData:
+        data = replace(config.data, max_samples=max_samples)
+        return RunData(replace(config, data=data, seed=seed), World())
+
+    data, whole = data_of(9), data_of(None)
+    part = data.train_set
+    keys = [part.key(index) for index in range(9)]
+    assert keys == sorted(set(keys), key=[whole.train_set.key(i) for i in range(23)].index)
+    assert data.positions_per_epoch == len(part) == part.class_counts.sum() == 9
+    seen = torch.cat([batch.sample_id for batch in data.train(0, 9)]).reshape(10, 9)
+    assert all(sorted(epoch) == list(range(9)) for epoch in seen.tolist())
+    evaluated = torch.cat([batch.label for batch in data.evaluate("train")])
+    assert evaluated.tolist() == small.labels[list(map(int, keys))].tolist()
+    assert len(data.manifest("val")) == 23
+    assert data_digests(data) == data_digests(data_of(9)) != data_digests(whole)
+    other = data_of(9, seed=6).train_set
+    assert keys != [other.key(index) for index in range(9)]
+    assert data_digests(data_of(99)) == data_digests(whole)
 
 
 def test_an_epoch_is_a_pass_over_the_labeled_samples(small, pool, tmp_path):
