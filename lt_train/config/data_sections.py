@@ -8,6 +8,9 @@ from typing import Literal, Optional
 class DataConfig:
     root: str = ""  # a folder written by data_prep
     train_split: str = "train"
+    # train on a draw of so many, by the seed, whatever their classes: these keep their shares, more
+    # or less, and rare ones may lose all that they have; an epoch is a pass over the draw
+    max_samples: Optional[int] = None
     val_split: str = "val"  # used for model selection; skipped when the data set has none
     test_split: str = "test"  # evaluated once, after training
     loader: Literal["dali", "resident"] = "dali"
@@ -19,9 +22,6 @@ class DataConfig:
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
     # the node cache: copy the shards to this local folder first, verified
     cache_dir: Optional[str] = None
-    # train on a draw of so many, by the seed, whatever their classes: these keep their shares, more
-    # or less, and rare ones may lose all that they have; an epoch is a pass over the draw
-    max_samples: Optional[int] = None
     # auto: train on features of a frozen backbone that are computed once, where nothing of the
     # training view is random
     features: Literal["auto", "off"] = "auto"

@@ -23,10 +23,10 @@ FREE_KEYS = (
     "data.eval_batch_size",
     "data.cache_dir",
     "data.features",
+    "engine.cpu_threads",
     "engine.name",
     "engine.zero_stage",
     "engine.activation_checkpointing",
-    "engine.cpu_threads",
 )
 # where things lie; a run knows its data wherever they lie, and refuses others
 PLACES = ("data.root", "unlabeled.root", "imports")

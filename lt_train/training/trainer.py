@@ -50,8 +50,6 @@ class Trainer:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world = config, world
-        if config.engine.cpu_threads:
-            torch.set_num_threads(config.engine.cpu_threads)
         self.folder = RunFolder(config, world)
         self.data = RunData(config, world)
         self.train_set = self.data.train_set
@@ -184,6 +182,8 @@ class Trainer:
             self._build(is_new)
 
     def _build(self, is_new: bool) -> None:
+        if self.config.engine.cpu_threads:
+            torch.set_num_threads(self.config.engine.cpu_threads)
         torch.manual_seed(self.config.seed)
         pool = self.data.unlabeled_set
         pseudo = None if pool is None else _class_counts(pool)
