@@ -7,14 +7,18 @@ them, a single process, for which collectives do nothing.
 
 import ctypes
 import gc
+import itertools
 import os
 import re
 import resource
 import signal
+import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from fractions import Fraction
 
 import torch
 import torch.distributed as dist
@@ -41,6 +45,7 @@ class World:
     local_rank: int = 0  # among the ranks of this node
     local_size: int = 1
     device: torch.device = torch.device("cpu")
+    cores: int = 0  # of this rank's own, as ranks of the node have found; 0: nobody has asked them
 
     @property
     def is_main(self) -> bool:
@@ -52,9 +57,14 @@ class World:
 
         Or what Slurm has given it, if that is less.
         """
-        share = len(os.sched_getaffinity(0)) // self.local_size
+        allowed = len(os.sched_getaffinity(0))
+        share = self.cores or allowed // self.local_size
         granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-        return max(1, min(share, int(granted)) if granted.isdecimal() else share)
+        if granted.isdecimal():
+            # of tasks that have not told each other, it says how many cores each has for itself
+            is_task = not self.cores and os.environ.get("SLURM_NTASKS") == str(self.size)
+            share = min(allowed if is_task else share, int(granted))
+        return max(1, share)
 
     def barrier(self) -> None:
         """Wait for all ranks.
@@ -132,14 +142,45 @@ def start(join: bool = True) -> World:
     place = read_environment()
     world = World(device=_pick_device(place["local_rank"], place["local_size"]), **place)
     if world.device.type == "cpu":
-        # torchrun's default is one thread a rank, whatever the machine has
-        torch.set_num_threads(world.cpu_threads)
         _keep_freed_memory()
-    if join and world.size > 1 and not dist.is_initialized():
-        _join(world)
-        bearable = SILENCE * 60 * _timeout_minutes()
-        heartbeat.begin(_get_default_store(), world.rank, world.size, bearable)
+    if join and world.size > 1:
+        if not dist.is_initialized():
+            _join(world)
+            bearable = SILENCE * 60 * _timeout_minutes()
+            heartbeat.begin(_get_default_store(), world.rank, world.size, bearable)
+        world = replace(world, cores=_own_cores(world))
+    # torch would take one thread a rank under torchrun, elsewhere one a core on every rank
+    torch.set_num_threads(_threads_of_environment() or world.cpu_threads)
     return world
+
+
+def _own_cores(world: World) -> int:
+    """This rank's cores, at least 1: one that k ranks of the node may use counts as a k-th.
+
+    Launchers bind each rank to cores of its own (srun, taskset, numactl), bind those of a socket
+    alike, or none. What each has done is seen by the sets that ranks may use alone: a set that is
+    smaller than the node's may as well be a container's, which all of them share. So they tell each
+    other. Collective.
+    """
+    told: list = [None] * world.size
+    dist.all_gather_object(told, (socket.gethostname(), os.sched_getaffinity(0)))
+    host, own = told[world.rank]
+    of_node = [cores for name, cores in told if name == host]
+    if len(of_node) != world.local_size:  # containers with names of their own
+        return max(1, len(own) // world.local_size)
+    users = Counter(itertools.chain.from_iterable(of_node))
+    return max(1, int(sum(Fraction(1, users[core]) for core in own)))
+
+
+def _threads_of_environment() -> int:
+    """OMP_NUM_THREADS, where somebody has set it; else 0.
+
+    torchrun sets it to 1 for several ranks if nobody has, whatever the machine has, so that a 1
+    says nothing there.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # the rest is of nested threads
+    threads = int(text) if text.isdecimal() else 0
+    return 0 if threads == 1 and "TORCHELASTIC_RUN_ID" in os.environ else threads
 
 
 def _leave_with_launcher() -> None:

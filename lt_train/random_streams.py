@@ -20,7 +20,7 @@ class Stream(IntEnum):
     SHUFFLE = 4  # MoCo's shuffled batch norm
     STEP = 5  # torch's own generator
     SECOND_SET = 6  # the seed of the second set's order and augmentation
-    SUBSET = 7  # unlabeled.max_samples
+    SUBSET = 7  # max_samples of data and of unlabeled
     CLASS = 8  # samplers by class shares: the class at a position
     SAMPLE = 9  # ... and one of its samples
     MIXUP = 10  # mixup and CutMix

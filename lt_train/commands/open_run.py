@@ -12,6 +12,7 @@ from lt_train.config.schema import METHODS, Config, UnlabeledConfig, code_of
 from lt_train.console import working
 from lt_train.data.dataset import read_dataset
 from lt_train.data.manifest import Manifest
+from lt_train.data.run_data import drawn
 from lt_train.distributed import World
 from lt_train.errors import UserError, unreadable
 from lt_train.files import seal, write_atomically
@@ -61,6 +62,8 @@ def open_method(config: Config, world: World, step: int | None = None) -> Method
 
     Weights as in :func:`open_run`. Collective.
     """
+    if config.engine.cpu_threads:
+        torch.set_num_threads(config.engine.cpu_threads)
     folder = Path(config.run.dir)
     result = read_result(folder)
     counts = Counts.of(torch.tensor(_class_counts(folder, config, result)))
@@ -128,7 +131,10 @@ def _class_counts(folder: Path, config: Config, result: dict) -> list[int]:
             f"{config.data.root} has no split '{config.data.train_split}', on which {folder} "
             "was trained; set data.root or data.train_split"
         )
-    return splits[config.data.train_split].class_counts
+    if config.data.max_samples is None:
+        return splits[config.data.train_split].class_counts
+    whole = Manifest(config.data.root, config.data.train_split)
+    return drawn(whole, config.data.max_samples, config.seed).class_counts.tolist()
 
 
 def _load(config: Config, method: Method, checkpoint: Checkpoint | None, best: BestWeights) -> None:

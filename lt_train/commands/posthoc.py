@@ -29,7 +29,7 @@ from lt_train.methods.metrics import Accuracy, class_means, collect_features
 from lt_train.training.precision import autocast
 from lt_train.training.preface import tell_evaluation
 
-OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=")
+OTHER_DATA = ("data.root=", "data.train_split=", "data.test_split=", "data.max_samples=")
 TAUS = [round(0.1 * step, 1) for step in range(21)]
 SHOWN = {  # metrics in the printed table, and their columns
     "top1": "top-1",

@@ -8,10 +8,16 @@ from typing import Literal, Optional
 class DataConfig:
     root: str = ""  # a folder written by data_prep
     train_split: str = "train"
+    # train on a draw of so many, by the seed, whatever their classes: these keep their shares, more
+    # or less, and rare ones may lose all that they have; an epoch is a pass over the draw
+    max_samples: Optional[int] = None
     val_split: str = "val"  # used for model selection; skipped when the data set has none
     test_split: str = "test"  # evaluated once, after training
     loader: Literal["dali", "resident"] = "dali"
-    decode_threads: int = 0  # DALI threads a rank; 0: the machine's cores shared by its ranks
+    # dali: where images are decoded; cpu: on a GPU's machine too, where its cores have nothing else
+    # to do; auto: on the GPU where there is one
+    decode: Literal["auto", "gpu", "cpu"] = "auto"
+    decode_threads: int = 0  # DALI threads a rank; 0: the rank's share of the cores
     eval_batch_size: int = 256  # samples a rank
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
     # the node cache: copy the shards to this local folder first, verified

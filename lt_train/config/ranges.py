@@ -33,6 +33,7 @@ RANGES = {
     "run.checkpoint_minutes": POSITIVE,
     "run.keep_checkpoints": POSITIVE,
     "run.evaluate_every": POSITIVE,
+    "data.max_samples": Range("at least 1 or null", lambda value: value >= 1),
     "data.decode_threads": NOT_NEGATIVE,
     "data.eval_batch_size": POSITIVE,
     "data.max_bad_share": SHARE,
@@ -74,6 +75,7 @@ RANGES = {
     "optim.clip_grad_norm": Range("more than 0 or null", lambda value: value > 0),
     "engine.zero_stage": Range("0, 1 or 2", lambda value: 0 <= value <= 3),  # 3: see checks.py
     "engine.accumulate": POSITIVE,
+    "engine.cpu_threads": NOT_NEGATIVE,
     "loss.gamma": NOT_NEGATIVE,
     "loss.max_margin": NOT_NEGATIVE,
     "loss.tau": ANY,

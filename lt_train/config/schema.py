@@ -120,6 +120,8 @@ class EngineConfig:
     accumulate: int = 1
     # keep only what goes into a backbone's blocks, and compute them again in the backward pass
     activation_checkpointing: bool = False
+    # torch's threads on the CPU, of a rank; 0: OMP_NUM_THREADS, or the rank's share of the cores
+    cpu_threads: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""DALI loader: decodes JPEG, PNG, ... on the GPU where there is one, else on the CPU.
+"""DALI loader: decodes JPEG, PNG, ... on the GPU or on the CPU.
 
 The graph is the same. It is fed bytes and per-sample parameters and draws nothing itself: decode
 the part of the image that any view needs, then one antialiased resize per view straight from its
@@ -12,11 +12,13 @@ against 1.27 ms for 270 x 370 -> 224 x 224).
 
 import itertools
 import re
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from torch.nn import functional as F
 
 from lt_train.data.augment import View
 from lt_train.data.batch import Batch
-from lt_train.data.batch_plan import BatchPlan, EncodedBatch, read_batch
+from lt_train.data.batch_plan import NONE_FAILED, BatchPlan, EncodedBatch, read_batch
 from lt_train.data.decoder import TINY, Decoder, decoded, reason_of
 from lt_train.data.pixels import Scale, normalize
 from lt_train.distributed import rank_share
@@ -35,24 +37,32 @@ OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|cudaError|CUDA runtime", re
 # output pixels; how far beyond a box an antialiased resize looks, with one to spare
 CONTEXT = {"bilinear": 2, "bicubic": 3}
 BY_DALI = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+AHEAD = 4  # batches that are prepared before DALI asks, each by a thread: disks may be far away
+READER = "read_batch"  # how those threads are called
 
 
 class DaliLoader:
     """Iterates the batches of ``plan`` once.
 
-    DALI decodes two batches ahead in ``threads`` threads of its own.
+    DALI decodes two batches ahead in ``threads`` threads of its own, ``on_gpu`` or else on the CPU:
+    there, crops are uint8 when they go to ``device``.
     """
 
-    def __init__(self, plan: BatchPlan, device: torch.device, threads: int, scale: Scale):
+    def __init__(
+        self, plan: BatchPlan, device: torch.device, threads: int, scale: Scale, on_gpu: bool
+    ):
         self.plan, self.device, self.threads, self.scale = plan, device, threads, scale
+        self.on_gpu = on_gpu
 
     def __iter__(self) -> Iterator[Batch]:
-        on_gpu = self.device.type == "cuda"
-        source = _Source(self.plan, whole=on_gpu)
-        by_dali = on_gpu or not self.plan.replace_bad  # evaluation's boxes may be fractional
+        with closing(_Source(self.plan, whole=self.on_gpu)) as source:
+            yield from self._batches(source)
+
+    def _batches(self, source: "_Source") -> Iterator[Batch]:
+        by_dali = self.on_gpu or not self.plan.replace_bad  # evaluation's boxes may be fractional
         resize = _resize_by_dali if by_dali else _TorchResize(self.threads)
         pipeline = self._pipeline(source, resize)
-        stream = torch.cuda.current_stream() if on_gpu else None
+        stream = torch.cuda.current_stream() if self.on_gpu else None
         while True:
             try:
                 outputs = pipeline.run(stream)
@@ -65,29 +75,34 @@ class DaliLoader:
                 continue
             planned = source.planned.popleft()
             sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
+            labels = manifest.labels[sample_ids].astype(np.int64)
             yield Batch(
-                # `normalize` copies to float, so DALI may reuse its memory for the next run
+                # pinning and `normalize` copy, so DALI may reuse its memory for the next run
                 views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
-                label=self._upload(manifest.labels[sample_ids].astype(np.int64)),
-                sample_id=self._upload(sample_ids),
+                label=self._uploaded(torch.from_numpy(labels)),
+                sample_id=self._uploaded(torch.from_numpy(sample_ids)),
                 place=planned.encoded.places,
                 is_labeled=manifest.is_labeled(sample_ids),
             )
 
     def _pipeline(self, source: "_Source", resize: Callable):
-        on_gpu = self.device.type == "cuda"
         pipeline = _pipeline(
             source,
             self.plan,
             resize,
-            "mixed" if on_gpu else "cpu",
             batch_size=self.plan.max_batch,
             num_threads=self.threads,
-            device_id=self.device.index if on_gpu else None,
+            **self._place(),
             prefetch_queue_depth=2,
         )
         pipeline.build()
         return pipeline
+
+    def _place(self) -> dict[str, Any]:
+        """Where a graph decodes, as DALI calls it."""
+        if self.on_gpu:
+            return {"device": "mixed", "device_id": self.device.index}
+        return {"device": "cpu", "device_id": None}
 
     def _found_undecodable(self, source: "_Source", error: RuntimeError) -> bool:
         """Whether images are to blame for ``error``: DALI names none, or not by its sample id.
@@ -96,14 +111,13 @@ class DaliLoader:
         """
         if OUT_OF_MEMORY.search(str(error)):
             return False
-        on_gpu = self.device.type == "cuda"
-        decoder = Decoder(1, "mixed" if on_gpu else "cpu", self.device.index if on_gpu else None)
+        decoder = Decoder(1, **self._place())
         found = False
         for planned in source.planned:
             for place, sample_id, reason in _undecodable(planned, decoder):
                 decoder([TINY])  # where this fails too, something else is at fault
                 self.plan.manifest.count_bad(sample_id, f"it does not decode: {reason}")
-                source.failed[planned.index].setdefault(place, set()).add(sample_id)
+                source.count_failed(planned.index, place, sample_id)
                 found = True
         if found:
             source.go_back()
@@ -111,15 +125,16 @@ class DaliLoader:
 
     def _normalized(self, output, view: View) -> torch.Tensor:
         colour, cutout = (
-            None if drawn is None else self._upload(drawn) for drawn in (view.colour, view.cutout)
+            None if drawn is None else self._uploaded(torch.from_numpy(drawn))
+            for drawn in (view.colour, view.cutout)
         )
-        pixels = torch.from_dlpack(output.as_tensor())
+        pixels = self._uploaded(torch.from_dlpack(output.as_tensor()))
         with torch.autocast(self.device.type, enabled=False):  # of whoever evaluates in bf16
             return normalize(pixels, self.scale, colour, view.operations, cutout)
 
-    def _upload(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
+    def _uploaded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, without waiting for it: by way of pinned memory, which torch keeps."""
+        if tensor.device.type == self.device.type:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
@@ -135,26 +150,40 @@ class _Planned:
 
 
 class _Source:
-    """Feeds the graph.
+    """Feeds the graph with batches that threads prepare ahead: read, checked and drawn.
 
-    DALI asks ahead, so what does not pass through the graph waits in ``planned``, first in,
-    first out. ``failed``: by batch and place in it, the samples that did not decode there. Another
-    part of the same image may decode: were it then left out as well, what is trained on would
-    depend on what this process happened to see before.
+    DALI asks for a batch on the thread that waits for one, before it starts any of its work. What
+    does not pass through the graph waits in ``planned``, first in, first out. ``failed``: by batch
+    and place in it, the samples that did not decode there. Another part of the same image may
+    decode: were it then left out as well, what is trained on would depend on what this process
+    happened to see before.
     """
 
     def __init__(self, plan: BatchPlan, whole: bool):
         self.plan, self.whole = plan, whole
         self.indices = iter(plan.batches)
+        self.ahead: deque[Future[_Planned]] = deque()
         self.planned: deque[_Planned] = deque()
-        self.failed: defaultdict[int, dict[int, set[int]]] = defaultdict(dict)
+        self.failed: dict[int, dict[int, set[int]]] = {}
+        self.pool = ThreadPoolExecutor(AHEAD, READER)
 
     def __call__(self, _batch_info) -> list:
-        index = next(self.indices)
-        encoded = read_batch(self.plan, index, self.failed[index])
-        while not encoded.contents:  # evaluation may leave out a whole batch of damaged samples
-            index = next(self.indices)
-            encoded = read_batch(self.plan, index, self.failed[index])
+        planned = self._next()
+        while not planned.encoded.contents:  # evaluation may leave out a whole batch of damaged
+            planned = self._next()
+        self.planned.append(planned)
+        return planned.inputs
+
+    def _next(self) -> "_Planned":
+        """The next batch; what reading it has raised comes up here, when it is its turn."""
+        for index in itertools.islice(self.indices, AHEAD - len(self.ahead)):
+            self.ahead.append(self.pool.submit(self._prepared, index))
+        if not self.ahead:
+            raise StopIteration
+        return self.ahead.popleft().result()
+
+    def _prepared(self, index: int) -> "_Planned":
+        encoded = read_batch(self.plan, index, self.failed.get(index, NONE_FAILED))
         views = self.plan.views(range(index, index + 1), encoded.sample_ids)
         manifest = self.plan.manifest
         sides = manifest.heights[encoded.sample_ids], manifest.widths[encoded.sample_ids]
@@ -163,13 +192,22 @@ class _Source:
         inputs = [encoded.contents] if self.whole else [encoded.contents, start, stop - start]
         for view, blur in zip(views, self.plan.blurs):
             inputs += _view_inputs(view, start, blur)
-        self.planned.append(_Planned(index, encoded, views, inputs))
-        return inputs
+        return _Planned(index, encoded, views, inputs)
+
+    def count_failed(self, batch: int, place: int, sample_id: int) -> None:
+        self.failed.setdefault(batch, {}).setdefault(place, set()).add(sample_id)
 
     def go_back(self) -> None:
-        """To the first batch that is not done."""
+        """To the first batch that is not done; what was prepared of those after it is of no use."""
+        for batch in self.ahead:
+            batch.cancel()
+        self.ahead.clear()
         self.indices = iter(range(self.planned[0].index, self.plan.batches.stop))
         self.planned.clear()
+
+    def close(self) -> None:
+        """End the threads, each after the batch that it is at: nobody waits for a disk then."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _undecodable(planned: _Planned, decoder: Decoder) -> Iterator[tuple[int, int, str]]:

@@ -15,8 +15,9 @@ unlabeled images. Shards are read by offset, never extracted. NumPy and Arrow on
 import copy
 import functools
 import logging
+import threading
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -45,6 +46,7 @@ from lt_train.data.tables import (
 from lt_train.errors import UserError
 
 MANY_SHOT, FEW_SHOT = 100, 20  # training images a class: more than / fewer than (Liu et al. 2019)
+COUNTING = threading.Lock()  # of damaged samples, which several threads may meet at once
 Check = Literal["all", "bounds", "nothing"]  # of the tables of a split
 log = logging.getLogger(__name__)
 
@@ -202,17 +204,19 @@ class Manifest:
             )
         return functools.reduce(take, self._picks, self._table[name].to_numpy())
 
-    def read(self, sample_id: int) -> np.ndarray | None:
+    def read(self, sample_id: int, at_random: bool = False) -> np.ndarray | None:
         """The encoded image as (size,) uint8, or None if it is damaged.
 
         Then ``bad`` says why. Checksum, and size in pixels, are compared the first time, so that no
-        decoder ever sees bytes that data_prep did not. Threads may read at once.
+        decoder ever sees bytes that data_prep did not. Threads may read at once. ``at_random``: see
+        :meth:`ShardFiles.read`.
         """
         sample_id = int(sample_id)
         if sample_id in self._rejected:
             return None
         columns = self._shard, self._offset, self._size
-        content = self._files.read(*(int(column[sample_id]) for column in columns))
+        place = (int(column[sample_id]) for column in columns)
+        content = self._files.read(*place, at_random)
         if content is None:
             return self.reject(sample_id, "the shard is truncated")
         if not self._verified[sample_id]:
@@ -231,19 +235,25 @@ class Manifest:
         """Like :meth:`read`; in place of a damaged sample, or one of ``without``, the next intact
         one of its class.
         """
+        for candidate in self._candidates(int(sample_id)):
+            content = None if candidate in without else self.read(candidate, at_random=True)
+            if content is not None:
+                return candidate, content
+        label = self.labels[sample_id]
+        what = "" if label == UNLABELED else f" of class '{self.classes[label]}'"
+        raise UserError(f"every sample{what} in {self.root}/{self.split} is damaged")
+
+    def _candidates(self, sample_id: int) -> Iterator[int]:
+        """It and all that may stand in for it; others are looked up once one is wanted."""
+        yield sample_id
         label = self.labels[sample_id]
         if label == UNLABELED:
-            ids, first = range(len(self)), int(sample_id)
+            ids, first = range(len(self)), sample_id
         else:
             ids = self.class_ids[self.class_offsets[label] : self.class_offsets[label + 1]]
             first = int(np.searchsorted(ids, ids.dtype.type(sample_id)))
-        for step in range(len(ids)):
-            candidate = int(ids[(first + step) % len(ids)])
-            content = None if candidate in without else self.read(candidate)
-            if content is not None:
-                return candidate, content
-        what = "" if label == UNLABELED else f" of class '{self.classes[label]}'"
-        raise UserError(f"every sample{what} in {self.root}/{self.split} is damaged")
+        for step in range(1, len(ids)):
+            yield int(ids[(first + step) % len(ids)])
 
     def reject(self, sample_id: int, reason: str) -> None:
         """Not to be read again, whoever asks: a matter of its bytes alone."""
@@ -252,9 +262,10 @@ class Manifest:
 
     def count_bad(self, sample_id: int, reason: str) -> None:
         """Name and count a sample that could not be used, once; it may still be read."""
-        if sample_id in self.bad:
-            return
-        self.bad[sample_id] = reason
+        with COUNTING:
+            if sample_id in self.bad:
+                return
+            self.bad[sample_id] = reason
         path = self.paths[self._shard[sample_id]]
         log.warning(
             "bad sample %s in %s (sample_id %d): %s", self.key(sample_id), path, sample_id, reason

@@ -39,6 +39,7 @@ class RunData:
             raise UserError(
                 "data.root is not set: name a folder that python -m data_prep has written"
             )
+        decodes_on_gpu(config, world.device)  # or refuses before anything takes time
         self._manifests: dict[str, Manifest] = {}
         self._resident: dict[int, torch.Tensor] = {}
         roots = [root for root in (config.data.root, config.unlabeled.root) if root]
@@ -49,10 +50,15 @@ class RunData:
         return cache_on_node(root, Path(cache), self.world) if cache else root
 
     def manifest(self, split: str) -> Manifest:
-        """A split of the first set, opened once. Collective the first time."""
+        """A split of the first set, opened once; of the training split, what ``data.max_samples``
+        leaves. Collective the first time.
+        """
+        data = self.config.data
         if split not in self._manifests:
-            root = self._roots[self.config.data.root]
-            self._manifests[split] = open_together(root, split, self.world)
+            part = open_together(self._roots[data.root], split, self.world)
+            if split == data.train_split:
+                part = drawn(part, data.max_samples, self.config.seed)
+            self._manifests[split] = part
         return self._manifests[split]
 
     @property
@@ -67,9 +73,7 @@ class RunData:
             return None
         pool = open_together(self._roots[config.root], config.split, self.world)
         pool = _pseudo_labeled(pool, config, self.train_set)
-        if config.max_samples is None or config.max_samples >= len(pool):
-            return pool
-        return pool.subset(_draw(config.max_samples, len(pool), self.config.seed))
+        return drawn(pool, config.max_samples, self.config.seed)
 
     @cached_property
     def train_sets(self) -> list[Manifest]:
@@ -193,6 +197,16 @@ def open_together(root: Path, split: str, world: World) -> Manifest:
     return on_every_rank(lambda: Manifest(root, split, check))
 
 
+def drawn(part: Manifest, max_samples: int | None, seed: int) -> Manifest:
+    """``max_samples`` of a set at random, in their order; all where there are no more, or of None.
+
+    The same for everybody who gives the same seed.
+    """
+    if max_samples is None or max_samples >= len(part):
+        return part
+    return part.subset(_draw(max_samples, len(part), seed))
+
+
 class JoinedBatches:
     """Batches made of one batch of each of two loaders, the first one's samples first.
 
@@ -226,11 +240,20 @@ def make_loader(
         from lt_train.data.dali_loader import DaliLoader
 
         threads = config.data.decode_threads or world.cpu_threads
-        return DaliLoader(plan, world.device, threads, scale_of(config.model))
+        on_gpu = decodes_on_gpu(config, world.device)
+        return DaliLoader(plan, world.device, threads, scale_of(config.model), on_gpu)
     from lt_train.data.resident_loader import ResidentLoader
 
     images = read_resident(plan.manifest, config, world) if resident is None else resident
     return ResidentLoader(plan, images, _padding(config), scale_of(config.model))
+
+
+def decodes_on_gpu(config: Config, device: torch.device) -> bool:
+    """Whether images are decoded on the GPU, as ``data.decode`` and this rank's device say."""
+    data, has_gpu = config.data, device.type == "cuda"
+    if data.loader == "dali" and data.decode == "gpu" and not has_gpu:
+        raise UserError("data.decode=gpu, but torch finds no GPU here: set data.decode to auto")
+    return has_gpu and data.decode != "cpu"
 
 
 def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Tensor:

@@ -8,6 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,10 @@ except ImportError:  # a system without such limits
 SETS_AT_ONCE = 4  # training, validation and test images, and a second set
 FOR_OTHERS = 64  # descriptors of the rest of the process
 MOST_OPEN, FEWEST_OPEN = 4096, 4  # of one set
+# bytes of an image from which on its neighbours are not worth reading with it. On a local disk, of
+# shards of which 60 % were read in random order, 97 KB were read for an image of 94 KB, not 130, in
+# the same time; with images of 3 KB, though, read-ahead made the first pass 2.4 times as fast
+LARGE = 1 << 15
 
 
 class ShardFiles:
@@ -35,7 +40,8 @@ class ShardFiles:
         self._start()
 
     def _start(self) -> None:
-        self._open: OrderedDict[int, _File] = OrderedDict()  # by shard, the latest used last
+        # by shard, and whether what is beside an image is of no use; the latest used last
+        self._open: OrderedDict[tuple[int, bool], _File] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
@@ -44,14 +50,15 @@ class ShardFiles:
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
 
-    def read(self, shard: int, start: int, size: int) -> np.ndarray | None:
+    def read(self, shard: int, start: int, size: int, at_random: bool = False) -> np.ndarray | None:
         """``size`` bytes from ``start`` of a shard, as (size,) uint8; None if it ends before.
 
-        A :class:`UserError` if it cannot be read at all.
+        A :class:`UserError` if it cannot be read at all. ``at_random``: whoever reads goes to and
+        fro, so that the system should read large images alone, and not ahead.
         """
         path = self.paths[shard]
         try:
-            file = self._file(shard)
+            file = self._file(shard, at_random and size >= LARGE)
             content = np.empty(size, np.uint8)
             rest = memoryview(content)
             while rest:
@@ -67,24 +74,24 @@ class ShardFiles:
             ) from error
         return content
 
-    def _file(self, shard: int) -> "_File":
+    def _file(self, shard: int, alone: bool) -> "_File":
         with self._lock:
-            file = self._open.pop(shard, None)
+            file = self._open.pop((shard, alone), None)
             if file is None:
-                file = self._opened(self.paths[shard])
-            self._open[shard] = file
+                file = self._opened(self.paths[shard], alone)
+            self._open[shard, alone] = file
             while len(self._open) > most_open():
                 self._open.popitem(last=False)
         return file
 
-    def _opened(self, path: Path) -> "_File":
+    def _opened(self, path: Path, alone: bool) -> "_File":
         try:
-            return _File(path)
+            return _File(path, alone)
         except OSError as error:
             if error.errno != errno.EMFILE or not self._open:
                 raise
         self._open.clear()  # others have taken more than was left for them
-        return _File(path)
+        return _File(path, alone)
 
 
 class _File:
@@ -92,9 +99,12 @@ class _File:
     another one has closed to make room.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, alone: bool):
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY)
+        if alone and hasattr(os, "posix_fadvise"):  # not on macOS
+            with suppress(OSError):  # of a file system that takes no advice
+                os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
     def __del__(self):
         if self.descriptor >= 0:

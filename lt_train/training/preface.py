@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 def tell_data(data: RunData, splits: Iterable[str]) -> None:
     """The sets that are trained on, and the ``splits`` that will be evaluated."""
     first, second = data.train_set, data.unlabeled_set
-    parts = [f"{first.split} {describe(first)}", *(_count(data, split) for split in splits)]
+    parts = [
+        f"{first.split} {describe(first)}{_of_all(first)}",
+        *(_count(data, split) for split in splits),
+    ]
     rejected = first.dataset.splits[first.split].rejected
     if rejected:
         parts.append(f"{rejected:,} left out by data_prep, see rejected.jsonl")
@@ -110,13 +113,17 @@ def describe(manifest: Manifest) -> str:
     )
 
 
+def _of_all(part: Manifest) -> str:
+    whole = part.dataset.splits[part.split].samples
+    return f", of {whole:,} that there are" if len(part) < whole else ""
+
+
 def _describe_second(config: Config, pool: Manifest) -> str:
-    unlabeled, whole = config.unlabeled, pool.dataset.splits[pool.split].samples
-    of_all = f", of {whole:,} that there are" if len(pool) < whole else ""
+    unlabeled = config.unlabeled
     labels = f"; labels from {unlabeled.label_column}" if unlabeled.label_column else ""
     share = config.global_batch_size - labeled_batch(config)
     use = f"{share} of each batch" if share else "sampled with the first set as one"
-    return f"{unlabeled.root}, {pool.split} {describe(pool)}{of_all}{labels}; {use}"
+    return f"{unlabeled.root}, {pool.split} {describe(pool)}{_of_all(pool)}{labels}; {use}"
 
 
 def _count(data: RunData, split: str) -> str:

@@ -184,6 +184,8 @@ class Trainer:
             self._build(is_new)
 
     def _build(self, is_new: bool) -> None:
+        if self.config.engine.cpu_threads:
+            torch.set_num_threads(self.config.engine.cpu_threads)
         torch.manual_seed(self.config.seed)
         pool = self.data.unlabeled_set
         pseudo = None if pool is None else _class_counts(pool)

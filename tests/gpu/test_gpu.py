@@ -63,8 +63,10 @@ def settings_of(root: Path, folder: Path) -> list[str]:
     return [f"data.root={root}", f"run.dir={folder}", "run.log_every=1", "global_batch_size=32"]
 
 
-def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
-    config = configure(demo_root)
+# nvJPEG's chroma upsampling is not libjpeg-turbo's: a little further off than on the CPU
+@pytest.mark.parametrize(("decode", "allowed"), [("auto", 1.5), ("gpu", 1.5), ("cpu", 0.3)])
+def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root, decode, allowed):
+    config = configure(demo_root, f"data.decode={decode}")
     data, view = RunData(config, GPU), config.eval_view
     resize, crop = transforms.Resize(view.resize), transforms.CenterCrop(view.size)
     manifest, differences = data.manifest("val"), []
@@ -75,18 +77,19 @@ def test_validation_pixels_on_the_gpu_follow_torchvision(demo_root):
             theirs = np.asarray(crop(resize(image)), np.float64)
             differences.append(np.abs(ours - theirs).mean())
     assert len(differences) == len(manifest)
-    # nvJPEG's chroma upsampling is not libjpeg-turbo's: a little further off than on the CPU
-    assert np.mean(differences) < 1.5
+    assert np.mean(differences) < allowed
 
 
-def test_training_views_do_not_depend_on_the_device(demo_root):
-    config = configure(demo_root, "method=moco", "view.jitter=[0.4,0.4,0.4,0.1]")
+@pytest.mark.parametrize(("decode", "allowed"), [("auto", 3), ("cpu", 0.01)])
+def test_training_views_do_not_depend_on_the_device(demo_root, decode, allowed):
+    jitter = "view.jitter=[0.4,0.4,0.4,0.1]"
+    config = configure(demo_root, "method=moco", jitter, f"data.decode={decode}")
     on_cpu, on_gpu = (first_batch(config, world, step=3) for world in (World(), GPU))
     assert torch.equal(on_cpu.sample_id, on_gpu.sample_id.cpu())
     assert on_cpu.place.tolist() == on_gpu.place.tolist()
     assert on_cpu.is_labeled.tolist() == on_gpu.is_labeled.tolist()
     for ours, theirs in zip(on_cpu.views, on_gpu.views, strict=True):
-        assert np.abs(pixels(ours) - pixels(theirs)).mean() < 3
+        assert np.abs(pixels(ours) - pixels(theirs)).mean() < allowed
 
 
 def test_rand_augment_does_not_depend_on_the_device():

@@ -43,6 +43,13 @@ def test_a_checkpoints_metrics_are_those_that_training_has_logged(step, copied):
     assert read(copied, "evaluation.json")["step"] == step
 
 
+def test_torch_computes_in_as_many_threads_as_the_config_says(copied):
+    before = torch.get_num_threads()
+    evaluated(copied, "engine.cpu_threads=3")
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
+
+
 def test_another_set_of_the_same_classes_needs_no_training_split(copied, prepare):
     labels = np.repeat(np.arange(CLASSES), 5)
     other = prepare({"test": (images(labels, 5), labels)})

@@ -5,9 +5,10 @@ import shutil
 import pytest
 import torch
 
-from lt_train.commands.open_run import state_digest
+from lt_train.commands.open_run import open_run, state_digest
 from lt_train.config.load import load_config
 from lt_train.config.schema import Config, ModelConfig, UnlabeledConfig
+from lt_train.distributed import World
 from tests.helpers.commands import evaluated, logged, read, refused, run, scalars, words
 from tests.helpers.small_methods import new_method
 
@@ -17,6 +18,18 @@ def test_an_unfinished_run_is_evaluated_at_its_newest_checkpoint(copied):
         (copied / name).unlink()
     shutil.rmtree(copied / "checkpoints" / "step-00000020")
     assert scalars(evaluated(copied)["val"]) == logged(copied, "val", 15)
+
+
+def test_a_run_on_a_draw_is_known_to_be_one_before_it_is_finished(tinted, tmp_path, capsys):
+    """By the draw's own numbers of images a class."""
+    folder = tmp_path / "run"
+    run(*words("classifier_cifar10_lt", tinted, folder, "max_steps=5", "data.max_samples=20"))
+    assert "train 20 images of 4 classes" in capsys.readouterr().err
+    result = read(folder)
+    assert sum(result["class_counts"]) == result["train_samples"] == 20
+    (folder / "result.json").unlink()
+    _, method = open_run(folder, [], World())
+    assert method.class_counts.tolist() == result["class_counts"]
 
 
 def test_without_checkpoints_the_exported_weights_serve(copied):

@@ -61,6 +61,7 @@ from lt_train.errors import UserError
         # two data sets
         (["unlabeled.share=1.0"], "unlabeled.share must be more than 0 and less than 1"),
         (["unlabeled.max_samples=0"], "unlabeled.max_samples must be at least 1"),
+        (["data.max_samples=0"], "data.max_samples must be at least 1"),
         (["unlabeled.root=pool"], "the method classifier takes one data set"),
         (["method=sourcing"], "the method sourcing trains on two data sets: set unlabeled.root"),
         (["method=semi"], "the method semi trains on two data sets: set unlabeled.root"),

@@ -17,6 +17,10 @@ NAME = "classifier_demo"
         (["seed=1", "optim.lr=5e-2"], ",optim.lr=0.05,seed=1"),
         (["optim.lr=0.05", "seed=3", "seed=1"], ",optim.lr=0.05,seed=1"),
         (["optim={lr: 0.05}", "epochs=2.0"], ",epochs=2,optim.lr=0.05"),
+        (
+            ["data.max_samples=100", "engine.cpu_threads=2", "data.decode=cpu"],
+            ",data.max_samples=100",
+        ),
         (["seed=1", "+ldam_drw", "+ce"], "+ldam_drw+ce,seed=1"),
         (["optim.step_epochs=[160, 180.5]"], ",optim.step_epochs=160-180.5"),
         (

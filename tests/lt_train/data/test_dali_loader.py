@@ -18,6 +18,7 @@ from lt_train.data.pixels import IMAGENET, normalize
 from lt_train.distributed import World
 from tests.helpers.loading import (
     WHOLE,
+    assert_same_batches,
     by_pillow,
     configure,
     drawn,
@@ -125,3 +126,26 @@ def test_whole_images_as_the_gpu_decodes_them_give_the_same_views(demo_root):
         whole = replace(batch, views=views)
         for index in range(2):
             assert np.abs(grey_levels([whole], index) - grey_levels([batch], index)).mean() < 0.5
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_gpus_images_can_be_decoded_on_the_cpu(demo_root, monkeypatch, split):
+    """By the CPU's own graph; what goes to the GPU of a view is its crops, a byte a value."""
+    view = ViewConfig(size=48, jitter=(0.4, 0.4, 0.4, 0.1), cutout=0.5)
+    config = configure(demo_root, "dali", view)
+    with_gpu = World(device=torch.device("cuda", 0))
+    sent: list[torch.Tensor] = []
+
+    def note(_loader, tensor: torch.Tensor) -> torch.Tensor:
+        sent.append(tensor)
+        return tensor
+
+    own = train(config, last=2) if split == "train" else evaluate(config)
+    monkeypatch.setattr(dali_loader.DaliLoader, "_uploaded", note)
+    config = replace(config, data=replace(config.data, decode="cpu"))
+    there = train(config, with_gpu, last=2) if split == "train" else evaluate(config, with_gpu)
+    assert_same_batches(own, there)
+    crops = [tensor for tensor in sent if tensor.dtype == torch.uint8]
+    assert sum(map(len, crops)) == sum(map(len, own)) and crops[0].shape[3] == 3
+    assert {tensor.dtype for tensor in sent} <= {torch.uint8, torch.int64, torch.float32}
+    assert max(tensor.numel() for tensor in sent if tensor.dtype != torch.uint8) <= 18 * 10

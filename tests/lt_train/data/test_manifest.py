@@ -5,7 +5,10 @@ import logging
 import os
 import pickle
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +342,42 @@ def test_a_subset_replaces_by_its_own_samples(mixed, damaged_copy):
 def pool(prepare, ten_images) -> Path:
     """Ten images without labels in shards of three."""
     return prepare({"train": (ten_images, [UNLABELED] * 10)}, classes=2, samples_per_shard=3)
+
+
+def test_who_stands_in_is_looked_up_once_somebody_must(mixed, damaged_copy):
+    """A class index of millions is made for no intact sample, large images are read alone."""
+    bad, other = sample_ids(Manifest(mixed, "train"), 0)[:2]
+    part = Manifest(damaged_copy(mixed, [bad]), "train").subset(np.arange(10))
+    read, asked = part._files.read, []
+    part._files.read = lambda *place: asked.append(place[-1]) or read(*place)
+    part.read_or_replace(other)
+    assert "class_ids" not in vars(part)
+    assert part.read_or_replace(bad)[0] == other and "class_ids" in vars(part)
+    part.read(other)
+    assert asked == [True, True, True, False]
+
+
+class Hesitant(dict):
+    """Time passes between a look at it and what is done about it."""
+
+    def __contains__(self, key: int) -> bool:
+        found = super().__contains__(key)
+        time.sleep(0.01)
+        return found
+
+
+def test_threads_that_meet_a_damaged_sample_at_once_name_it_once(small, caplog):
+    manifest = Manifest(small.root, "train")
+    manifest.bad = Hesitant()
+    together = threading.Barrier(4)
+
+    def meet(_thread: int) -> None:
+        together.wait(30)
+        manifest.count_bad(5, "it does not decode")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(meet, range(4)))
+    assert sum("bad sample" in record.message for record in caplog.records) == 1
 
 
 def test_a_damaged_sample_without_a_label_is_replaced_by_the_next_one(pool, damaged_copy):

@@ -20,10 +20,11 @@ from lt_train.config.schema import (
 )
 from lt_train.data.batch import Batch
 from lt_train.data.manifest import Manifest
-from lt_train.data.run_data import RunData, check_bad_samples
+from lt_train.data.run_data import RunData, check_bad_samples, decodes_on_gpu
 from lt_train.distributed import World
 from lt_train.errors import UserError
 from lt_train.training.optim import Schedule
+from lt_train.training.same_run import data_digests
 from lt_train.training.trainer import Trainer
 from tests.helpers import loading
 from tests.helpers.loading import WHOLE, grey_levels
@@ -100,6 +101,31 @@ def test_a_draw_of_the_pool_is_the_same_every_time_and_of_the_size_asked_for(sma
     assert len(RunData(configure(small, pool, max_samples=99), World()).unlabeled_set) == POOL_SIZE
 
 
+@pytest.mark.parametrize("loader", ["dali", "resident"])
+def test_a_draw_of_the_training_set_is_all_that_is_known_of_it(small, loader):
+    """To sampling, counting, and evaluating on the training split; other splits stay whole."""
+    config = loading.configure(small.root, loader, WHOLE)
+
+    def data_of(max_samples: int | None, seed: int = 5) -> RunData:
+        data = replace(config.data, max_samples=max_samples)
+        return RunData(replace(config, data=data, seed=seed), World())
+
+    data, whole = data_of(9), data_of(None)
+    part = data.train_set
+    keys = [part.key(index) for index in range(9)]
+    assert keys == sorted(set(keys), key=[whole.train_set.key(i) for i in range(23)].index)
+    assert data.positions_per_epoch == len(part) == part.class_counts.sum() == 9
+    seen = torch.cat([batch.sample_id for batch in data.train(0, 9)]).reshape(10, 9)
+    assert all(sorted(epoch) == list(range(9)) for epoch in seen.tolist())
+    evaluated = torch.cat([batch.label for batch in data.evaluate("train")])
+    assert evaluated.tolist() == small.labels[list(map(int, keys))].tolist()
+    assert len(data.manifest("val")) == 23
+    assert data_digests(data) == data_digests(data_of(9)) != data_digests(whole)
+    other = data_of(9, seed=6).train_set
+    assert keys != [other.key(index) for index in range(9)]
+    assert data_digests(data_of(99)) == data_digests(whole)
+
+
 def test_an_epoch_is_a_pass_over_the_labeled_samples(small, pool, tmp_path):
     config = configure(small, pool, share=0.2, method="sourcing", epochs=2.0)
     trainer = Trainer(replace(config, run=replace(config.run, dir=str(tmp_path))), World())
@@ -150,3 +176,21 @@ def test_too_many_damaged_samples_stop_the_run(small):
         check_bad_samples(bad, manifest, share)
     with pytest.raises(UserError, match="3 of 23 samples"):
         check_bad_samples(3, manifest, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("decode", "on_gpu"), [("auto", (False, True)), ("cpu", (False, False)), ("gpu", (None, True))]
+)
+def test_images_are_decoded_where_the_key_says(small, decode, on_gpu):
+    """Without a GPU, and with one; None: refused, before anything is read."""
+    config = loading.configure(small.root, "dali", WHOLE)
+    config = replace(config, data=replace(config.data, decode=decode))
+    for device, expected in zip(("cpu", "cuda:0"), on_gpu):
+        world = World(device=torch.device(device))
+        if expected is None:
+            with pytest.raises(UserError, match="data.decode=gpu, but torch finds no GPU"):
+                RunData(replace(config, data=replace(config.data, cache_dir="nowhere")), world)
+            resident = replace(config, data=replace(config.data, loader="resident"))
+            RunData(resident, world)
+        else:
+            assert decodes_on_gpu(config, world.device) == expected

@@ -71,6 +71,29 @@ def test_threads_read_while_others_close(tmp_path, monkeypatch):
     assert found == [content_of(index)[10:90] for index in wanted]
 
 
+def test_large_images_in_no_order_are_read_without_their_neighbours(tmp_path, monkeypatch):
+    """By a descriptor of their own: who reads the same shard in order has it read ahead."""
+    advised: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, *_: advised.append(file), raising=False)
+    monkeypatch.setattr(shard_files, "LARGE", 50)
+    files, before = ShardFiles(make(tmp_path, 2)), descriptors()
+    assert files.read(0, 10, 90).tobytes() == content_of(0)[10:]
+    assert files.read(0, 10, 49, at_random=True).tobytes() == content_of(0)[10:59]
+    assert (advised, descriptors() - before) == ([], 1)
+    for _ in range(2):
+        assert files.read(0, 10, 50, at_random=True).tobytes() == content_of(0)[10:60]
+    assert (len(advised), descriptors() - before) == (1, 2)
+
+
+def test_a_file_system_that_takes_no_advice_is_read(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refused, raising=False)
+    monkeypatch.setattr(shard_files, "LARGE", 50)
+    assert ShardFiles(make(tmp_path, 1)).read(0, 0, 100, at_random=True) is not None
+
+
 def test_what_comes_in_pieces_is_put_together(tmp_path, monkeypatch):
     """As network file systems and signals may have it."""
     whole = os.preadv
