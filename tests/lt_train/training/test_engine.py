@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from lt_train.config.load import load_config
 from lt_train.config.schema import (
@@ -482,55 +480,3 @@ def test_settings_are_the_config_s_after_resuming(tmp_path):
 def test_zero_stage_3_is_refused():
     with pytest.raises(UserError, match="zero_stage=3 is not supported"):
         load_config("classifier_demo", ["engine.name=deepspeed", "engine.zero_stage=3"])
-
-
-def test_a_compiled_backbone_has_the_loss_and_the_gradients_block_by_block(monkeypatch):
-    """None of the first block's is there when the last block's are: DDP sends these meanwhile."""
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(  # all that torch.compile does, but for code of its own
-        torch.nn.Module, "compile", lambda block: compile_module(block, backend="aot_eager")
-    )
-    config = make_config("classifier", "ddp", PLAIN, 8)
-    compiled = dataclasses.replace(config, engine=dataclasses.replace(config.engine, compile=True))
-    batch, gradients, seen = global_batch(config, 0), {}, []
-    for each in (config, compiled):
-        engine = make_engine(each, make_method(each), World())
-        stages = engine.method.backbone
-        first, last = stages.layer1[0].conv1.weight, stages.layer3[-1].conv2.weight
-        last.register_post_accumulate_grad_hook(lambda _, other=first: seen.append(other.grad))
-        loss = engine.forward(batch, Schedule(each, SAMPLES).progress(0))["loss"]
-        engine.backward(loss)
-        gradients[each.engine.compile] = [parameter.grad for parameter in engine.trained], loss
-    assert seen == [None, None]
-    torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-3, atol=1e-4)
-
-
-class SummedTypes(TorchDispatchMode):
-    """Floating types of all that ranks sum up."""
-
-    def __init__(self):
-        super().__init__()
-        self.types: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        if operation.namespace == "c10d":
-            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-            self.types |= {each.dtype for each in tensors if each.is_floating_point()}
-        return operation(*args, **(kwargs or {}))
-
-
-def types_in_bf16(world: World) -> dict[str, set[torch.dtype]]:
-    found = {}
-    for name in ENGINES:
-        config = make_config("classifier", name, PLAIN, 8)
-        bf16 = dataclasses.replace(config.engine, precision="bf16")
-        config = dataclasses.replace(config, engine=bf16)
-        engine = make_engine(config, make_method(config), world)
-        with SummedTypes() as summed:
-            list(train(engine, range(1)))
-        found[name] = summed.types
-    return found
-
-
-def test_gradients_computed_in_bf16_are_summed_in_float32_by_all_engines():
-    assert run_on_ranks(2, types_in_bf16) == [dict.fromkeys(ENGINES, {torch.float32})] * 2
