@@ -21,6 +21,7 @@ FREE_KEYS = (
     "data.decode_threads",
     "data.eval_batch_size",
     "data.cache_dir",
+    "data.cache_gb",
     "data.features",
     "engine.name",
     "engine.zero_stage",
