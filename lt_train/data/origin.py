@@ -8,11 +8,13 @@ import errno
 import logging
 import random
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from lt_train.console import working
 from lt_train.errors import MachineFault, UserError
 from lt_train.files import is_url
 
@@ -69,7 +71,8 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         """All that is in a file."""
-        return self._persistently(name, self._system.cat_file)
+        with working(f"reading {self.url}/{name}"):
+            return self._persistently(name, self._system.cat_file)
 
     def fetch(self, name: str, target: Path, check: Callable[[], None]) -> None:
         def work(path: str) -> None:
@@ -86,7 +89,7 @@ class RemoteFolder:
                 return work(f"{self._path}/{name}")
             except Exception as error:
                 wait = next(waits, None)
-                if isinstance(error, OSError) and error.errno in OURS:
+                if isinstance(error, OSError) and error.errno in OURS or _ends():
                     raise
                 if _is_mistake(error) or wait is None:
                     raise self._told(error, url) from error
@@ -137,6 +140,11 @@ def _options(kind: str) -> dict[str, Any]:
         theirs = {**conf.get("http", {}), **conf.get("https", {})}
         return {"client_kwargs": {"timeout": timeout, **theirs.get("client_kwargs", {})}}
     return {}
+
+
+def _ends() -> bool:
+    """Whether the process is ending, and its threads with it, whose connections are closed."""
+    return not threading.main_thread().is_alive()
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -73,6 +73,7 @@ def serving(source: Path | tuple[str, int], **options) -> Iterator[FileServer]:
             pass
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.handle_error = lambda *_: None  # a client that was killed
     server.port = http.server_port
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
