@@ -66,10 +66,13 @@ class NodeCache:
         self._busy: set[Path] = set()  # what threads are copying
         self._locks: list[SharedLock] = []
         datasets = from_main(lambda: {root: read_dataset(root) for root in roots})
-        self._copies = {
-            root: Copy(origin_of(root), dataset, folder_of(root, target))
-            for root, dataset in datasets.items()
-        }
+        # a node may lack what others have, such as a driver
+        self._copies = on_every_rank(
+            lambda: {
+                root: Copy(origin_of(root), dataset, folder_of(root, target))
+                for root, dataset in datasets.items()
+            }
+        )
         self.folders = {root: copy.folder for root, copy in self._copies.items()}
         for step in (self._begin, self._copy, self._end):
             on_every_rank(lambda step=step: self._told(step))
