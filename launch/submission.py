@@ -30,7 +30,7 @@ from launch.sites import Site, apply
 from launch.snapshot import take_snapshot
 from lt_train.config.load import to_yaml
 from lt_train.errors import UserError, unreadable
-from lt_train.files import write_atomically
+from lt_train.files import is_url, write_atomically
 from lt_train.locks import one_at_a_time
 
 SHARED = ("prepare", "train")  # kinds of stages whose folder may be another experiment's too
@@ -131,7 +131,8 @@ def _check_stage(stage: StageJob, site: Site, experiment: Experiment) -> None:
     roots = {"data.root": config.data.root, "unlabeled.root": config.unlabeled.root}
     for key, root in roots.items():
         is_made = any(Path(root).is_relative_to(folder) for folder in made)
-        if root and not is_made and not os.path.lexists(root):
+        is_here = is_url(root) or os.path.lexists(root)
+        if root and not is_made and not is_here:
             say(f"stage {stage.name}: there is no {key}={root} on this host; nodes must have it")
 
 

@@ -21,6 +21,15 @@ TOO_DEEP = "it is nested too deeply"
 # what atomic_file calls its temporaries; earlier versions named no host
 LEFTOVER = re.compile(r"\..+?(?:@(?P<host>[\w.-]+))?\.(?P<pid>[0-9]+)\.tmp", re.DOTALL)
 ABANDONED_AFTER = 3600.0  # seconds in which a living writer has written something
+URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_url(place: str) -> bool:
+    """Whether this means a folder or a file of some server, such as ``s3://bucket/set``.
+
+    Such a text must become no ``Path``, which takes one of two slashes away.
+    """
+    return URL.match(place) is not None
 
 
 def file_sha256(path: Path) -> str:

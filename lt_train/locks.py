@@ -14,8 +14,9 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -74,6 +75,62 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file if nobody else does; tell whether. It is there only meanwhile."""
+    with open(path, "a+") as file:
+        try:
+            lock_file(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_mine = _is_in_place(path, file.fileno())
+        except BlockingIOError:
+            is_mine = False
+        try:
+            yield is_mine
+        finally:
+            if is_mine:
+                path.unlink(missing_ok=True)
+
+
+class SharedLock:
+    """The lock of a file, which is made with its folder, held for as long as this object lives.
+
+    Others may hold it too, but nobody to whom it is :func:`unused`. Its time says when it was last
+    taken.
+    """
+
+    def __init__(self, path: Path):
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                lock_file(descriptor, fcntl.LOCK_SH)
+                if _is_in_place(path, descriptor):
+                    os.utime(descriptor)
+                    break
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # of a file that was removed meanwhile
+        _held.add(descriptor)
+        weakref.finalize(self, _let_go, descriptor)
+
+
+@contextmanager
+def unused(path: Path) -> Iterator[bool]:
+    """Keep others from taking a :class:`SharedLock`; tell whether nobody holds it.
+
+    False where that cannot be known: it is another user's, or its file system has no locks.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "r+"))
+            has_locks = lock_file(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_unused = has_locks and _is_in_place(path, file.fileno())
+        except (BlockingIOError, FileNotFoundError, PermissionError):
+            is_unused = False
+        yield is_unused
 
 
 def _is_in_place(path: Path, descriptor: int) -> bool:
@@ -287,6 +344,12 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def _let_go(descriptor: int) -> None:
+    if descriptor in _held:  # not in a forked child, which has closed it
+        _held.discard(descriptor)
+        os.close(descriptor)
 
 
 def _show_life(descriptor: int, stop: threading.Event) -> None:

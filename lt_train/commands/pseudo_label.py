@@ -29,6 +29,7 @@ from lt_train.data.run_data import make_loader, open_together
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, add_columns, is_half_replaced
 from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError, unreadable
+from lt_train.files import is_url
 from lt_train.methods.base import Method
 from lt_train.training.precision import autocast
 from lt_train.training.preface import hardware
@@ -181,6 +182,15 @@ def _share_right(labels: np.ndarray, manifest: Manifest) -> str:
     return f"; {100 * right / known:.1f} % of them are right" if known else ""
 
 
+def _folder(text: str) -> Path:
+    if is_url(text):
+        raise UserError(
+            f"pseudo_label writes columns beside a set's shards: copy {text} to a folder, and name "
+            "that"
+        )
+    return Path(text)
+
+
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train pseudo_label",
@@ -200,7 +210,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=_folder,
         required=True,
         metavar="DIR",
         help="the set to label, as data_prep writes it",

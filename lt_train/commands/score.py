@@ -29,6 +29,7 @@ from lt_train.data.scores import SPLIT, ScoreStore
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
 from lt_train.errors import UserError, parse_task, unreadable
+from lt_train.files import is_url
 from lt_train.methods.base import Method
 from lt_train.run_files import read_result
 from lt_train.training.precision import autocast, decided
@@ -49,7 +50,10 @@ def main(words: list[str]) -> int:
 
 
 def _score(arguments: argparse.Namespace, config: Config, world: World) -> None:
-    pool = Path(arguments.pool or config.unlabeled.root)
+    pool = arguments.pool or config.unlabeled.root
+    if is_url(pool):
+        raise UserError(f"score reads a pool where it lies: copy {pool} to a folder, and name that")
+    pool = Path(pool)
     method, classes = open_sourcing(config, World(device=world.device))
     folder = arguments.out or Path(config.run.dir) / "scores"
     store = ScoreStore(folder, read_dataset(pool))

@@ -17,6 +17,7 @@ from lt_train.config.schema import (
     training_views,
 )
 from lt_train.errors import UserError, nearest
+from lt_train.files import is_url
 
 CLASS_MEANS = "class_means"  # of classifier.init
 
@@ -33,6 +34,7 @@ def check(config: Config) -> None:
     _check_evaluation_view(config.eval_view)
     _check_optimizer(config)
     _check_engine(config)
+    _check_places(config)
     _check_second_set(config)
     _check_loss(config)
     _check_method(config)
@@ -138,6 +140,18 @@ def _check_engine(config: Config) -> None:
             "engine.activation_checkpointing and engine.compile exclude each other: unset one of "
             "them"
         )
+
+
+def _check_places(config: Config) -> None:
+    """What is behind a URL is copied before it is used."""
+    cache = config.data.cache_dir
+    if cache is not None and is_url(cache):
+        raise UserError(f"data.cache_dir={cache}: name a local folder, to which sets are copied")
+    for key, root in (("data.root", config.data.root), ("unlabeled.root", config.unlabeled.root)):
+        if is_url(root) and not cache:
+            raise UserError(
+                f"{key}={root} is a URL: set data.cache_dir to a local folder to copy the set to"
+            )
 
 
 def _check_second_set(config: Config) -> None:

@@ -6,7 +6,7 @@ from typing import Literal, Optional
 
 @dataclass(frozen=True)
 class DataConfig:
-    root: str = ""  # a folder written by data_prep
+    root: str = ""  # a folder written by data_prep, or the URL of one (s3://bucket/set)
     train_split: str = "train"
     # train on a draw of so many, by the seed, whatever their classes: these keep their shares, more
     # or less, and rare ones may lose all that they have; an epoch is a pass over the draw
@@ -20,8 +20,11 @@ class DataConfig:
     decode_threads: int = 0  # DALI threads a rank; 0: the rank's share of the cores
     eval_batch_size: int = 256  # samples a rank
     max_bad_share: float = 0.001  # stop when more than this share of a split turns out unreadable
-    # the node cache: copy the shards to this local folder first, verified
+    # the node cache: copy the sets to this local folder first, verified
     cache_dir: Optional[str] = None
+    # the most that it may hold, in GB (1e9 bytes): sets that no job uses are removed for new ones,
+    # the least recently used first; null: nothing is ever removed
+    cache_gb: Optional[float] = None
     # auto: train on features of a frozen backbone that are computed once, where nothing of the
     # training view is random
     features: Literal["auto", "off"] = "auto"

@@ -37,6 +37,7 @@ RANGES = {
     "data.decode_threads": NOT_NEGATIVE,
     "data.eval_batch_size": POSITIVE,
     "data.max_bad_share": SHARE,
+    "data.cache_gb": Range("more than 0 or null", lambda value: value > 0),
     "unlabeled.share": Range("more than 0 and less than 1, or null", lambda value: 0 < value < 1),
     "unlabeled.min_confidence": SHARE,
     "unlabeled.max_samples": Range("at least 1 or null", lambda value: value >= 1),

@@ -22,6 +22,7 @@ FREE_KEYS = (
     "data.decode_threads",
     "data.eval_batch_size",
     "data.cache_dir",
+    "data.cache_gb",
     "data.features",
     "engine.cpu_threads",
     "engine.name",

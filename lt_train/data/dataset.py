@@ -5,13 +5,15 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from lt_train.data.origin import RemoteFolder
 from lt_train.errors import DamagedFile, UserError
-from lt_train.files import read_sealed, seal, write_atomically
+from lt_train.files import file_sha256, is_url, read_sealed, seal, unseal, write_atomically
 
 FORMAT_VERSION = 1
 LARGEST = 2**63 - 1
 COPY_AGAIN = "copy it again or prepare it anew into another folder"
 LONGEST_NAME = 200  # bytes of a file's name, which is at most 255 with what is appended to it
+ROW_BYTES = 100  # of a sample in the tables, about
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,42 @@ class Dataset:
     format_version: int = FORMAT_VERSION
 
 
+@dataclass(frozen=True)
+class SetFile:
+    """A file of a prepared set, beside dataset.json. ``bytes``: of a table, about.
+
+    ``sha256``: what it may be, if that is known.
+    """
+
+    name: str
+    bytes: int
+    sha256: tuple[str, ...]
+
+    def may_be(self, path: Path) -> bool:
+        """Whether a file is there that has the size of this one, which only a shard's is known."""
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return False
+        return size == self.bytes or self.name.endswith(".arrow")
+
+    def is_copied_to(self, path: Path) -> bool:
+        """Whether a file is there that is this one for certain."""
+        return bool(self.sha256) and path.is_file() and file_sha256(path) in self.sha256
+
+
+def files_of(dataset: Dataset) -> list[SetFile]:
+    """All files that belong to a prepared set, but for dataset.json: no listing is needed."""
+    found = []
+    for name, split in dataset.splits.items():
+        found += [SetFile(shard.name, shard.bytes, (shard.sha256,)) for shard in split.shards]
+        for table in (f"{name}.arrow", f"{name}.class_index.arrow"):
+            known = dict.fromkeys(part.get(table) for part in (split.tables, split.replacing))
+            sha256 = tuple(filter(None, known))
+            found.append(SetFile(table, split.samples * ROW_BYTES // 2, sha256))
+    return found
+
+
 def write_dataset(root: Path, dataset: Dataset) -> None:
     """Write dataset.json, sealed; it is written last, so a folder that has one is complete."""
     content = asdict(dataset)
@@ -58,20 +96,14 @@ def write_dataset(root: Path, dataset: Dataset) -> None:
 
 
 def read_dataset(root: str | Path) -> Dataset:
-    """Read dataset.json, or raise a :class:`UserError` that says what the folder lacks.
+    """Read dataset.json, or raise a :class:`UserError` that says what the folder lacks, or what is
+    behind the URL.
 
     Whatever is in it is of its type, numbers are 0 or more, and what names a file names one beside
     dataset.json.
     """
-    path = Path(root) / "dataset.json"
-    if not os.path.isfile(path):  # false also for a name that is too long, where pathlib raises
-        what = "there is no such folder"
-        if os.path.isdir(root):
-            what = "it has no dataset.json (was data_prep interrupted?)"
-        raise UserError(
-            f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
-        )
-    content = read_sealed(path, COPY_AGAIN)
+    path = f"{root}/dataset.json"
+    content = _content(root)
     try:
         version = content.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
@@ -83,6 +115,26 @@ def read_dataset(root: str | Path) -> Dataset:
         return dataset
     except ValueError as error:
         raise DamagedFile(f"{path} is damaged: {error}; {COPY_AGAIN}") from error
+
+
+def _content(root: str | Path) -> dict[str, Any]:
+    """What is in dataset.json, if it is as it was written."""
+    if is_url(str(root)):
+        content = RemoteFolder(str(root)).read("dataset.json")
+        try:
+            return unseal(content)
+        except ValueError as error:
+            message = f"{root}/dataset.json is damaged: {error}; copy the set there again"
+            raise DamagedFile(message) from error
+    path = Path(root) / "dataset.json"
+    if not os.path.isfile(path):  # false also for a name that is too long, where pathlib raises
+        what = "there is no such folder"
+        if os.path.isdir(root):
+            what = "it has no dataset.json (was data_prep interrupted?)"
+        raise UserError(
+            f"'{root}' is not a prepared data set: {what}; make one with python -m data_prep"
+        )
+    return read_sealed(path, COPY_AGAIN)
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
@@ -125,7 +177,7 @@ def _check(dataset: Dataset) -> None:
         raise ValueError("it has no splits")
     names: list[str] = []
     for name, split in dataset.splits.items():
-        if not _is_file_name(name):
+        if not is_file_name(name):
             raise ValueError(f"the split {name[:LONGEST_NAME]!r} is no plain file name")
         if len(split.class_counts) != len(dataset.classes):
             raise ValueError(f"splits.{name}.class_counts is not of {len(dataset.classes)} classes")
@@ -134,13 +186,13 @@ def _check(dataset: Dataset) -> None:
             raise ValueError(f"splits.{name}.tables names other files than {name}'s")
         names += [shard.name for shard in split.shards]
     for name in names:
-        if not (_is_file_name(name) and name.endswith(".tar")):
+        if not (is_file_name(name) and name.endswith(".tar")):
             raise ValueError(f"the shard {name[:LONGEST_NAME]!r} is no plain file name of a .tar")
     if len(set(names)) != len(names):
         raise ValueError("it names a shard twice")
 
 
-def _is_file_name(name: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Whether it can only mean a file in the very folder: others may have written it."""
     try:
         size = len(name.encode())

@@ -22,7 +22,7 @@ from lt_train.data.batch_plan import BatchPlan, EvalPlan, OncePlan, TrainPlan
 from lt_train.data.columns import row_type, rows_where, slices
 from lt_train.data.feature_loader import FeatureLoader, ReadFeatures
 from lt_train.data.manifest import Check, Manifest
-from lt_train.data.node_cache import cache_on_node
+from lt_train.data.node_cache import NodeCache
 from lt_train.data.pixels import scale_of
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World
@@ -43,11 +43,13 @@ class RunData:
         self._manifests: dict[str, Manifest] = {}
         self._resident: dict[int, torch.Tensor] = {}
         roots = [root for root in (config.data.root, config.unlabeled.root) if root]
-        self._roots = {root: self._cached(Path(root)) for root in roots}
-
-    def _cached(self, root: Path) -> Path:
-        cache = self.config.data.cache_dir
-        return cache_on_node(root, Path(cache), self.world) if cache else root
+        if not config.data.cache_dir:
+            self._roots = {root: Path(root) for root in roots}
+        else:
+            target, limit = Path(config.data.cache_dir), config.data.cache_gb
+            limit = None if limit is None else int(limit * 1e9)
+            self._cache = NodeCache(roots, target, limit, world)  # which keeps its copies in use
+            self._roots = self._cache.folders
 
     def manifest(self, split: str) -> Manifest:
         """A split of the first set, opened once; of the training split, what ``data.max_samples``

@@ -124,6 +124,8 @@ def test_data_that_is_not_there_is_told_unless_a_stage_makes_it(launch):
     status, _, errors = launch("moco_demo", "--dry-run", "data.root=/nowhere")
     assert status == 0 and "there is no data.root=/nowhere on this host" in errors
     assert launch("demo", "--dry-run")[2] == ""
+    url = ["data.root=s3://bucket/set", "data.cache_dir=/scratch"]
+    assert launch("moco_demo", "--dry-run", *url)[::2] == (0, "")
 
 
 def test_the_script_itself_says_that_there_is_no_slurm(tmp_path):

@@ -58,6 +58,14 @@ from lt_train.errors import UserError
             ["method=rotation", "classifier.init=class_means"],
             "classifier.init starts .*, which the method rotation has not: unset it",
         ),
+        # places
+        (["data.root=s3://b/set"], "data.root=s3://b/set is a URL: set data.cache_dir"),
+        (
+            ["method=fixmatch", "unlabeled.root=https://b/set"],
+            "unlabeled.root=https://b/set is a URL: set data.cache_dir",
+        ),
+        (["data.cache_dir=gs://b/set"], "data.cache_dir=gs://b/set: name a local folder"),
+        (["data.cache_gb=0"], "data.cache_gb must be more than 0 or null, not 0"),
         # two data sets
         (["unlabeled.share=1.0"], "unlabeled.share must be more than 0 and less than 1"),
         (["unlabeled.max_samples=0"], "unlabeled.max_samples must be at least 1"),

@@ -23,6 +23,16 @@ def test_home_is_expanded_in_paths_and_names(tmp_path, monkeypatch):
     assert config.description == "~/x", "only what begins paths"
 
 
+def test_a_url_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("LT_TRAIN_DATA", "s3://bucket/sets")
+    (tmp_path / "own.yaml").write_text(
+        "data: {root: '${oc.env:LT_TRAIN_DATA,data}/a', cache_dir: /scratch}\n"
+    )
+    assert load_config(str(tmp_path / "own.yaml")).data.root == "s3://bucket/sets/a"
+    given = ["data.root=gs://bucket//a", "data.cache_dir=/scratch"]
+    assert load_config("classifier_folder", given).data.root == "gs://bucket//a"
+
+
 def test_an_own_config_builds_on_a_shipped_one_from_anywhere(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: classifier_folder\nseed: 3\n")
     shipped = load_config("classifier_folder", ["seed=3"])

@@ -35,10 +35,13 @@ def test_the_overrides_stand_in_the_name_in_one_order(overrides, name):
     assert override_name(overrides) == name
 
 
-FREE = "max_steps=5 run.log_every=1 resume.enabled=false data.root=a/b unlabeled.root=x"
+FREE = (
+    "max_steps=5 run.log_every=1 resume.enabled=false data.root=a/b unlabeled.root=x "
+    "data.root=s3://bucket/a/b data.cache_dir=/scratch data.cache_gb=500 crt:max_steps=3"
+)
 
 
-@pytest.mark.parametrize("override", [*FREE.split(), "data.cache_dir=/scratch", "crt:max_steps=3"])
+@pytest.mark.parametrize("override", FREE.split())
 def test_what_changes_nothing_that_is_learnt_and_places_are_left_out(override):
     assert override_name([override]) == ""
 
