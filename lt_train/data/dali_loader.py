@@ -28,6 +28,7 @@ from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan, EncodedBatch, read_batch
 from lt_train.data.decoder import TINY, Decoder, decoded, reason_of
 from lt_train.data.pixels import Scale, normalize
+from lt_train.data.upload import upload
 from lt_train.distributed import rank_share
 
 # of an error that no image is to blame for
@@ -65,11 +66,13 @@ class DaliLoader:
                 continue
             planned = source.planned.popleft()
             sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
+            labels = manifest.labels[sample_ids].astype(np.int64)
+            label, sample_id = upload(self.device, labels, sample_ids)
             yield Batch(
                 # `normalize` copies to float, so DALI may reuse its memory for the next run
                 views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
-                label=self._upload(manifest.labels[sample_ids].astype(np.int64)),
-                sample_id=self._upload(sample_ids),
+                label=label,
+                sample_id=sample_id,
                 place=planned.encoded.places,
                 is_labeled=manifest.is_labeled(sample_ids),
             )
@@ -110,18 +113,9 @@ class DaliLoader:
         return found
 
     def _normalized(self, output, view: View) -> torch.Tensor:
-        colour, cutout = (
-            None if drawn is None else self._upload(drawn) for drawn in (view.colour, view.cutout)
-        )
         pixels = torch.from_dlpack(output.as_tensor())
         with torch.autocast(self.device.type, enabled=False):  # of whoever evaluates in bf16
-            return normalize(pixels, self.scale, colour, view.operations, cutout)
-
-    def _upload(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+            return normalize(pixels, self.scale, view)
 
 
 @dataclass(frozen=True)
