@@ -30,6 +30,7 @@ from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import NONE_FAILED, BatchPlan, EncodedBatch, read_batch
 from lt_train.data.decoder import TINY, Decoder, decoded, reason_of
 from lt_train.data.pixels import Scale, normalize
+from lt_train.data.upload import in_one_copy, upload
 from lt_train.distributed import rank_share
 
 # of an error that no image is to blame for
@@ -76,11 +77,12 @@ class DaliLoader:
             planned = source.planned.popleft()
             sample_ids, manifest = planned.encoded.sample_ids, self.plan.manifest
             labels = manifest.labels[sample_ids].astype(np.int64)
+            label, sample_id = upload(self.device, labels, sample_ids)
             yield Batch(
                 # pinning and `normalize` copy, so DALI may reuse its memory for the next run
                 views=[self._normalized(*pair) for pair in zip(outputs, planned.views)],
-                label=self._uploaded(torch.from_numpy(labels)),
-                sample_id=self._uploaded(torch.from_numpy(sample_ids)),
+                label=label,
+                sample_id=sample_id,
                 place=planned.encoded.places,
                 is_labeled=manifest.is_labeled(sample_ids),
             )
@@ -124,19 +126,11 @@ class DaliLoader:
         return found
 
     def _normalized(self, output, view: View) -> torch.Tensor:
-        colour, cutout = (
-            None if drawn is None else self._uploaded(torch.from_numpy(drawn))
-            for drawn in (view.colour, view.cutout)
-        )
-        pixels = self._uploaded(torch.from_dlpack(output.as_tensor()))
+        pixels = torch.from_dlpack(output.as_tensor())
+        if pixels.device.type != self.device.type:  # decoded on the CPU for a GPU
+            (pixels,) = in_one_copy([pixels], self.device)
         with torch.autocast(self.device.type, enabled=False):  # of whoever evaluates in bf16
-            return normalize(pixels, self.scale, colour, view.operations, cutout)
-
-    def _uploaded(self, tensor: torch.Tensor) -> torch.Tensor:
-        """On the device, without waiting for it: by way of pinned memory, which torch keeps."""
-        if tensor.device.type == self.device.type:
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+            return normalize(pixels, self.scale, view)
 
 
 @dataclass(frozen=True)

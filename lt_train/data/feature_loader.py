@@ -7,6 +7,7 @@ import torch
 
 from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import TrainPlan
+from lt_train.data.upload import upload
 
 # small batches are read several at a time, which spreads the cost of calls into NumPy
 SAMPLES_AT_ONCE = 4096
@@ -33,7 +34,7 @@ class FeatureLoader:
         manifest, places = self.plan.manifest, self.plan.places(batches)
         is_labeled = manifest.is_labeled(used)
         labels = manifest.labels[used].astype(np.int64)
-        on_device = [torch.from_numpy(array).to(self.device) for array in (features, labels, used)]
+        on_device = upload(self.device, features, labels, used)
         stop = 0
         for size in self.plan.batch_sizes(batches):
             rows, stop = slice(stop, stop + size), stop + size

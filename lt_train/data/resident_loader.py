@@ -21,6 +21,7 @@ from lt_train.data.batch import Batch
 from lt_train.data.batch_plan import BatchPlan
 from lt_train.data.manifest import Manifest, wrong_size
 from lt_train.data.pixels import Scale, normalize
+from lt_train.data.upload import upload
 from lt_train.errors import UserError
 
 # small batches are made several at a time, which spreads the cost of calls into NumPy and torch
@@ -93,7 +94,7 @@ class ResidentLoader:
     def __init__(self, plan: BatchPlan, images: torch.Tensor, padding: int, scale: Scale):
         self.plan, self.images, self.padding, self.scale = plan, images, padding, scale
         self.device = images.device
-        self.labels = torch.from_numpy(np.array(plan.manifest.labels, np.int64)).to(self.device)
+        (self.labels,) = upload(self.device, np.array(plan.manifest.labels, np.int64))
         # a damaged sample was found while decoding; its replacement is looked up once
         bad = list(plan.manifest.bad) if plan.replace_bad else []
         self.stand_in = {
@@ -110,7 +111,7 @@ class ResidentLoader:
         wanted, sizes = self.plan.sample_ids(batches), self.plan.batch_sizes(batches)
         drawn = self.plan.views(batches, wanted)  # by the samples that were planned
         used = self._replaced(wanted)
-        sample_ids = torch.from_numpy(used).to(self.device, non_blocking=True)
+        (sample_ids,) = upload(self.device, used)
         # whoever evaluates computes in bf16, in which a box would lie a tenth of a pixel beside
         with torch.autocast(self.device.type, enabled=False):
             views = [self._view(view, sample_ids).split(sizes) for view in drawn]
@@ -123,7 +124,7 @@ class ResidentLoader:
         )
         start = 0
         for size, *pixels in zip(sizes, *views):
-            batch = replace(_rows(together, slice(start, start + size)), views=pixels)
+            batch = replace(together.rows(slice(start, start + size)), views=pixels)
             start += size
             if self.plan.manifest.bad and not self.plan.replace_bad:
                 batch = _without(batch, self.plan.manifest.bad)
@@ -140,31 +141,28 @@ class ResidentLoader:
         unscaled = bool((view.box[:, 2:] - view.box[:, :2] == view.size).all())
         pixels = self._crop(view, sample_ids) if unscaled else self._resized_crop(view, sample_ids)
         if view.flip.any():
-            flip = torch.from_numpy(np.flatnonzero(view.flip)).to(self.device, non_blocking=True)
-            pixels[flip] = pixels[flip].flip(2)
-        colour, cutout = (
-            None if drawn is None else torch.from_numpy(drawn).to(self.device)
-            for drawn in (view.colour, view.cutout)
-        )
-        return normalize(pixels, self.scale, colour, view.operations, cutout)
+            (flip,) = upload(self.device, np.flatnonzero(view.flip))
+            pixels.index_copy_(0, flip, pixels.index_select(0, flip).flip(2))
+        return normalize(pixels, self.scale, view)
 
     def _crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Whole-pixel crops: one gather of rows of pixels, each a run of consecutive bytes."""
         side = self.images.shape[1]
-        corner = torch.from_numpy(view.box[:, :2].astype(np.int64) + self.padding)
-        corner = corner.to(self.device, non_blocking=True)
+        (corner,) = upload(self.device, view.box[:, :2].astype(np.int64) + self.padding)
         rows = torch.arange(view.size, device=self.device)
         first_pixel = (sample_ids * side + corner[:, 0]) * side + corner[:, 1]
         starts = first_pixel[:, None] + rows * side
         pixels = self.images.numel() // 3
         every_run = (pixels - view.size + 1, view.size * 3)  # one begins at each pixel
         runs = self.images.view(-1).as_strided(every_run, (3, 1))
-        return runs[starts].view(len(sample_ids), view.size, view.size, 3)
+        # 5 times as fast as indexing, which copies byte after byte on the CPU
+        rows = runs.index_select(0, starts.view(-1))
+        return rows.view(len(sample_ids), view.size, view.size, 3)
 
     def _resized_crop(self, view: View, sample_ids: torch.Tensor) -> torch.Tensor:
         """Boxes of any size; antialiasing would matter little for images this small."""
         side = self.images.shape[1]
-        box = torch.from_numpy(view.box + self.padding).to(self.device, non_blocking=True)
+        (box,) = upload(self.device, view.box + self.padding)
         top, left, bottom, right = box.unbind(1)
         theta = torch.zeros(len(box), 2, 3, device=self.device)
         theta[:, 0, 0], theta[:, 0, 2] = (right - left) / side, (right + left) / side - 1
@@ -180,18 +178,7 @@ class ResidentLoader:
         return pixels.to(torch.uint8).contiguous()
 
 
-def _rows(batch: Batch, rows: slice | np.ndarray) -> Batch:
-    """Some of a batch's samples."""
-    return Batch(
-        [view[rows] for view in batch.views],
-        batch.label[rows],
-        batch.sample_id[rows],
-        batch.place[rows],
-        batch.is_labeled[rows],
-    )
-
-
 def _without(batch: Batch, bad: dict[int, str]) -> Batch:
     """The batch without damaged samples."""
     intact = [sample_id not in bad for sample_id in batch.sample_id.tolist()]
-    return _rows(batch, np.flatnonzero(intact))
+    return batch.rows(np.flatnonzero(intact))

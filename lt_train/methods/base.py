@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lt_train.collectives import all_reduce_
 from lt_train.config.schema import METHODS, Config
 from lt_train.data.batch import Batch, Loader
-from lt_train.methods.metrics import Accuracy, collect_features, gather_rows, knn_scores
+from lt_train.methods.metrics import Accuracy, collect_features
+from lt_train.methods.neighbours import knn_votes
 from lt_train.models.trainable import hold_still
 from lt_train.models.weights import BACKBONE_FILE
 
@@ -139,19 +141,20 @@ class Method(nn.Module):
         samples are most of any crowd of neighbours, outvote the rare ones whatever the features.
         """
         device, knn = next(self.parameters()).device, self.config.knn
-        train = loaders(self.config.data.train_split)
-        own = collect_features(self._embed, train, self.backbone.out_features, device)
-        bank, bank_labels = map(gather_rows, own)
+        (bank, bank_labels), (queries, labels) = (
+            collect_features(self._embed, loaders(name), self.backbone.out_features, device)
+            for name in (self.config.data.train_split, split)
+        )
         classes = len(self.class_counts)
-        voters = bank_labels.bincount(minlength=classes).clamp(min=1)
+        voters = all_reduce_(bank_labels.bincount(minlength=classes)).clamp(min=1)
         plain, balanced = (
             Accuracy(self.class_counts, device, logits=False) for _ in ("plain", "balanced")
         )
-        for batch in loaders(split):
-            features = self._embed(batch.views[0])
-            votes = knn_scores(features, bank, bank_labels, classes, knn.k, knn.temperature)
-            plain.update(votes, batch.label)
-            balanced.update(votes / voters, batch.label)
+        turns = knn_votes(queries, bank, bank_labels, classes, knn.k, knn.temperature)
+        for votes in turns:
+            own, labels = labels.split([len(votes), len(labels) - len(votes)])
+            plain.update(votes, own)
+            balanced.update(votes / voters, own)
         metrics: dict = {}
         for prefix, accuracy in (("knn_", plain), ("knn_cb_", balanced)):
             found = accuracy.compute()

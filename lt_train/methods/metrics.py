@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from lt_train.collectives import all_gather_rows, all_reduce_, gather_counts
+from lt_train.collectives import all_reduce_
 from lt_train.data.batch import Loader
 from lt_train.data.manifest import shot_groups
 
@@ -89,26 +89,6 @@ def _percent(hits: torch.Tensor, total: torch.Tensor) -> float | None:
     return round(100 * float(hits) / float(total), 4) if total else None
 
 
-@torch.no_grad()
-def knn_scores(
-    features: torch.Tensor,
-    bank: torch.Tensor,
-    bank_labels: torch.Tensor,
-    num_classes: int,
-    k: int,
-    temperature: float,
-) -> torch.Tensor:
-    """Weighted k-NN votes (B, num_classes) of ``features`` (B, D) among ``bank`` (N, D).
-
-    After Wu et al. 2018; rows of both are unit vectors.
-    """
-    # neighbours are told apart by more than bf16's 3 digits
-    with torch.autocast(features.device.type, enabled=False):
-        similarity, nearest = (features @ bank.T).topk(min(k, len(bank)), dim=1)
-    votes = similarity.new_zeros(len(features), num_classes)
-    return votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
-
-
 def collect_features(
     embed: Callable[[torch.Tensor], torch.Tensor], loader: Loader, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,8 +127,3 @@ def class_means(
     all_reduce_(sums)
     counts = sums[:, -1:]
     return (sums[:, :-1] / counts.clamp(min=1)).float(), counts[:, 0].long()
-
-
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """All ranks' rows, in rank order, whatever each one's number."""
-    return all_gather_rows(rows, gather_counts(len(rows), rows.device))

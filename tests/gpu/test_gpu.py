@@ -93,7 +93,7 @@ def test_training_views_do_not_depend_on_the_device(demo_root, decode, allowed):
 
 
 def test_rand_augment_does_not_depend_on_the_device():
-    """But for rounding: of the sharpening convolution in TF32, of nearest neighbours half-way."""
+    """But for rounding in float32."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (140, 64, 64, 3), dtype=torch.uint8, generator=generator)
     images = torch.cat([noise, noise // 3 + 40])

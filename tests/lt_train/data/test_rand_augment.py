@@ -1,5 +1,7 @@
 """RandAugment: pixels against torchvision's, operations equally likely, samples on their own."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from lt_train.data.rand_augment import (
     apply_operations,
     draw_operations,
 )
+from tests.helpers.dispatched import Dispatched
 
 NAMES = list(OPERATIONS)
 THEIR_NAMES = [  # in our order
@@ -36,17 +39,15 @@ def pictures(side: int) -> torch.Tensor:
     return images.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def by_torchvision(image: torch.Tensor, drawn: Operations, row: int) -> torch.Tensor:
-    """The drawn operations one after the other on a single image (H, W, 3)."""
-    space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, tuple(image.shape[:2]))
-    image = image.permute(2, 0, 1).contiguous()
-    columns = zip(drawn.operation[row], drawn.negative[row], drawn.magnitude[row])
-    for operation, negative, level in columns:
-        name = THEIR_NAMES[operation]
-        magnitude = float(space[name][0][level]) if space[name][0].ndim else 0.0
-        signed = -magnitude if negative else magnitude
-        image = _apply_op(image, name, signed, InterpolationMode.NEAREST, None)
-    return image.permute(1, 2, 0)
+def by_torchvision(images: torch.Tensor, operation: int, negative: bool, level: int):
+    """One operation on images (B, H, W, 3)."""
+    space = RandAugment()._augmentation_space(LARGEST_MAGNITUDE + 1, tuple(images.shape[1:3]))
+    name = THEIR_NAMES[operation]
+    magnitude = float(space[name][0][level]) if space[name][0].ndim else 0.0
+    signed = -magnitude if negative else magnitude
+    planes = images.permute(0, 3, 1, 2).contiguous()
+    changed = _apply_op(planes, name, signed, InterpolationMode.NEAREST, None)
+    return changed.permute(0, 2, 3, 1)
 
 
 def test_operations_are_those_of_torchvision():
@@ -57,18 +58,20 @@ def test_operations_are_those_of_torchvision():
     assert [name.replace("_", "") for name in NAMES] == list(map(str.lower, THEIR_NAMES))
 
 
-@pytest.mark.parametrize("side", [32, 61])
+@pytest.mark.parametrize("side", [32, 33, 96])
 @pytest.mark.parametrize("operation", range(len(NAMES)), ids=NAMES)
 def test_every_operation_gives_torchvisions_pixels(operation, side):
-    """A batch of either sign, bit for bit, at every magnitude."""
+    """Bit for bit, at every magnitude of either sign, all in one batch."""
+    signs = (False, True) if SIGNED[operation] else (False,)
+    levels = range(LARGEST_MAGNITUDE + 1) if GRADED[operation] else (0,)
+    kinds = list(itertools.product(signs, levels))
     pixels = pictures(side)
-    signs = np.arange(len(pixels))[:, None] % 2 == 1
-    operations, negative = np.full_like(signs, operation, np.int64), signs & SIGNED[operation]
-    for start in (pixels, pixels.flip(0)):
-        for magnitude in (0, 1, 2, 7, 10, 15, 23, 30):
-            drawn = Operations(operations, negative, np.full_like(operations, magnitude))
-            images = [by_torchvision(image, drawn, row) for row, image in enumerate(start)]
-            assert torch.equal(apply_operations(start, drawn), torch.stack(images)), magnitude
+    expected = [by_torchvision(pixels, operation, *kind) for kind in kinds]
+    negative, magnitude = np.repeat(kinds, len(pixels), 0)[:, :, None].swapaxes(0, 1)
+    drawn = Operations(np.full_like(magnitude, operation), negative.astype(bool), magnitude)
+    actual = apply_operations(pixels.repeat(len(kinds), 1, 1, 1), drawn)
+    for kind, ours, theirs in zip(kinds, actual.split(len(pixels)), expected, strict=True):
+        assert torch.equal(ours, theirs), kind
 
 
 @pytest.mark.parametrize("magnitude", [9, None])
@@ -76,9 +79,36 @@ def test_operations_of_a_mixed_batch_follow_one_another(magnitude):
     pixels = pictures(32).repeat(12, 1, 1, 1)
     drawn = draw_operations(3, magnitude, Uniforms(0, np.arange(len(pixels)), 0))
     before = pixels.clone()
-    expected = torch.stack([by_torchvision(image, drawn, row) for row, image in enumerate(pixels)])
+    expected = pixels.clone()
+    for row, columns in enumerate(zip(drawn.operation, drawn.negative, drawn.magnitude)):
+        for kind in zip(*columns):
+            expected[row] = by_torchvision(expected[row : row + 1], *kind)[0]
     assert torch.equal(apply_operations(pixels, drawn), expected)
     assert torch.equal(pixels, before), "the loader's memory is left alone"
+
+
+def every_operation_twice(samples: int) -> Operations:
+    operation = np.stack([np.arange(samples), np.arange(samples)[::-1]], 1) % len(NAMES)
+    return Operations(operation, SIGNED[operation], 10 * GRADED[operation])
+
+
+def calls(drawn: Operations) -> int:
+    """How often torch is called to apply them, once every kind has been met."""
+    pixels = torch.zeros(len(drawn.operation), 32, 32, 3, dtype=torch.uint8)
+    apply_operations(pixels, drawn)
+    with Dispatched() as dispatched:
+        apply_operations(pixels, drawn)
+    return len(dispatched.calls)
+
+
+def test_no_more_calls_for_more_samples_or_kinds():
+    """Each may be a kernel that the host has to launch."""
+    most = calls(every_operation_twice(28))
+    assert most <= 300
+    assert calls(every_operation_twice(280)) == most
+    for samples, magnitude in ((5, 10), (200, 10), (200, None)):
+        drawn = draw_operations(2, magnitude, Uniforms(3, np.arange(samples), 0))
+        assert calls(drawn) <= most
 
 
 def alone(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import io
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,13 @@ import torch
 from PIL import Image
 
 from lt_train.config.schema import ViewConfig
+from lt_train.data.run_data import RunData
+from lt_train.distributed import World
 from lt_train.errors import UserError
+from tests.helpers.dispatched import Dispatched
 from tests.helpers.loading import (
+    JITTER,
+    RANDAUGMENT,
     WHOLE,
     assert_same_batches,
     by_pillow,
@@ -74,6 +80,19 @@ def test_resident_views_may_have_paddings_of_their_own(small):
                     for image, (top, left) in zip(padded, corners)
                 ]
                 np.testing.assert_allclose(grey_levels(batches, view), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("crop", ["pad", "random_resized"])
+def test_the_host_never_waits_for_the_device(small, crop, monkeypatch):
+    """Whatever is drawn; "meta" is a device that has no values to wait for, nor autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
+    view = ViewConfig(size=32, crop=crop, cutout=0.5, **RANDAUGMENT, **JITTER)
+    config = configure(small.root, "resident", view)
+    loader = RunData(config, World(device=torch.device("meta"))).train(0, 4)
+    with Dispatched() as dispatched:
+        batches = list(loader)
+    assert [batch.views[0].shape for batch in batches] == [(10, 3, 32, 32)] * 4
+    assert dispatched.calls and not dispatched.waits
 
 
 def ten_times(prepare, image: Image.Image) -> Path:
