@@ -234,7 +234,7 @@ def _measure(rank: int, ranks: int, folder: str, points: list[Point], repeats: i
     import torch
     import torch.distributed as dist
 
-    from lt_train.collectives import all_gather_rows, all_reduce_
+    from lt_train.collectives import all_gather_rows, all_reduce_, all_to_all_rows
 
     torch.set_num_threads(1)
     join = f"file://{folder}/join"
@@ -247,7 +247,7 @@ def _measure(rank: int, ranks: int, folder: str, points: list[Point], repeats: i
         collective, extra = {
             "all_reduce": (all_reduce_, ()),
             "all_gather": (all_gather_rows, (counts,)),
-            "all_to_all": (_all_to_all, (counts, counts)),
+            "all_to_all": (all_to_all_rows, (counts, counts)),
         }[kind]
         seconds = []
         for _ in range(repeats + 1):
@@ -260,12 +260,6 @@ def _measure(rank: int, ranks: int, folder: str, points: list[Point], repeats: i
     if rank == 0:
         (Path(folder) / "seconds").write_text("\n".join(map(str, medians)))
     dist.destroy_process_group()
-
-
-def _all_to_all(rows, *counts: list[int]) -> None:
-    from lt_train.collectives import start_all_to_all_rows
-
-    start_all_to_all_rows(rows, *counts).wait()
 
 
 def main() -> None:

@@ -102,13 +102,20 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
     return whole
 
 
+def all_to_all_rows(
+    rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]
+) -> torch.Tensor:
+    """Send ``send_counts[r]`` consecutive rows to each rank r; what arrives, in rank order.
+
+    No gradient flows through.
+    """
+    return start_all_to_all_rows(rows, send_counts, receive_counts).wait()
+
+
 def start_all_to_all_rows(
     rows: torch.Tensor, send_counts: list[int], receive_counts: list[int]
 ) -> Coming:
-    """Send ``send_counts[r]`` consecutive rows to each rank r; what arrives comes in rank order.
-
-    Other work may run beside it. No gradient flows through.
-    """
+    """Begin :func:`all_to_all_rows`; other work may run beside it."""
     if not _many():
         return Coming(lambda: rows)
     rows = rows.contiguous()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lt_train.collectives import (
     Coming,
+    all_to_all_rows,
     rank_and_size,
     start_all_gather_rows,
     start_all_to_all_rows,
@@ -136,7 +137,7 @@ class Moco(Method):
         arrived = shuffled.wait()
         images = torch.empty_like(arrived).index_copy_(0, shuffle.arrival, arrived)
         encoded = self.key_encoder(_as_images(images))
-        back = start_all_to_all_rows(encoded[shuffle.arrival], shuffle.coming, shuffle.sent).wait()
+        back = all_to_all_rows(encoded[shuffle.arrival], shuffle.coming, shuffle.sent)
         return torch.empty_like(back).index_copy_(0, shuffle.picked, back)
 
     def _keep_coming_keys(self) -> None:
