@@ -111,7 +111,7 @@ class Method(nn.Module):
     def phase(self, progress: Progress) -> Hashable | None:
         """All that :meth:`forward` and :meth:`after_step` take from ``progress``, if that rarely
         changes and they look at no more than the tensors of a batch beside: such steps can be
-        captured. None: they cannot.
+        captured. None: they cannot. A subclass with a ``forward`` of its own says it anew.
         """
         return None
 

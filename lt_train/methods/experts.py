@@ -6,6 +6,8 @@ paper (and in RIDE) experts have a copy of the network's last stage each; here t
 backbone whole and have a hidden layer and a classifier each, so that backbones stay one module.
 """
 
+from collections.abc import Hashable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -40,6 +42,9 @@ class Experts(Classifier):
             losses.append(F.cross_entropy(own + tau * self.criterion.log_prior, labels))
         top1 = train_top1(logits.mean(0), labels)
         return {"loss": torch.stack(losses).sum(), "train_top1": top1}
+
+    def phase(self, progress: Progress) -> Hashable:
+        return ()
 
 
 class MeanOfExperts(nn.ModuleList):

@@ -54,9 +54,21 @@ def _hindrance(config: Config, method: Method, world: World) -> str:
         return "engine.name=ddp without compile and activation_checkpointing can have it"
     if config.optim.name == "lars":
         return "optim.name=lars has its learning rate on the host"
-    if method.phase(Progress(0, 0.0)) is None:
-        return f"steps of the method {config.method} need numbers that the host draws"
+    if method.phase(Progress(0, 0.0)) is None or not _has_phase_of_its_own(method):
+        return f"steps of the method {config.method} need numbers that the host draws, or may do so"
     return ""
+
+
+def _has_phase_of_its_own(method: Method) -> bool:
+    """Whether ``phase`` is of the class that says what a step does, or of a subclass: one with
+    another ``forward`` has not said what that depends on.
+    """
+    lineage = type(method).__mro__
+
+    def place(name: str) -> int:
+        return next(place for place, each in enumerate(lineage) if name in vars(each))
+
+    return place("phase") <= min(place("forward"), place("after_step"))
 
 
 def cuda_graph(function: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:

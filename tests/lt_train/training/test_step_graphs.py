@@ -23,7 +23,8 @@ from lt_train.config.schema import (
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.errors import UserError
-from lt_train.methods.base import Progress
+from lt_train.methods.base import Counts, Progress
+from lt_train.methods.classifier import Classifier
 from lt_train.models.split_batch_norm import batch_norms
 from lt_train.training import loop
 from lt_train.training.engine import Engine, make_engine
@@ -31,7 +32,7 @@ from lt_train.training.optim import Schedule, hold_lr_on
 from lt_train.training.step_graphs import EAGER, CapturedSteps, captures_steps
 from tests.helpers.batches import make_batch
 from tests.helpers.recorded_steps import WAITING, Recorder, record
-from tests.helpers.small_methods import make_images, new_method, state_of
+from tests.helpers.small_methods import COUNTS, make_images, new_method, state_of
 
 STEPS, BATCH, SAMPLES = 14, 8, 56  # two epochs
 # rates that are the same in float32; a half from the second epoch on
@@ -92,6 +93,13 @@ def taken(engine: Engine) -> list[dict[str, float]]:
     batches = (batch_of(config, step) for step in range(STEPS))
     steps = list(loop.training_steps(engine, batches, Schedule(config, SAMPLES), 0))
     return [{name: float(value) for name, value in outputs.items()} for _, outputs in steps]
+
+
+class WithOtherForward(Classifier):
+    """Of a user, who has not heard of phases."""
+
+    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+        return super().forward(batch, replace(progress, epoch=progress.step % 2))
 
 
 @pytest.fixture
@@ -190,6 +198,9 @@ def test_where_steps_are_captured(monkeypatch):
     assert not is_captured(Config(method="moco"))
     assert not is_captured(Config(), replace(gpu, size=2)) and not is_captured(
         Config(), compile=True
+    )
+    assert not captures_steps(
+        complete(Config()), WithOtherForward(complete(Config()), Counts.of(COUNTS)), gpu
     )
     large = replace(complete(Config()), view=ViewConfig(size=224))
     assert not captures_steps(large, new_method(large), gpu)
