@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from lt_train.config.schema import METHODS, Config, LossConfig, MocoConfig, OptimConfig
+from lt_train.data.batch import Batch
+from lt_train.methods.base import Method, Progress
 from lt_train.methods.metrics import Accuracy
 from lt_train.training.optim import make_optimizer
 from tests.helpers.fake_gpu import GPU, Copies, batch_on_gpu, fake_gpu, method_on_gpu
 from tests.helpers.small_methods import COUNTS, progress_of
 from tests.lt_train.methods.test_base import POOL, SETTINGS, complete, global_batch, start
 
-STEPS = 2  # in the second one, MoCo has keys of the first
 ALL = SETTINGS | {
     "moco": Config(method="moco", moco=MocoConfig(queue_size=16)),
     "sourcing": Config(method="sourcing", unlabeled=POOL),
@@ -24,22 +25,15 @@ ALL = SETTINGS | {
 }
 
 
-@pytest.fixture
-def gpu(monkeypatch):
-    """Function: a method's setting -> the method on the GPU, its batch there, its progresses, and
-    what copies were met since.
-    """
-
-    def make(config: Config):
-        config = complete(config)
-        method = start(config).to(memory_format=torch.channels_last)
-        # for sets of two epochs, so that the second step begins one
-        progresses = [replace(progress_of(method, step), starts_epoch=step == 1) for step in (0, 1)]
-        batch = global_batch(config, 0)
-        views = [view.contiguous(memory_format=torch.channels_last) for view in batch.views]
-        return config, method, replace(batch, views=views), progresses
-
-    return make
+def parts(config: Config) -> tuple[Method, Batch, list[Progress]]:
+    """A method, a batch for it and where it is in its steps, all still on the CPU."""
+    config = complete(config)
+    method = start(config).to(memory_format=torch.channels_last)
+    # the second step begins an epoch
+    progresses = [replace(progress_of(method, step), starts_epoch=step == 1) for step in (0, 1)]
+    batch = global_batch(config, 0)
+    views = [view.contiguous(memory_format=torch.channels_last) for view in batch.views]
+    return method, replace(batch, views=views), progresses
 
 
 def test_every_method_is_tried():
@@ -47,8 +41,8 @@ def test_every_method_is_tried():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_step_stays_on_the_gpu_and_waits_for_nothing(name, gpu, monkeypatch):
-    _, method, batch, progresses = gpu(ALL[name])
+def test_a_step_stays_on_the_gpu_and_waits_for_nothing(name, monkeypatch):
+    method, batch, progresses = parts(ALL[name])
     with fake_gpu(monkeypatch) as mode, Copies() as copies:
         method, batch = method_on_gpu(mode, method), batch_on_gpu(mode, batch)
         for progress in progresses:
@@ -59,8 +53,8 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(name, gpu, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["classifier", "experts", "fixmatch", "sourcing"])
-def test_an_evaluation_stays_on_the_gpu_until_its_end(name, gpu, monkeypatch):
-    _, method, batch, _ = gpu(ALL[name])
+def test_an_evaluation_stays_on_the_gpu_until_its_end(name, monkeypatch):
+    method, batch, _ = parts(ALL[name])
     with fake_gpu(monkeypatch) as mode, Copies() as copies, torch.no_grad():
         method, batch = method_on_gpu(mode, method).eval(), batch_on_gpu(mode, batch)
         accuracy = Accuracy(COUNTS, GPU)
@@ -68,12 +62,12 @@ def test_an_evaluation_stays_on_the_gpu_until_its_end(name, gpu, monkeypatch):
         assert not copies.blocking
 
 
-def test_lars_waits_for_nothing(gpu, monkeypatch):
-    _, method, _, _ = gpu(Config())
+def test_lars_waits_for_nothing(monkeypatch):
+    method, _, _ = parts(Config())
     with fake_gpu(monkeypatch) as mode, Copies() as copies:
         method = method_on_gpu(mode, method)
         optimizer = make_optimizer(OptimConfig("lars"), method)
-        for _ in range(STEPS):
+        for _ in range(2):
             for parameter in method.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
