@@ -22,7 +22,9 @@ CORES = 14  # CPU cores a GPU (DGX H100: 112 for 8); the loader was measured wit
 VIEW_BYTES = 3 * 224 * 224 * 2  # an image of ShuffleBN, bf16
 # s a trained tensor: ResNet-32's step on the H100, bound by kernel launches, over its 93 tensors
 LAUNCH = 17.9e-3 / 93
-SHUFFLE = 15.5e-6  # s a rank: ShuffleBN's plan on one CPU core, measured for 8 to 1,024 ranks
+# images/s of docs/benchmarks.md (H100, batch 256), training alone and fed by the loader
+CLASSIFIER = 3980, 3472
+MOCO = 1364, 1323  # of one rank, with split batch norm
 JITTER = 0.02  # assumed: standard deviation of a rank's step over its mean
 BUCKETS = 1 << 20, 25 << 20  # bytes: the first of DDP's gradient buckets, the others
 GLOO_RANKS = 2, 4, 8
@@ -64,9 +66,7 @@ class Fabric:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a method costs one GPU: images/s of docs/benchmarks.md (H100, batch 256), bytes in
-    float32.
-    """
+    """What a method costs one GPU of many: images/s on an H100 with batch 256, bytes in float32."""
 
     name: str
     end_to_end: float  # training and decoding share the GPU
@@ -90,12 +90,17 @@ def volume(kind: str, size: float, ranks: int) -> float:
 def method_costs(classes: int = 1000, dim: int = 128, queue: int = 65536) -> list[Costs]:
     """Classifier and MoCo with ResNet-50; a checkpoint holds weights, momentum, statistics, and
     MoCo's key encoder and queue.
+
+    What was measured of MoCo splits batch norm, which many ranks do not: its step is taken for 4/3
+    of the classifier's, and for what decoding added.
     """
     plain, query = model_size("resnet50", classes=classes), model_size("resnet50", dim=dim)
     moco = (query[0], query[1], 2 * query[2], 3 * query[0] + 2 * query[2] + queue * dim * 4, dim)
+    decoding = 1 / MOCO[1] - 1 / MOCO[0]
+    unsplit = 1 / (4 / 3 / CLASSIFIER[0] + decoding)
     return [
-        Costs("classifier", 3472, 12021, 3, *plain, 2 * plain[0] + plain[2]),
-        Costs("moco", 1323, 8996, 4, *moco),
+        Costs("classifier", CLASSIFIER[1], 12021, 3, *plain, 2 * plain[0] + plain[2]),
+        Costs("moco", unsplit, 8996, 4, *moco),
     ]
 
 
@@ -125,20 +130,25 @@ def step(costs: Costs, ranks: int, local: float, fabric: Fabric = Fabric()) -> d
     ``waiting``, ``exposed``, ``total``.
     """
     gpu, data = local / costs.end_to_end, local / costs.loader * 16 / CORES
-    host = LAUNCH * costs.tensors * costs.passes / 3 + SHUFFLE * ranks * (costs.dim > 0)
+    host = LAUNCH * costs.tensors * costs.passes / 3
     busy = max(gpu, host, data)
+    a_pass = max(gpu, host) / costs.passes  # beside which messages travel
     first, rest = BUCKETS
     # in the order of the backward pass
     buckets = [first] + [rest] * ((costs.gradients - first) // rest)
     buckets.append(costs.gradients - sum(buckets))
-    reduced = sum(
+    beside_backward = sum(
         fabric.seconds("all_reduce", size, ranks) for size in (*buckets, costs.statistics)
     )
+    exposed = 0.0
+    if costs.dim:
+        images = fabric.seconds("all_to_all", local * VIEW_BYTES, ranks)
+        exposed += max(0.0, images - a_pass)  # beside the queries' forward pass
+        # nothing runs beside the keys' way back
+        exposed += fabric.seconds("all_to_all", local * costs.dim * 4, ranks)
+        beside_backward += fabric.seconds("all_gather", ranks * local * costs.dim * 4, ranks)
     last = fabric.seconds("all_reduce", buckets[-1], ranks)
-    exposed = max(last, reduced - max(gpu, host) * 2 / costs.passes)
-    if costs.dim:  # nothing runs beside these two
-        exposed += fabric.seconds("all_to_all", local * VIEW_BYTES, ranks)
-        exposed += fabric.seconds("all_gather", ranks * local * costs.dim * 4, ranks)
+    exposed += max(last, beside_backward - 2 * a_pass)
     # bounds the expected largest of `ranks` normal draws
     waiting = busy * JITTER * math.sqrt(2 * math.log(ranks))
     return {"busy": busy, "waiting": waiting, "exposed": exposed, "total": busy + waiting + exposed}

@@ -19,6 +19,7 @@ from lt_train.training.trainer import Trainer
 
 WARMUP = 3  # untimed steps before every timed run; also lets prefetch queues reach their usual fill
 ENOUGH_STEPS = 10**7
+ALL_RUNS, BASELINE = ("synthetic", "bare_loop", "loader", "end_to_end"), "baseline"
 
 Run = Callable[[int], float | None]  # steps -> share of the time that the host waited for data
 
@@ -39,6 +40,13 @@ def measure(
 
     ``scratch``: an empty folder of this rank's. ``baseline``: measure that too. Collective.
     """
+    trainer = make_trainer(config, world, scratch)
+    names = (*ALL_RUNS, BASELINE) if baseline else ALL_RUNS
+    return in_turns(trainer, make_runs(trainer, names, scratch), repeats, seconds)
+
+
+def make_trainer(config: Config, world: World, scratch: Path) -> Trainer:
+    """Ready to train for ever, recording nothing. Collective."""
     # A rate of zero keeps random batches from diverging; the work of a step is the same
     run = replace(
         config.run, dir=str(scratch), checkpoint_every=ENOUGH_STEPS, evaluate_every=ENOUGH_STEPS
@@ -48,32 +56,44 @@ def measure(
     trainer = Trainer(config, world)
     trainer.build()
     trainer.monitor = Monitor(scratch, 0, ENOUGH_STEPS, enabled=False)
-    runs = _runs(trainer)
-    if baseline:
-        runs["baseline"] = _baseline(trainer, scratch / "images")
+    return trainer
+
+
+def in_turns(
+    trainer: Trainer, runs: dict[str, Run], repeats: int, seconds: float
+) -> dict[str, list[Timing]]:
+    """``repeats`` timings of about ``seconds`` each of every run. Collective."""
+    world, batch_size = trainer.world, trainer.config.global_batch_size
     steps = {name: _calibrate(run, seconds, world) for name, run in runs.items()}
     timings: dict[str, list[Timing]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            timings[name].append(_time(run, steps[name], config.global_batch_size, world))
+            timings[name].append(_time(run, steps[name], batch_size, world))
     return timings
 
 
-def _runs(trainer: Trainer) -> dict[str, Run]:
-    """What to time, by name."""
+def make_runs(trainer: Trainer, names: Iterable[str], scratch: Path) -> dict[str, Run]:
+    """What to time, by these names: of :data:`ALL_RUNS`, and :data:`BASELINE`, which writes its
+    images to ``scratch``. Collective.
+    """
     real = iter(trainer.data.train(0, ENOUGH_STEPS))
-    loaded = iter(trainer.data.train(0, ENOUGH_STEPS))
-    synthetic = _synthetic_batches(next(real))
+    synthetic = synthetic_batches(next(real))
 
     def train_on(batches: Iterator[Batch]) -> Run:
         return lambda steps: trainer.train(itertools.islice(batches, steps), 0)
 
-    return {
-        "synthetic": train_on(synthetic),
-        "bare_loop": lambda steps: _bare_loop(trainer, itertools.islice(synthetic, steps)),
-        "loader": lambda steps: _drain(itertools.islice(loaded, steps)),
-        "end_to_end": train_on(real),
+    def load() -> Run:
+        loaded = iter(trainer.data.train(0, ENOUGH_STEPS))
+        return lambda steps: _drain(itertools.islice(loaded, steps))
+
+    makers = {
+        "synthetic": lambda: train_on(synthetic),
+        "bare_loop": lambda: lambda steps: _bare_loop(trainer, itertools.islice(synthetic, steps)),
+        "loader": load,
+        "end_to_end": lambda: train_on(real),
+        BASELINE: lambda: _baseline(trainer, scratch / "images"),
     }
+    return {name: makers[name]() for name in names}
 
 
 def _baseline(trainer: Trainer, folder: Path) -> Run:
@@ -89,7 +109,7 @@ def _baseline(trainer: Trainer, folder: Path) -> Run:
     return lambda steps: _drain(itertools.islice(batches, steps))
 
 
-def _synthetic_batches(like: Batch) -> Iterator[Batch]:
+def synthetic_batches(like: Batch) -> Iterator[Batch]:
     """Two batches of noise on the device, in turns for ever."""
 
     def noise() -> Batch:

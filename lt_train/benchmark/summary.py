@@ -1,6 +1,5 @@
 """What a benchmark's timings come to: medians and ratios as one JSON-able dict, and as a table."""
 
-import platform
 import resource
 from importlib.metadata import version
 from operator import truediv
@@ -10,11 +9,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lt_train.benchmark.machine import PACKAGES, cpu_model
 from lt_train.benchmark.measure import Timing
 from lt_train.config.schema import Config
 from lt_train.distributed import World
 
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130")
 COLUMNS = {  # of the table -> what of a measurement they show
     "images/s": "images_per_s",
     "min": "min",
@@ -49,7 +48,7 @@ def summary(config: Config, world: World, timings: dict[str, list[Timing]]) -> d
 def _device(world: World) -> str:
     if world.device.type == "cuda":
         return torch.cuda.get_device_name(world.device)
-    return platform.processor() or platform.machine()
+    return cpu_model()
 
 
 def _rates(repeats: list[Timing]) -> dict[str, float]:
@@ -60,6 +59,7 @@ def _rates(repeats: list[Timing]) -> dict[str, float]:
         "min": round(min(rates), 2),
         "max": round(max(rates), 2),
         "images_per_s_per_rank": round(median(per_rank), 2),
+        "repeats": [round(rate, 2) for rate in rates],
     }
 
 

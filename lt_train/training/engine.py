@@ -29,7 +29,7 @@ from lt_train.training.saved_state import (
     load_state,
     write_state,
 )
-from lt_train.training.step_graphs import captures_steps
+from lt_train.training.step_graphs import CapturedSteps, captures_steps
 
 
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
@@ -63,6 +63,7 @@ class Engine:
         self.dtype = dtype_of(config)
         self.trained = trained_parameters(method)
         self.captures_steps = captures_steps(config, method, world)
+        self.captured: CapturedSteps | None = None  # once the loop has begun
         self._statistics: SharedStatistics | None = None
         self._is_last = True  # of the parts of a batch
 

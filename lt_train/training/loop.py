@@ -29,7 +29,8 @@ def training_steps(
     world, seed = engine.world, engine.config.seed
     one_step: Step = partial(training_step, engine)
     if engine.captures_steps:
-        one_step = CapturedSteps(engine.method, one_step)
+        engine.captured = engine.captured or CapturedSteps(engine.method, one_step)
+        one_step = engine.captured
     for step, batch in enumerate(batches, first_step):
         # random numbers follow from the step alone, so a resumed run draws the same
         seed_generators(world.device, int(mix(seed, step, world.rank, Stream.STEP)[0] >> 1))

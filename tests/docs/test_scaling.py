@@ -5,6 +5,7 @@ make them, monotonic in ranks.
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_the_parts_add_up_and_gradients_that_cannot_hide_are_exposed(costs):
     classifier = costs["classifier"]
     seconds = volume("all_reduce", classifier.gradients, 64) / (8 * 1e6 * slow.reached)
     assert step(classifier, 64, 256, slow)["exposed"] == pytest.approx(seconds, rel=0.02)
+
+
+@pytest.mark.parametrize("nic, hides", [(50e9, True), (1e9, False), (1e7, False)])
+def test_mocos_images_hide_behind_a_forward_pass_and_its_keys_behind_backward(costs, nic, hides):
+    """As far as the network is fast enough; the keys' way back never hides."""
+    moco, ranks, local, fabric = costs["moco"], 64, 256, Fabric(nic=nic)
+    a_pass = local / moco.end_to_end / moco.passes
+    images = fabric.seconds("all_to_all", local * scaling.VIEW_BYTES, ranks)
+    back = fabric.seconds("all_to_all", local * moco.dim * 4, ranks)
+    keys = fabric.seconds("all_gather", ranks * local * moco.dim * 4, ranks)
+    assert (images < a_pass) == hides
+    gradients = step(replace(moco, dim=0), ranks, local, fabric)["exposed"]
+    beyond = keys if nic < 1e8 else 0  # gradients take longer than backward by themselves
+    exposed = step(moco, ranks, local, fabric)["exposed"]
+    assert exposed == pytest.approx(gradients + max(0, images - a_pass) + back + beyond)
 
 
 def test_rows_that_check_batch_refuses_are_not_in_the_tables():

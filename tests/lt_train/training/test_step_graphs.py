@@ -147,6 +147,14 @@ def test_a_replay_runs_none_of_the_methods_code(captured, monkeypatch):
     assert len(calls) == EAGER + 1  # and once to record
 
 
+def test_what_is_captured_outlasts_a_round_of_the_loop(captured, monkeypatch):
+    engine, _, _ = captured(complete(Config()))
+    before = engine.captured
+    monkeypatch.setattr(type(engine), "forward", None)
+    taken(engine)
+    assert engine.captured is before
+
+
 @pytest.mark.parametrize(
     "config",
     [
