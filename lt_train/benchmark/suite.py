@@ -164,9 +164,17 @@ class Bench:
             values[SECONDS] = self._whole_run(trainer, config, values["end_to_end"])
         if not experiment.trains:
             return values, {}
+        try:
+            return values, self._step(
+                trainer, config.global_batch_size / median(values["synthetic"])
+            )
+        except Exception:  # rates are worth more than what explains them
+            log.exception("what a step of %s is made of could not be seen", experiment.name)
+            return values, {}
+
+    def _step(self, trainer: Trainer, seconds: float) -> dict:
         real = iter(trainer.data.train(0, ENOUGH_STEPS))
-        a_step = config.global_batch_size / median(values["synthetic"])
-        return values, look_at_steps(trainer, real, synthetic_batches(next(real)), a_step)
+        return look_at_steps(trainer, real, synthetic_batches(next(real)), seconds)
 
     def _whole_run(self, trainer: Trainer, config: Config, rates: list[float]) -> list[float]:
         """Seconds of all epochs and evaluations of ``config``, by so many images/s."""
@@ -189,8 +197,10 @@ class Bench:
         command = [sys.executable, *torchrun, experiment.config, *words, *map(str, options)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or ["they said nothing"]
-            raise MachineFault(f"{experiment.ranks} ranks failed: {said[-1]}")
+            # torchrun's own report comes after the line that says why
+            lines = done.stderr.splitlines()
+            said = [line for line in lines if "rror: " in line] or ["they did not say why"]
+            raise MachineFault(f"{experiment.ranks} ranks failed: {said[-1].strip()}")
         result = json.loads(out.read_text())
         values = {name: result[name]["repeats"] for name in ALL_RUNS}
         alone = [rate / experiment.ranks for rate in values["end_to_end"]]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from lt_train.benchmark import step_parts
 from lt_train.benchmark.step_parts import LOOP, STEPS, Clock, counted
 
 
@@ -23,6 +24,25 @@ def test_a_part_that_fails_is_left():
     with pytest.raises(ValueError), clock.part("forward"):
         raise ValueError
     assert [name for name, _ in clock.marks] == ["forward", LOOP]
+
+
+class Engine:
+    def forward(self) -> str:
+        return "forward"
+
+
+class Wrapped(Engine):
+    pass
+
+
+@pytest.mark.parametrize("owner", [Engine, Wrapped, Wrapped()])
+def test_a_timed_method_is_as_before_in_the_end(owner):
+    clock, before = Clock(torch.device("cpu")), dict(vars(owner))
+    engine = Wrapped()
+    with step_parts._replaced(owner, "forward", clock.timing("forward")):
+        assert (engine if isinstance(owner, type) else owner).forward() == "forward"
+    assert [name for name, _ in clock.marks] == ["forward", LOOP]
+    assert dict(vars(owner)) == before
 
 
 def event(name: str, device: DeviceType = DeviceType.CPU, **more) -> SimpleNamespace:
