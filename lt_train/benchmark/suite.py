@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from accelerate.state import AcceleratorState
 
 from lt_train.benchmark.measure import (
     ALL_RUNS,
@@ -145,7 +144,6 @@ class Bench:
         try:
             return self._here(experiment, load_config(experiment.config, words))
         finally:
-            AcceleratorState._reset_state()  # or the process stays with its first precision
             gc.collect()  # the network, and the loaders with their threads and processes
             if self.world.device.type == "cuda":
                 torch.cuda.empty_cache()

@@ -126,7 +126,9 @@ class DDPEngine(Engine):
     def __init__(self, config: Config, method: Method, world: World):
         super().__init__(config, method, world)
         from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.state import AcceleratorState
 
+        AcceleratorState._reset_state()  # else a process stays with its first engine's precision
         self.accelerator = Accelerator(
             cpu=world.device.type == "cpu",
             mixed_precision="bf16" if self.dtype == torch.bfloat16 else "no",

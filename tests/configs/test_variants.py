@@ -29,7 +29,11 @@ REFUSED = [  # the only variants that are, with these methods, and why
     (("lora",), {"crt", "lws"}, "freezes the backbone itself"),
 ]
 OF_CLASSIFIERS = ("view", "sampler", "loss", "classifier")
-KEYS = {"moco_v1": ("view", "optim", "moco"), "lora": ("model", "optim")}  # of other variants
+KEYS = {  # of other variants
+    "moco_v1": ("view", "optim", "moco"),
+    "lora": ("model", "optim"),
+    "lars": ("optim",),
+}
 
 
 @functools.cache
