@@ -17,7 +17,7 @@ from lt_train.collectives import on_main
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import World
-from lt_train.methods.base import Method, Progress
+from lt_train.methods.base import Method, Outputs, Progress
 from lt_train.models.activation_checkpointing import blocks, checkpoint_blocks
 from lt_train.models.split_batch_norm import batch_norms
 from lt_train.training import zero
@@ -73,7 +73,7 @@ class Engine:
         self._is_last = is_last
         yield
 
-    def forward(self, batch: Batch, progress: Progress) -> dict[str, torch.Tensor]:
+    def forward(self, batch: Batch, progress: Progress) -> Outputs:
         """The method's outputs for this rank's part of the batch, or a part of that."""
         with self._statistics.counting():
             outputs = self.wrapped(batch, progress)

@@ -6,8 +6,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class Dispatched(TorchDispatchMode):
-    """Within it, ``calls`` are noted: names of operators, and ``waits``: copies from the host to
-    another device for which it waits.
+    """Within it, ``calls`` are noted: names of operators, and ``waits``: copies between the host
+    and another device for which it waits.
 
     On the device "meta", which has no values, torch itself refuses whatever would need one on the
     host, as every such call would have to wait for a real device.

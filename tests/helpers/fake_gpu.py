@@ -9,33 +9,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lt_train.data.batch import Batch
 from lt_train.methods import moco
 
 GPU = torch.device("cuda", 0)
-
-
-class Copies(TorchDispatchMode):
-    """``blocking``: operations in which the host waits until a copy to or from the GPU is done."""
-
-    def __init__(self):
-        super().__init__()
-        self.blocking: list[str] = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name, source, copied = operation.overloadpacket.__name__, None, None
-        if name == "_to_copy":
-            source, copied = args[0], kwargs.get("device")
-            waits = not kwargs.get("non_blocking")
-        elif name == "copy_":
-            copied, source = args[0].device, args[1]
-            waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
-        if copied is not None and {source.device.type, copied.type} == {"cpu", "cuda"} and waits:
-            self.blocking.append(f"{source.device.type} to {copied.type}: {tuple(source.shape)}")
-        return operation(*args, **kwargs)
 
 
 @contextmanager

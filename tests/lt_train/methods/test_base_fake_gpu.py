@@ -12,7 +12,8 @@ from lt_train.data.batch import Batch
 from lt_train.methods.base import Method, Progress
 from lt_train.methods.metrics import Accuracy
 from lt_train.training.optim import make_optimizer
-from tests.helpers.fake_gpu import GPU, Copies, batch_on_gpu, fake_gpu, method_on_gpu
+from tests.helpers.dispatched import Dispatched
+from tests.helpers.fake_gpu import GPU, batch_on_gpu, fake_gpu, method_on_gpu
 from tests.helpers.small_methods import COUNTS, progress_of
 from tests.lt_train.methods.test_base import POOL, SETTINGS, complete, global_batch, start
 
@@ -43,35 +44,35 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize("name", ALL)
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(name, monkeypatch):
     method, batch, progresses = parts(ALL[name])
-    with fake_gpu(monkeypatch) as mode, Copies() as copies:
+    with fake_gpu(monkeypatch) as mode, Dispatched() as dispatched:
         method, batch = method_on_gpu(mode, method), batch_on_gpu(mode, batch)
         for progress in progresses:
             outputs = method(batch, progress)
             method.after_step()
             assert {value.device for value in outputs.values()} == {GPU}
-        assert not copies.blocking
+        assert not dispatched.waits
 
 
 @pytest.mark.parametrize("name", ["classifier", "experts", "fixmatch", "sourcing"])
 def test_an_evaluation_stays_on_the_gpu_until_its_end(name, monkeypatch):
     method, batch, _ = parts(ALL[name])
-    with fake_gpu(monkeypatch) as mode, Copies() as copies, torch.no_grad():
+    with fake_gpu(monkeypatch) as mode, Dispatched() as dispatched, torch.no_grad():
         method, batch = method_on_gpu(mode, method).eval(), batch_on_gpu(mode, batch)
         accuracy = Accuracy(COUNTS, GPU)
         accuracy.update(method.predict(batch.views[0]), batch.label)
-        assert not copies.blocking
+        assert not dispatched.waits
 
 
 def test_lars_waits_for_nothing(monkeypatch):
     method, _, _ = parts(Config())
-    with fake_gpu(monkeypatch) as mode, Copies() as copies:
+    with fake_gpu(monkeypatch) as mode, Dispatched() as dispatched:
         method = method_on_gpu(mode, method)
         optimizer = make_optimizer(OptimConfig("lars"), method)
         for _ in range(2):
             for parameter in method.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
-        assert not copies.blocking
+        assert not dispatched.waits
 
 
 MISTAKES = {
@@ -91,13 +92,13 @@ def test_what_mixes_devices_or_waits_is_found(name, monkeypatch):
 
 
 def test_copies_that_wait_are_counted(monkeypatch):
-    with fake_gpu(monkeypatch), Copies() as copies:
+    with fake_gpu(monkeypatch), Dispatched() as dispatched:
         here, there = torch.ones(2), torch.ones(2, device=GPU)
         here.to(GPU, non_blocking=True)
         there.copy_(here, non_blocking=True)
-        assert not copies.blocking
+        assert not dispatched.waits
         here.to(GPU)
         there.cpu()
         here.copy_(there)
         torch.tensor([1.0], device=GPU)
-        assert len(copies.blocking) == 4
+        assert len(dispatched.waits) == 4
