@@ -42,6 +42,7 @@ from lt_train.errors import (
     EXIT_PREEMPTED,
     UserError,
     exit_status,
+    exit_with,
     on_leaving,
     run_cli,
 )
@@ -94,7 +95,7 @@ class RankJob:
         finally:
             mark.end(status)
         if status:
-            sys.exit(status)
+            exit_with(status)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class TaskJob:
             sys.exit(EXIT_PREEMPTED if asked else 128 - status)
         mark.end(status)
         if status:
-            sys.exit(status)
+            exit_with(status)
 
 
 def train(words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """What a user is meant to read when something is wrong, and exit statuses."""
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import errno
@@ -8,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -80,9 +82,36 @@ class LostPeer(UserError):
     status = EXIT_LOST_PEER
 
 
-def run_cli(program: str, main: Callable[[], int | None]) -> None:
+def run_cli(program: str, main: Callable[[], int | None]) -> NoReturn:
     """Run ``main`` and exit with its status; see :func:`exit_status`."""
-    sys.exit(exit_status(program, main))
+    try:
+        status = exit_status(program, main)
+    except Exception:  # a fault of ours has its traceback
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    exit_with(status)
+
+
+def exit_with(status: int) -> NoReturn:
+    """``sys.exit``, and this status is the process's even if daemon threads are within torch.
+
+    One that comes back from a store or a collective while Python takes itself down aborts the
+    process (SIGABRT): C++ does not bear how Python ends such threads.
+    """
+    _exit_status[:] = [status]
+    sys.exit(status)
+
+
+_exit_status: list[int] = []
+
+
+@atexit.register  # before other modules have registered theirs: it is called after them
+def _end_before_daemon_threads() -> None:
+    if _exit_status and any(thread.daemon for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(_exit_status[0])
 
 
 def exit_status(program: str, main: Callable[[], int | None]) -> int:

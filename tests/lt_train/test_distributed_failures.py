@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from lt_train import collectives, distributed
-from lt_train.errors import exit_status
+from lt_train.errors import run_cli
 from lt_train.training.checkpoint import CheckpointStore
 
 def full_disk(folder):
@@ -30,14 +30,14 @@ def main():
     train.main = lambda *_: run()
     return main(["x"])
 
-def run():
+def run() -> int:
     world = distributed.start()
     collectives.all_reduce_(torch.ones(1))
     store = CheckpointStore(Path(sys.argv[1]), 1, world)
     WORK
     return 0
 
-os._exit(exit_status("lt_train", main))
+run_cli("lt_train", main)
 """
 
 
@@ -107,13 +107,44 @@ ASKED = """
         with Leaving(world):
             collectives.from_main(lambda: time.sleep(5))
     except Preempted as reason:
-        sys.exit(reason.status if time.monotonic() - started < 4 else 1)  # as a command ends
+        return reason.status if time.monotonic() - started < 4 else 1  # as the command does
 """
 
 
 @pytest.mark.slow
 def test_a_rank_that_waits_for_another_s_work_leaves_when_it_is_asked(tmp_path):
-    assert ends(tmp_path, ASKED.strip())[0] == [EXIT_LOST_PEER, EXIT_PREEMPTED]
+    statuses, said = ends(tmp_path, ASKED.strip())
+    assert statuses == [EXIT_LOST_PEER, EXIT_PREEMPTED], said
+
+
+TALKING = """
+import sys, threading, time
+from lt_train.errors import UserError, run_cli
+from torch.distributed import TCPStore
+
+def main() -> int:
+    store = TCPStore("127.0.0.1", 0, is_master=True)
+
+    def talk():
+        while True:
+            store.set("a", "b")
+
+    threading.Thread(target=talk, daemon=True).start()
+    time.sleep(0.2)
+    raise RuntimeError if sys.argv[1] == "1" else UserError
+
+run_cli("lt_train", main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [1, EXIT_MISTAKE])
+def test_a_thread_within_torch_does_not_change_how_a_process_ends(status):
+    """As that of the signs of life, where the store does not answer."""
+    command = [sys.executable, "-c", TALKING, str(status)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == status, ended.stderr
+    assert ("RuntimeError" if status == 1 else "lt_train: error") in ended.stderr
 
 
 @pytest.mark.slow
