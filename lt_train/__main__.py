@@ -3,16 +3,8 @@
 import importlib
 import sys
 
+from lt_train.commands import COMMANDS
 from lt_train.errors import UserError, run_cli
-
-COMMANDS = {  # each a module of lt_train.commands with a main(words)
-    "evaluate": "metrics of a run, finished or not",
-    "posthoc": "tau-norm, nearest class mean and post-hoc logit adjustment of a classifier's run",
-    "pseudo_label": "label an unlabeled set with a classifier's run",
-    "score": "score a pool of images with a sourcing classifier",
-    "report": "one page of tables and plots from finished runs",
-    "export": "a run's weights as a torchvision state dict",
-}
 
 
 def main(words: list[str] | None = None) -> int:
@@ -23,7 +15,7 @@ def main(words: list[str] | None = None) -> int:
             return importlib.import_module(f"lt_train.commands.{words[0]}").main(words[1:])
         from lt_train.commands import train
 
-        return train.main(words, COMMANDS)
+        return train.main(words)
     except RuntimeError as error:
         from lt_train import distributed
 

@@ -3,7 +3,9 @@
 import argparse
 import sys
 
+from lt_train.commands import COMMANDS
 from lt_train.config.families import backbone_names
+from lt_train.config.keys import find_keys
 from lt_train.config.load import (
     find_config,
     list_configs,
@@ -15,9 +17,9 @@ from lt_train.console import say, setup_logging, working
 from lt_train.errors import UserError, launched_rank, unreadable
 
 
-def main(words: list[str], commands: dict[str, str]) -> int:
-    """The command; returns its exit status. ``commands``: the others, for --help."""
-    arguments = _parse(words, commands)
+def main(words: list[str]) -> int:
+    """The command; returns its exit status."""
+    arguments = _parse(words)
     config = load_config(arguments.config, arguments.overrides)
     if arguments.print_config:
         sys.stdout.write(to_yaml(config))
@@ -54,14 +56,22 @@ class ListBackbones(argparse.Action):
         parser.exit()
 
 
-def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
+class ListKeys(argparse.Action):
+    """Prints the keys that match a shell pattern, a line each, and ends the command."""
+
+    def __call__(self, parser, namespace, pattern, option=None):
+        sys.stdout.write("".join(f"{key.line}\n" for key in find_keys(pattern)))
+        parser.exit()
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lt_train",
         description=(
             "Train what a config says, on one process or under torchrun. "
             "The same command again resumes it."
         ),
-        epilog=_epilog(commands),
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -82,21 +92,27 @@ def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
         action=ListBackbones,
         help="show the names that model.backbone takes, e.g. 'timm/vit_*', and exit",
     )
+    parser.add_argument(
+        "--list-keys",
+        metavar="PATTERN",
+        action=ListKeys,
+        help="show what every key takes, its default and meaning, e.g. 'optim.*', and exit",
+    )
     arguments, unknown = parser.parse_known_args(words)
     # a misspelt command is told before its options are
-    find_config(arguments.config, commands=commands)
+    find_config(arguments.config, commands=COMMANDS)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return arguments
 
 
-def _epilog(commands: dict[str, str]) -> str:
+def _epilog() -> str:
     groups = {
-        "other commands (python -m lt_train COMMAND --help)": commands.items(),
+        "other commands (python -m lt_train COMMAND --help)": COMMANDS.items(),
         "configs": list_configs(),
         "variants, over any config": [(f"+{name}", text) for name, text in list_variants()],
     }
     lines = []
     for title, entries in groups.items():
         lines += [f"{title}:", *(f"  {name:28} {text}" for name, text in entries), ""]
-    return "\n".join([*lines, "every key and its default: --print-config"])
+    return "\n".join([*lines, "every key: --list-keys '*'; of a config: CONFIG --print-config"])

@@ -7,12 +7,14 @@ from typing import Literal, Optional
 @dataclass(frozen=True)
 class DataConfig:
     root: str = ""  # a folder written by data_prep, or the URL of one (s3://bucket/set)
-    train_split: str = "train"
+    train_split: str = "train"  # trained on
     # train on a draw of so many, by the seed, whatever their classes: these keep their shares, more
     # or less, and rare ones may lose all that they have; an epoch is a pass over the draw
     max_samples: Optional[int] = None
     val_split: str = "val"  # used for model selection; skipped when the data set has none
     test_split: str = "test"  # evaluated once, after training
+    # dali: decodes images for every batch anew; resident: keeps them, small and of one size, on the
+    # device
     loader: Literal["dali", "resident"] = "dali"
     # dali: where images are decoded; cpu: on a GPU's machine too, where its cores have nothing else
     # to do; auto: on the GPU where there is one
@@ -33,12 +35,12 @@ class DataConfig:
 @dataclass(frozen=True)
 class UnlabeledConfig:
     root: str = ""  # a second folder written by data_prep, whose own labels are not used
-    split: str = "train"
+    split: str = "train"  # of that folder
     # of the global batch; null: both sets are one, sampled alike (needs label_column)
     share: Optional[float] = 0.5
     # take labels from this column of its manifest, such as pseudo_label or sourced_label
     label_column: Optional[str] = None
-    confidence_column: str = "confidence"
+    confidence_column: str = "confidence"  # of its manifest, for min_confidence
     min_confidence: float = 0.0  # with label_column: leave out samples that are less sure
     # use a draw of so many, by the seed; what the resident loader can hold of a large pool
     max_samples: Optional[int] = None
@@ -56,19 +58,20 @@ class ViewConfig:
     """One augmented view of an image. Probabilities of 0 switch a transform off."""
 
     size: int = 224  # pixels, the side of the square output
+    # a random part, resized; a random part of the image and a border; the middle, after resizing
     crop: Literal["random_resized", "pad", "center"] = "random_resized"
     scale: tuple[float, float] = (0.08, 1.0)  # random_resized: share of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random_resized: width / height
     padding: int = 4  # pad: zero pixels round the image before a random crop
     resize: int = 256  # center: the shorter side before the crop
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of resizing
-    flip_probability: float = 0.5
+    flip_probability: float = 0.5  # left to right
     # brightness, contrast, saturation, hue
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    jitter_probability: float = 1.0
-    grayscale_probability: float = 0.0
-    blur_probability: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    jitter_probability: float = 1.0  # of any jitter at all
+    grayscale_probability: float = 0.0  # of an image without colours
+    blur_probability: float = 0.0  # Gaussian
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     randaugment_ops: int = 0  # RandAugment's N: random operations in a row on each image
     # RandAugment's M, of 30; null: drawn anew for each operation
     randaugment_magnitude: Optional[int] = 10

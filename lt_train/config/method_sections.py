@@ -8,15 +8,15 @@ from typing import Literal
 class DecoupledConfig:
     """cRT and LWS."""
 
-    freeze_bn_stats: bool = True
+    freeze_bn_stats: bool = True  # batch norm of the backbone keeps its statistics
 
 
 @dataclass(frozen=True)
 class MocoConfig:
-    dim: int = 128
-    queue_size: int = 65536
-    temperature: float = 0.2
-    ema_momentum: float = 0.999
+    dim: int = 128  # of what is contrasted
+    queue_size: int = 65536  # keys that every query is told apart from
+    temperature: float = 0.2  # similarities are divided by it
+    ema_momentum: float = 0.999  # of the average that gives the keys
     projector: Literal["mlp", "linear"] = "mlp"  # MoCo v2's or v1's
     # groups a rank's batch is cut into for batch norm; 0: 1 on many ranks, up to 4 on one
     bn_splits: int = 0
@@ -31,8 +31,8 @@ class RotationConfig:
 class KnnConfig:
     """The k-NN classifier that evaluates self-supervised methods."""
 
-    k: int = 200
-    temperature: float = 0.07
+    k: int = 200  # neighbours that vote
+    temperature: float = 0.07  # their similarities are divided by it
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class FixmatchConfig:
 
 @dataclass(frozen=True)
 class ProcoConfig:
-    dim: int = 128
-    temperature: float = 0.1
+    dim: int = 128  # of what is contrasted
+    temperature: float = 0.1  # similarities are divided by it
     weight: float = 1.0  # of the contrastive loss beside the classifier's
 
 

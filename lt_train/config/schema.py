@@ -35,7 +35,7 @@ class RunConfig:
     log_every: int = 20  # steps; the only times at which the host waits for the device
     checkpoint_every: int = 500  # steps
     checkpoint_minutes: float = 15.0  # and after so many, looked at every log_every steps
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest; older ones are removed
     # epochs, on the validation split where there is one; the end is always evaluated
     evaluate_every: float = 10.0
     # which weights a run ends with: the last, or those that were best on the validation split;
@@ -54,7 +54,7 @@ class ModelConfig:
     pretrained: bool = False
     # of pixels from 0 to 1, what the backbone expects: ImageNet's, for torchvision's networks
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # the same
     # a run folder, or a file with a backbone: .safetensors, or .pth / .pth.tar of MoCo,
     # torchvision, timm, Hugging Face
     init_from: Optional[str] = None
@@ -70,8 +70,8 @@ class ModelConfig:
 class LoraConfig:
     """model.trainable=lora: low-rank updates W + alpha / rank * B A (Hu et al. 2022)."""
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: int = 8  # of the updates
+    alpha: float = 16.0  # updates count alpha / rank times
     # names of layers, or ends of them, such as qkv; empty: all linear layers and convolutions that
     # can have updates
     targets: tuple[str, ...] = ()
@@ -92,23 +92,23 @@ class OptimConfig:
     lr: float = 0.1  # for a global batch of lr_batch_size
     head_lr_factor: float = 1.0  # the learning rate of all but the backbone, over the backbone's
     scale_lr: bool = True  # scale linearly with the global batch size
-    lr_batch_size: int = 256
+    lr_batch_size: int = 256  # the global batch that lr is given for
     momentum: float = 0.9  # sgd, lars
     nesterov: bool = False  # sgd
     betas: tuple[float, float] = (0.9, 0.999)  # adamw
     weight_decay: float = 1e-4  # adamw: decoupled, times the learning rate
     decay_norms: bool = True  # false: no weight decay of what has one dimension: norms and biases
     trust: float = 0.001  # lars: a layer's step at a rate of 1, over the length of its weights
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # of the rate, after warm-up
     warmup_epochs: float = 0.0  # or a share of the epochs, such as 5%
     step_epochs: tuple[float, ...] = ()  # step: from these epochs (or shares, 80%) on ...
     step_factors: tuple[float, ...] = ()  # ... the learning rate is lr times this factor
-    clip_grad_norm: Optional[float] = None
+    clip_grad_norm: Optional[float] = None  # longer gradients are scaled down to this norm
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    name: Literal["ddp", "deepspeed"] = "ddp"
+    name: Literal["ddp", "deepspeed"] = "ddp"  # what sums the gradients of several ranks
     zero_stage: int = 1  # deepspeed only: 0, 1 or 2
     # auto: bf16 where this machine is faster in it; a run stays with what it has begun in
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -126,7 +126,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    enabled: bool = True
+    enabled: bool = True  # go on from the newest checkpoint in run.dir; false: begin anew
     allow_changes: tuple[str, ...] = ()  # config keys that may differ from the interrupted run's
 
 
@@ -134,7 +134,7 @@ class ResumeConfig:
 class LossConfig:
     """The loss and the weights of classes in it; formulas and papers: methods/losses.py."""
 
-    name: str = "cross_entropy"  # one of LOSSES
+    name: str = "cross_entropy"  # one of LOSSES, of the classifier
     gamma: float = 1.0  # focal
     max_margin: float = 0.5  # ldam: the rarest class's
     tau: float = 1.0  # logit_adjustment
@@ -143,6 +143,7 @@ class LossConfig:
     # of the most frequent and of the rarest class: s / (C - 1) to every other class (Zhong et al.
     # 2021)
     label_aware_smoothing: Optional[tuple[float, float]] = None
+    # of a class in the loss: over its training images, or their effective number (Cui et al. 2019)
     class_weights: Literal["none", "inverse", "effective_number"] = "none"
     beta: float = 0.9999  # effective_number
     # class weights only from this epoch on, or this share, 80%: deferred re-weighting (DRW)
@@ -151,7 +152,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    head: Literal["linear", "cosine"] = "linear"
+    head: Literal["linear", "cosine"] = "linear"  # cosine: of features and weights of length 1
     scale: float = 30.0  # cosine: logits are so many times the cosine
     # what it starts from: class_means, of the backbone's features of the training split; or a
     # .safetensors file of one embedding a class, such as a text encoder's; null: random weights
@@ -167,12 +168,12 @@ class Config:
     What is counted in epochs may be a share of all of them instead, such as 80% (see epochs.py).
     """
 
-    description: str = ""
-    method: str = "classifier"  # one of METHODS
-    # modules of your own to import first, which add lines to the tables below
+    description: str = ""  # a line, for --help, logs and reports
+    method: str = "classifier"  # one of METHODS: what is trained, and how
+    # modules of your own to import first, which may add methods, losses, samplers, backbones
     imports: tuple[str, ...] = ()
-    seed: int = 0
-    epochs: float = 90.0
+    seed: int = 0  # of initial weights, sample order and augmentation
+    epochs: float = 90.0  # of as many samples as the training split has images
     # divide every number of epochs (of training, warm-up, steps, re-weighting, evaluation) by this,
     # for trials
     compress: float = 1.0
@@ -185,6 +186,7 @@ class Config:
     view: ViewConfig = field(default_factory=ViewConfig)
     # of views after the first, where a method takes several; starts as a copy of view
     second_view: Optional[ViewConfig] = None
+    # of evaluation
     eval_view: ViewConfig = field(
         default_factory=lambda: ViewConfig(crop="center", flip_probability=0.0)
     )

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from lt_train.__main__ import COMMANDS, main
+from lt_train.__main__ import main
+from lt_train.commands import COMMANDS
 from lt_train.errors import EXIT_MISTAKE, UserError, exit_status, report_error
 
 LIMIT = 240  # seconds that any one command may take
