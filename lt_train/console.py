@@ -1,4 +1,4 @@
-"""What commands say to a person: lines on stderr, and never nothing for long."""
+"""What commands say to a person: lines on stderr, and never nothing for long; results on stdout."""
 
 import logging
 import threading
@@ -9,7 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.table import Table
 
+PLAIN_WIDTH = 240  # characters of a table where there is no terminal
 PLAIN_EVERY = 10.0  # seconds between progress lines where there is no terminal
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,14 @@ def say(line: str) -> None:
     with suppress(OSError):  # a terminal that has hung up
         console.print(line, highlight=False, markup=False)
     pulse.said = time.monotonic()
+
+
+def show(table: Table) -> None:
+    """Print a result on stdout, whole where that is a file or a pipe."""
+    output = LastingConsole()
+    if not output.is_terminal:
+        output.width = PLAIN_WIDTH
+    output.print(table)
 
 
 class Every:

@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.table import Table
 
 from lt_train import distributed
-from lt_train.commands.open_run import check_classifier, check_labeled, open_run, write_metrics
+from lt_train.commands.open_run import check_classifier, check_labeled, open_run
+from lt_train.commands.results import JSON, print_json, write_metrics
 from lt_train.config.schema import Config
-from lt_train.console import console, setup_logging
+from lt_train.console import say, setup_logging, show
 from lt_train.data.dataset import read_dataset
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
@@ -52,7 +53,12 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
             "crops": crops,
             "metrics": metrics,
         }
-        _report(arguments.out or arguments.run / "evaluation.json", content)
+        path = arguments.out or arguments.run / "evaluation.json"
+        if arguments.json:
+            print_json(content)
+        else:
+            _show(path, content)
+        write_metrics(path, content)
 
 
 def _check_crops(folder: Path, config: Config) -> None:
@@ -80,14 +86,11 @@ def _default_splits(config: Config) -> list[str]:
     return splits
 
 
-def _report(path: Path, content: dict) -> None:
-    write_metrics(path, content)
+def _show(path: Path, content: dict) -> None:
     if content["crops"] > 1:
-        console.print(f"by the mean logits of {content['crops']} crops of each image:")
-    console.print(metrics_table(content["metrics"]))
-    console.print(
-        f"by class, and confusion where there are up to 100 classes: {path}", highlight=False
-    )
+        say(f"by the mean logits of {content['crops']} crops of each image:")
+    show(metrics_table(content["metrics"]))
+    say(f"by class, and confusion where there are up to 100 classes: {path}")
 
 
 def metrics_table(metrics: dict[str, dict]) -> Table:
@@ -140,4 +143,5 @@ def _parse(words: list[str]) -> argparse.Namespace:
         help="5: by the mean logits of the resized image's centre and corners (default: 1)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE")
+    parser.add_argument("--json", **JSON)
     return parser.parse_intermixed_args(words)

@@ -15,7 +15,6 @@ from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import drawn
 from lt_train.distributed import World
 from lt_train.errors import UserError, unreadable
-from lt_train.files import seal, write_atomically
 from lt_train.methods.base import Counts, Method
 from lt_train.models.tensor_files import tensors_digest
 from lt_train.models.trainable import plain_state, restrict
@@ -101,15 +100,6 @@ def check_classifier(folder: Path, config: Config) -> None:
             f"'{folder}' is a run of the method {config.method}, which has no classifier of the"
             " labels; name a classifier's run"
         )
-
-
-def write_metrics(path: Path, content: dict) -> None:
-    """Write what a command has measured as JSON with its checksum, whole or not at all."""
-    try:
-        write_atomically(path, seal(content))
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror}; choose another file with --out"
-        raise unreadable(error, message) from error
 
 
 def check_labeled(manifest: Manifest) -> None:

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_train import distributed
-from lt_train.commands.open_run import check_classifier, check_labeled, open_run, write_metrics
-from lt_train.console import console, setup_logging
+from lt_train.commands.open_run import check_classifier, check_labeled, open_run
+from lt_train.commands.results import JSON, print_json, write_metrics
+from lt_train.console import say, setup_logging, show
 from lt_train.data.batch import Loader
 from lt_train.data.run_data import RunData
 from lt_train.distributed import World
@@ -89,10 +90,14 @@ def _measure(arguments: argparse.Namespace, world: World) -> None:
     tell_evaluation(data, (config.data.train_split, *splits.values()))
     classifiers = evaluate_classifiers(method, data, splits, selected_on)
     if world.is_main:
-        _report(
-            arguments.out or arguments.run / "posthoc.json",
-            {"data": config.data.root, "selected_on": selected_on, "classifiers": classifiers},
-        )
+        path = arguments.out or arguments.run / "posthoc.json"
+        root = config.data.root
+        content = {"data": root, "selected_on": selected_on, "classifiers": classifiers}
+        if arguments.json:
+            print_json(content)
+        else:
+            _show(path, content)
+        write_metrics(path, content)
 
 
 def _splits(data: RunData, select_on_test: bool) -> dict[str, str]:
@@ -233,8 +238,7 @@ def collect(backbone: nn.Module, loader: Loader, device: torch.device) -> Featur
     return Features(*collect_features(embed, loader, backbone.out_features, device))
 
 
-def _report(path: Path, content: dict) -> None:
-    write_metrics(path, content)
+def _show(path: Path, content: dict) -> None:
     table = Table("classifier", "split", *SHOWN.values())
     for entry in content["classifiers"]:
         name, parameter = entry["name"], entry["parameter"]
@@ -244,8 +248,8 @@ def _report(path: Path, content: dict) -> None:
             table.add_row(
                 shown, split, *("-" if value is None else f"{value:.2f}" for value in values)
             )
-    console.print(table)
-    console.print(f"{ABOUT_TAU[content['selected_on']]}; all numbers: {path}", highlight=False)
+    show(table)
+    say(f"{ABOUT_TAU[content['selected_on']]}; all numbers: {path}")
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -269,4 +273,5 @@ def _parse(words: list[str]) -> argparse.Namespace:
         action="store_true",
         help="choose tau on the test split, as some published numbers do; marked in the output",
     )
+    parser.add_argument("--json", **JSON)
     return parser.parse_intermixed_args(words)

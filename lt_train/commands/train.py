@@ -13,6 +13,7 @@ from lt_train.config.load import (
     load_config,
     to_yaml,
 )
+from lt_train.config.schema import METHODS, Config
 from lt_train.console import say, setup_logging, working
 from lt_train.errors import UserError, launched_rank, unreadable
 
@@ -34,7 +35,9 @@ def main(words: list[str]) -> int:
     try:
         with distributed.joined() as world:
             setup_logging(world.is_main)
-            Trainer(config, world).run()
+            result = Trainer(config, world).run()
+            if world.is_main:
+                _tell_end(config, result)
     except Preempted as reason:
         if world.is_main:
             say(f"lt_train: {reason}")
@@ -43,6 +46,23 @@ def main(words: list[str]) -> int:
         message = f"{error.filename or config.run.dir}: {error.strerror or error}"
         raise unreadable(error, f"{message}; what was saved is kept") from error
     return 0
+
+
+def _tell_end(config: Config, result: dict) -> None:
+    """What came of it, where it lies, and what one may do with it."""
+    folder, headline = config.run.dir, result["headline"]
+    numbers = [
+        f"{headline} {metrics[headline]:.2f} on {split}"
+        for split, metrics in result["metrics"].items()
+        if metrics.get(headline) is not None
+    ]
+    came = ", ".join(numbers) or "nothing to evaluate on"
+    say(f"done: {came}; weights and result.json in {folder}")
+    commands = "report, evaluate, posthoc, predict, export"
+    if not METHODS[config.method].has_classifier:
+        commands = "report, export"
+        say(f"next: model.init_from={folder} starts a classifier from it")
+    say(f"next: python -m lt_train COMMAND {folder} ({commands}); tensorboard --logdir {folder}")
 
 
 class ListBackbones(argparse.Action):

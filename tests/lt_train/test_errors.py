@@ -12,7 +12,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from data_prep.reading.lists import read_list
-from lt_train.commands.open_run import write_metrics
+from lt_train.commands.results import write_metrics
 from lt_train.config.load import load_config
 from lt_train.data.dataset import read_dataset
 from lt_train.errors import (
