@@ -118,6 +118,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
         action=ListKeys,
         help="show what every key takes, its default and meaning, e.g. 'optim.*', and exit",
     )
+    if not words:
+        raise UserError("name a config, such as classifier_folder, or a command; --help shows all")
     arguments, unknown = parser.parse_known_args(words)
     # a misspelt command is told before its options are
     find_config(arguments.config, commands=COMMANDS)

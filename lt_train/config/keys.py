@@ -21,7 +21,7 @@ TABLES = {  # keys that name an entry of a table, which modules of one's own may
     "sampler.name": SAMPLERS,
     "model.backbone": BACKBONES,
 }
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,26 @@ def find_keys(pattern: str) -> list[Key]:
     return found
 
 
+def takes(name: str) -> str:
+    """What the key of this name takes, in words."""
+    for view in VIEWS:
+        if name.startswith(view):
+            name = f"view.{name.removeprefix(view)}"
+    return next(key.kind for key in list_keys() if key.name == name)
+
+
 def _keys_of(section: type, values: typing.Any, prefix: str) -> Iterator[Key]:
     comments = _comments(section)
     for field in dataclasses.fields(section):
         name, kind = prefix + field.name, kind_of(section, field.name)
         value, meaning = getattr(values, field.name), comments[field.name]
         if f"{name}." in VIEWS:
-            yield Key(name, "a section with the keys of view", _typed(value), meaning)
+            yield Key(name, "a section with the keys of view", typed(value), meaning)
         elif dataclasses.is_dataclass(bare(kind)):
             yield from _keys_of(kind, value, f"{name}.")
         else:
             words, choices = _words(name, kind)
-            yield Key(name, words, _typed(value), meaning, choices)
+            yield Key(name, words, typed(value), meaning, choices)
 
 
 def _comments(section: type) -> dict[str, str]:
@@ -100,8 +108,8 @@ def _words(name: str, kind: typing.Any) -> tuple[str, tuple[str, ...]]:
         choices = parts
         words = " | ".join(parts)
     elif typing.get_origin(plain) is tuple:
-        number = "any number of values" if parts[-1] is Ellipsis else f"{len(parts)} values"
-        words = f"a list, {number}: {KINDS[parts[0]]}"
+        count = "any number" if parts[-1] is Ellipsis else str(len(parts))
+        words = f"a list of {count}, each {KINDS[parts[0]]}"
     else:
         words = " | ".join(choices) or KINDS[plain]
     if plain is bool:
@@ -114,14 +122,14 @@ def _words(name: str, kind: typing.Any) -> tuple[str, tuple[str, ...]]:
     return words, choices
 
 
-def _typed(value: typing.Any) -> str:
-    """A default as one would type it; of a section, whether it is there."""
+def typed(value: typing.Any) -> str:
+    """A value as one would type it; of a section, whether it is there."""
     if dataclasses.is_dataclass(value):
         return "{...}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, tuple):
-        return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, tuple | list):
+        return f"[{','.join(map(typed, value))}]"
     return str(value)

@@ -20,11 +20,12 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from lt_train.config.checks import check
 from lt_train.config.epochs import compressed, with_shares
 from lt_train.config.families import family_of
+from lt_train.config.keys import takes, typed
 from lt_train.config.ranges import check_ranges
 from lt_train.config.reading import (
     bare,
@@ -254,7 +255,8 @@ def find_variant(word: str) -> Path:
     path = VARIANT_DIR / f"{name}.yaml"
     known = [path.stem for path in sorted(VARIANT_DIR.glob("*.yaml"))]
     if name not in known:
-        raise UserError(f"no variant '{word}'{nearest(name, known)}; known: +{', +'.join(known)}")
+        known = [f"+{name}" for name in known]
+        raise UserError(f"no variant '{word}'{nearest(word, known)}; known: {', '.join(known)}")
     return path
 
 
@@ -273,6 +275,8 @@ def find_config(name: str, pipelines: list[str] = (), commands: Iterable[str] = 
         raise UserError(f"'{name}' is a folder, not a config: name a YAML file")
     if os.path.isfile(path):
         raise UserError(f"'{name}' is not taken for a config, whose name ends in .yaml")
+    if path.suffix in SUFFIXES:
+        raise UserError(f"there is no file '{name}'")
     known = [*pipelines, *sorted(path.stem for path in CONFIG_DIR.glob("*.yaml")), *commands]
     also = " or pipeline" if pipelines else " or command" if commands else ""
     lists = "python launch/local.py --list" if pipelines else "python -m lt_train --help"
@@ -371,10 +375,11 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 def _explain(error: OmegaConfBaseException, layer: Mapping[str, Any] = MappingProxyType({})) -> str:
     """One line for what OmegaConf refuses, with the key of ``layer`` that it is about."""
-    line = first_line(error)
-    if "$VALUE" in line:  # OmegaConf fills its template for single values only
-        line = "one of its values has the wrong type"
-    key = getattr(error, "full_key", None) or _refused_key(layer)
+    refused = _refused_key(layer)
+    if refused is not None and isinstance(error, ValidationError):
+        value = flatten(layer)[refused]
+        return f"{refused} takes {takes(refused)}, not '{typed(value)}'"
+    line, key = first_line(error), getattr(error, "full_key", None) or refused
     return f"{key}: {line}" if key else line
 
 

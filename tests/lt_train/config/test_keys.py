@@ -24,9 +24,9 @@ def test_every_key_is_there_once_with_its_meaning():
     [
         ("optim.scale_lr", "=true  (true or false) scale linearly with the global batch size"),
         ("data.cache_dir", "=null  (text, or null) the node cache: copy the sets to"),
-        ("view.ratio", "=[0.75,1.33333]  (a list, 2 values: number, more than 0) random_resized"),
+        ("view.ratio", "=[0.75,1.33333]  (a list of 2, each a number, more than 0) random_resized"),
         ("optim.name", "=sgd  (sgd | adamw | lars) AdamW"),
-        ("lora.targets", "=[]  (a list, any number of values: text) names of layers"),
+        ("lora.targets", "=[]  (a list of any number, each text) names of layers"),
         ("second_view", "=null  (a section with the keys of view) of views after the first"),
     ],
 )
@@ -46,6 +46,6 @@ def test_the_command_lists_a_section_and_what_matches(capsys):
         main(["--list-keys", "moco"])
     assert left.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and lines[0].startswith("moco.dim=128  (whole number, more than 0)")
+    assert len(lines) == 6 and lines[0].startswith("moco.dim=128  (a whole number, more than 0)")
     with pytest.raises(UserError, match="no key matches 'optim.lrr', did you mean 'optim.lr'"):
         main(["--list-keys", "optim.lrr"])
