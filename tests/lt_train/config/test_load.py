@@ -135,7 +135,7 @@ def test_every_variant_changes_a_config_or_states_the_defaults_and_says_what_it_
 
 
 def test_an_unknown_variant_names_the_nearest(empty):
-    message = "no variant '+ldam_dwr', did you mean 'ldam_drw'?; known: +balanced_softmax, "
+    message = "no variant '+ldam_dwr', did you mean '+ldam_drw'?; known: +balanced_softmax, "
     with pytest.raises(UserError, match=re.escape(message)):
         load_config(empty, ["+ldam_dwr"])
 
