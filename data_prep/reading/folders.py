@@ -37,9 +37,8 @@ def class_folders(root: Path, passed: PassedOver) -> dict[str, list[str]]:
     if beside:
         passed.counts["images beside the class folders"] += len(beside)
     if not found:
-        raise UserError(
-            passed.after(f"'{root}' has no class folders with images ({shown()}) in it")
-        )
+        none = f"'{root}' has no class folders with images ({shown()}) in it"
+        raise UserError(passed.after(f"{none}; give the images of each class a folder of its name"))
     return found
 
 

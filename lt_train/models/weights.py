@@ -106,6 +106,8 @@ def _read(path: Path, own_run: bool) -> Tensors:
 def why_absent(path: Path) -> str:
     """Why there is no ``path`` in a folder that was taken for a finished run's."""
     files = ("config.yaml", "result.json", BACKBONE_FILE)
+    if not path.parent.exists():
+        return "there is no such folder"
     if not any((path.parent / file).exists() for file in files):
         return f"the folder holds none of a run's files{_named_instead(path.parent)}"
     if path.name == CLASSIFIER_FILE and (path.parent / BACKBONE_FILE).exists():
