@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.options import add_common_arguments, expect_paths, made_by
+from data_prep.options import add_common_arguments, check_sources, expect_paths, made_by
 from data_prep.reading.source import Recipe
 from data_prep.recipes import find_recipes
 from lt_train.console import setup_logging
@@ -40,6 +40,7 @@ def main(words: list[str] | None = None) -> int:
         return info(arguments.dir, arguments.plot)
     from data_prep.prepare import prepare
 
+    check_sources(arguments, commands[arguments.command])
     command = made_by(arguments, commands[arguments.command])
     return prepare(recipes[arguments.command], arguments, command)
 

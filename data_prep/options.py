@@ -1,6 +1,7 @@
 """The options that every data set has, and the command that makes one again."""
 
 import argparse
+import contextlib
 import math
 import os
 import shlex
@@ -96,6 +97,21 @@ def check_limits(arguments: argparse.Namespace) -> None:
         if isinstance(value, int | float) and not least <= value <= most:
             limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
             raise UserError(f"--{name.replace('_', '-')} must be {limits}, not {value}")
+
+
+def check_sources(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """A :class:`UserError` for a path to read from that is not there: what --help says that it is.
+
+    ``parser``: of the data set's command.
+    """
+    for action in parser._actions:
+        path = getattr(arguments, action.dest, None)
+        if action.type is not Path or action.dest == "out" or path is None:
+            continue
+        with contextlib.suppress(OSError):  # who reads it tells why it cannot
+            if not path.exists():
+                option = "/".join(action.option_strings)
+                raise UserError(f"there is no '{path}'; {option} {action.metavar}: {action.help}")
 
 
 def made_by(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> str:

@@ -87,7 +87,9 @@ MISTAKES = {  # the command: what its line says, parts in their order
     # preparing data
     "data_prep": "the following arguments are required: COMMAND",
     "data_prep imagenet": "invalid choice: 'imagenet'|'imagenet_lt'",
-    "data_prep folder --source nowhere --out out": "there is no folder 'nowhere'",
+    "data_prep folder --source nowhere --out out": "no 'nowhere'; --source DIR: class folders",
+    "data_prep svhn_lt --source nowhere --out out": "there is no 'nowhere'|train_32x32.mat",
+    "data_prep inat18 --source flat --lists nowhere --out out": "iNaturalist18_train.txt",
     "data_prep folder --source empty --out out": "no class folders|give the images of each class",
     "data_prep folder --source flat --out out": "no class folders|passed over: 2 images beside",
     "data_prep folder --source flat": "required: --out",
