@@ -97,7 +97,7 @@ MISTAKES = {  # the command: what its line says, parts in their order
     "data_prep demo --out out --imbalance-ratio 0.5": "--imbalance-ratio|at least 1, not 0.5",
     "data_prep demo --out out --workers 0": "--workers must be at least 1, not 0",
     "data_prep demo --out out --task 3/2": "'3/2' is not I/N",
-    "data_prep imagenet_lt --source flat --lists x --out out": "no 'x'; --lists|ImageNet_LT_val.txt",
+    "data_prep imagenet_lt --source flat --lists x --out out": "no 'x'; --lists DIR|_LT_val.txt",
     "data_prep imagenet_lt --source flat --lists flat --out out": "neither train/ nor ILSVRC2012",
     "data_prep verify nowhere": "'nowhere' is not a prepared data set: there is no such folder",
     "data_prep info empty": "'empty' is not a prepared data set|was data_prep interrupted?",
