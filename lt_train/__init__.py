@@ -1,3 +1,3 @@
 """Distributed training for long-tailed image recognition."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

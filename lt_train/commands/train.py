@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from lt_train.arguments import Parser
 from lt_train.config.families import backbone_names
 from lt_train.config.load import (
     find_config,
@@ -55,7 +56,7 @@ class ListBackbones(argparse.Action):
 
 
 def _parse(words: list[str], commands: dict[str, str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train",
         description=(
             "Train what a config says, on one process or under torchrun. "
