@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable
-from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         return len(self._manifest)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        sample_id = range(len(self))[as_index(index)]
+        sample_id = range(len(self))[index]
         image = self._decoded(sample_id)
         if self.transform is not None:
             image = self.transform(image)
