@@ -9,6 +9,7 @@ from pathlib import Path
 from data_prep.options import add_common_arguments, check_sources, expect_paths, made_by
 from data_prep.reading.source import Recipe
 from data_prep.recipes import find_recipes
+from lt_train.arguments import Parser
 from lt_train.console import setup_logging
 from lt_train.errors import run_cli
 
@@ -58,13 +59,15 @@ def _make_parser(
     recipes: dict[str, Recipe],
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     """The parser, and that of each command by its name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         description="Turn raw images into webdataset shards with a manifest.",
         allow_abbrev=False,
     )
     parser.add_argument("--import", **IMPORT)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # whose options, --version too, are a data set's own
+    own = {"parser_class": argparse.ArgumentParser}
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", **own)
     for name, recipe in recipes.items():
         command = commands.add_parser(name, help=recipe.help, description=recipe.help)
         expect_paths(command)

@@ -5,6 +5,7 @@ cluster; an installed package has both as ``lt-launch``.
 import importlib
 import sys
 
+from lt_train.arguments import VERSION
 from lt_train.errors import UserError, nearest, run_cli
 
 PLACES = {  # each a module of launch with a main(words, program)
@@ -16,7 +17,7 @@ usage: python -m launch {places} ...
 
 {about}
 
-python -m launch PLACE --help tells the options of one.
+python -m launch PLACE --help tells the options of one, --version the version.
 """
 
 
@@ -26,6 +27,9 @@ def main(words: list[str] | None = None) -> int:
     if place in ("-h", "--help"):
         about = "\n".join(f"  {name}  {text}" for name, text in PLACES.items())
         sys.stdout.write(USAGE.format(places=f"{{{','.join(PLACES)}}}", about=about))
+        return 0
+    if place == "--version":
+        sys.stdout.write(f"{VERSION}\n")
         return 0
     if place not in PLACES:
         wrong = f"'{place}' is no place to run{nearest(place, list(PLACES))}; " if place else ""

@@ -2,10 +2,12 @@
 
 import argparse
 
+from lt_train.arguments import Parser
+
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser of the experiment's name, its overrides and ``--list``."""
-    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser = Parser(prog=program, description=description)
     parser.add_argument(
         "experiment",
         metavar="CONFIG_OR_PIPELINE",

@@ -6,7 +6,6 @@ decodes, whether a file that rank 0 wrote is seen, how far its clock is from ran
 versions.
 """
 
-import argparse
 import io
 import math
 import os
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 
 from lt_train import distributed
+from lt_train.arguments import Parser
 from lt_train.collectives import all_reduce_, broadcast_object, gather_objects
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -34,7 +34,7 @@ PACKAGES = ("torch", "nvidia-dali-cuda130", "accelerate", "deepspeed")
 
 def main(words: list[str]) -> int:
     """Check this rank; rank 0 prints. Exit status 2 if anything is wrong."""
-    parser = argparse.ArgumentParser(prog="launch/check.py")
+    parser = Parser(prog="launch/check.py")
     parser.add_argument("folder", type=Path, help="on the file system that all nodes share")
     folder = parser.parse_args(words).folder
     with distributed.joined() as world:

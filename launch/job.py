@@ -7,7 +7,6 @@ asked to leave save and exit with 75. Whatever ends an attempt, the batch script
 knows of an attempt lies in files, see launch/attempts.py.
 """
 
-import argparse
 import os
 import re
 import signal
@@ -37,6 +36,7 @@ from launch.attempts import (
 from launch.console import say
 from launch.room import obstacle, wait_for_room
 from launch.sites import parse_time
+from lt_train.arguments import Parser
 from lt_train.errors import (
     EXIT_MISTAKE,
     EXIT_PREEMPTED,
@@ -351,7 +351,7 @@ def _update(job: str, changes: list[str]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.job")
+    parser = Parser(prog="python -m launch.job")
     actions = parser.add_subparsers(dest="action", required=True)
     for action in ("begin", "end"):
         command = actions.add_parser(action)

@@ -30,6 +30,7 @@ from launch.submission import (
     submit,
     submit_call,
 )
+from lt_train.arguments import Parser
 from lt_train.config.load import load_config
 from lt_train.errors import UserError, run_cli
 
@@ -260,7 +261,7 @@ def _benchmark(config: str, overrides: list[str], seconds: float, site: Site) ->
 def _manage(action: str, words: list[str], program: str) -> int:
     from launch.status import cancel, show_stages
 
-    parser = argparse.ArgumentParser(prog=f"{program} {action}")
+    parser = Parser(prog=f"{program} {action}")
     parser.add_argument(
         "run_dir", type=Path, metavar="RUN_DIR", help="the folder of the experiment"
     )

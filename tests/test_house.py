@@ -13,7 +13,13 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS = [  # from the ground up; a room imports from lower floors, and from its own folder
     ["lt_train.errors"],
     ["lt_train.heartbeat"],
-    ["lt_train.files", "lt_train.random_streams", "lt_train.console", "lt_train.distributed"],
+    [
+        "lt_train.arguments",
+        "lt_train.files",
+        "lt_train.random_streams",
+        "lt_train.console",
+        "lt_train.distributed",
+    ],
     ["lt_train.collectives"],
     ["lt_train.run_files", "lt_train.locks"],
     ["lt_train.config"],
@@ -26,6 +32,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors, and from its
     ["launch"],
 ]
 GROUND = [
+    "lt_train.arguments",
     "lt_train.errors",
     "lt_train.files",
     "lt_train.random_streams",
@@ -113,7 +120,9 @@ def wrong_arrows(floors: list[list[str]]) -> list[str]:
 
 def test_every_room_of_lt_train_is_on_a_floor():
     homeless = [name for name in MODULES if within(name, "lt_train") and not room_of(name, FLOORS)]
-    assert homeless == ["lt_train"], "the package's own __init__ holds the version alone"
+    assert homeless == ["lt_train"], (
+        "the package's own __init__ holds the version, and names what others use"
+    )
 
 
 def test_arrows_run_downwards_only():
@@ -146,7 +155,9 @@ def test_packages_beside_import_what_they_may(package):
             ]
             for other in others:
                 may = any(within(other, room) for room in BESIDE[package])
-                assert may or other == "lt_train", f"{name} -> {other}"  # whose __init__ is empty
+                assert may or other == "lt_train", (
+                    f"{name} -> {other}"
+                )  # of which they take the version
 
 
 @pytest.mark.parametrize("package", WITHOUT_TORCH)
@@ -169,6 +180,13 @@ def test_no_circle():
 
     for module in MODULES:
         visit(module, ())
+
+
+def test_commands_have_one_kind_of_parser():
+    """Which knows --version; what data sets add to theirs is their own."""
+    elsewhere = {"lt_train.arguments", "data_prep.__main__"}
+    for name in MODULES.keys() - elsewhere:
+        assert "ArgumentParser(" not in MODULES[name].read_text(), f"{name}: take our Parser"
 
 
 def test_a_method_s_name_is_compared_with_nowhere():

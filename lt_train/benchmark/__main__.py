@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lt_train import distributed
+from lt_train.arguments import Parser
 from lt_train.benchmark.measure import measure
 from lt_train.benchmark.rows import SUITES
 from lt_train.benchmark.suite import run_suite
@@ -87,7 +88,7 @@ def _write(path: Path, result: dict) -> None:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train.benchmark",
         description="Measure the training step, the loader and both together. Also under torchrun.",
     )

@@ -5,10 +5,10 @@ The script asks ``lt-train completion --words ...`` at every tab, so it also kno
 modules that came later. Nothing here imports torch.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 
+from lt_train.arguments import Parser
 from lt_train.commands import COMMANDS
 from lt_train.config.keys import list_keys
 from lt_train.config.load import list_configs, list_variants
@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
     if words[:1] == ["--words"]:
         sys.stdout.write("".join(f"{word}\n" for word in candidates(words[1:])))
         return 0
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train completion",
         description="Print what a shell needs to complete lt-train's words at the tab key: "
         'eval "$(lt-train completion bash)" in ~/.bashrc, the same with zsh in ~/.zshrc, or '

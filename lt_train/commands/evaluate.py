@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lt_train import distributed
+from lt_train.arguments import Parser
 from lt_train.commands.open_run import check_classifier, check_labeled, open_run
 from lt_train.commands.results import JSON, print_json, write_metrics
 from lt_train.config.schema import Config
@@ -111,7 +112,7 @@ def _cell(value: float | None) -> str:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train evaluate",
         description=(
             "Evaluate a run, finished or not; also under torchrun. Writes RUN_DIR/evaluation.json."

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from lt_train.arguments import Parser
 from lt_train.console import console
 from lt_train.errors import UserError, unwritable
 from lt_train.files import write_atomically
@@ -145,7 +146,7 @@ def _describe(classifier: dict[str, torch.Tensor]) -> str:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train export",
         description=(
             "Write a finished run's backbone and classifier (fc) as one safetensors file that"

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lt_train import distributed
+from lt_train.arguments import Parser
 from lt_train.commands.open_run import check_classifier, check_labeled, open_run
 from lt_train.commands.results import JSON, print_json, write_metrics
 from lt_train.console import say, setup_logging, show
@@ -253,7 +254,7 @@ def _show(path: Path, content: dict) -> None:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train posthoc",
         description=(
             "Evaluate tau-normalisation, nearest class mean and post-hoc logit adjustment on a"

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from lt_train import distributed
+from lt_train.arguments import Parser
 from lt_train.collectives import gather_rows, on_every_rank, on_main
 from lt_train.commands.open_run import check_classifier, open_run, state_digest
 from lt_train.commands.score import Score, predict_labels
@@ -192,7 +193,7 @@ def _folder(text: str) -> Path:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train pseudo_label",
         description=(
             "Label a prepared set with a trained classifier: adds a column of labels and one of"

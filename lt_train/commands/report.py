@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lt_train.arguments import Parser
 from lt_train.errors import unreadable
 from lt_train.files import write_atomically
 from lt_train.report.rows import SEED_SUFFIX, make_rows, remarks, table
@@ -68,7 +69,7 @@ def _show(header: list[str], body: list[list[str]], notes: list[tuple[str, str]]
 
 
 def _parse(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train report",
         description=(
             "Write report.md and report.html about runs, and print their table. Folders that differ"

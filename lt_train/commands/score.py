@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lt_train import distributed
+from lt_train.arguments import Parser
 from lt_train.commands.open_run import open_method, state_digest
 from lt_train.config.load import load_config
 from lt_train.config.schema import METHODS, Config
@@ -161,7 +162,7 @@ def predict_labels(score: Score, loader: Loader, size: int) -> tuple[np.ndarray,
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train score",
         description=(
             "Score a pool of unlabeled images with a trained sourcing classifier. Also under"

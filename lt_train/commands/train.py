@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from lt_train.arguments import Parser
 from lt_train.commands import COMMANDS
 from lt_train.config.families import backbone_names
 from lt_train.config.keys import find_keys
@@ -85,7 +86,7 @@ class ListKeys(argparse.Action):
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lt_train",
         description=(
             "Train what a config says, on one process or under torchrun. "

@@ -48,12 +48,16 @@ def _check_name(key: str, name: str, table: Mapping) -> None:
         )
 
 
-def _check_backbone(config: Config) -> None:
-    """Whether there is a backbone of that name; a family has looked already."""
-    model = config.model
-    if family_of(model.backbone) is None:
+def check_backbone(name: str) -> None:
+    """Refuse a name that no backbone has; a family has looked already."""
+    if family_of(name) is None:
         families = [f"{family}/NAME" for family in BACKBONE_FAMILIES]
-        _check_name("model.backbone", model.backbone, dict.fromkeys([*BACKBONES, *families]))
+        _check_name("model.backbone", name, dict.fromkeys([*BACKBONES, *families]))
+
+
+def _check_backbone(config: Config) -> None:
+    model = config.model
+    check_backbone(model.backbone)
     if model.pretrained and model.init_from is None and family_of(model.backbone) is None:
         raise UserError(
             f"model.pretrained=true: {model.backbone} names no weights; set model.init_from to a "

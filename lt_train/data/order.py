@@ -8,6 +8,8 @@ O(1): permutations are keyed Feistel networks with cycle-walking (Black and Roga
 Arbitrary Finite Domains", 2002).
 """
 
+from typing import Protocol
+
 import numpy as np
 
 from lt_train.config.schema import SAMPLERS, SamplerConfig, code_of
@@ -54,6 +56,16 @@ def check_batch(
         )
 
 
+class ByClass(Protocol):
+    """What a sampler looks at of a set: the arrays of a :class:`Manifest` that group it."""
+
+    class_counts: np.ndarray
+    class_offsets: np.ndarray
+    class_ids: np.ndarray
+
+    def __len__(self) -> int: ...
+
+
 class Sampler:
     """Which sample stands at each position of a training over ``manifest``.
 
@@ -62,7 +74,7 @@ class Sampler:
 
     by_class = True  # needs labels
 
-    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
+    def __init__(self, config: SamplerConfig, manifest: ByClass, seed: int, epochs: float):
         self.config, self.seed, self.epochs = config, seed, epochs
         self.size = len(manifest)
         self.counts, self.offsets = manifest.class_counts, manifest.class_offsets
@@ -98,7 +110,7 @@ class ClassBalanced(Sampler):
     training samples are left out.
     """
 
-    def __init__(self, config: SamplerConfig, manifest: Manifest, seed: int, epochs: float):
+    def __init__(self, config: SamplerConfig, manifest: ByClass, seed: int, epochs: float):
         super().__init__(config, manifest, seed, epochs)
         self.per_class = config.samples_per_class
         self.present = np.flatnonzero(self.counts)

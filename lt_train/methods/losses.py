@@ -18,11 +18,13 @@ class Criterion(nn.Module):
 
     ``class_counts`` (C,): training samples. ``scale``: what a cosine classifier multiplies its
     cosines by, which LDAM's margins, given for cosines, are multiplied by too.
+
+    Attributes, beside what losses derive: ``class_weights`` (C,); ``epoch``, see :meth:`set_epoch`.
     """
 
     def __init__(self, config: LossConfig, class_counts: torch.Tensor, scale: float = 1.0):
         super().__init__()
-        self.config, self.loss = config, code_of(LOSSES, config.name)
+        self.config, self.loss, self.epoch = config, code_of(LOSSES, config.name), 0.0
         counts = class_counts.double()
         seen = counts.clamp(min=1)  # a class without samples must not make a logit infinite
         derived = {
@@ -38,20 +40,25 @@ class Criterion(nn.Module):
         self,
         logits: torch.Tensor,
         labels: torch.Tensor,
-        epoch: float,
+        epoch: float | None = None,
         weights: torch.Tensor | None = None,
         among: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
-        """Mean loss of float32 ``logits`` (B, C) at ``epoch``.
+        """Mean loss of ``logits`` (B, C) at ``epoch``, by default that of :meth:`set_epoch`.
 
         ``weights`` (B,): what samples count for, if they differ. ``among``: labels and weights of
         all of this rank's batch, of which these samples are a part; None: they are all.
         """
-        losses = self.loss(logits, labels, self)
+        epoch = self.epoch if epoch is None else epoch
+        losses = self.loss(logits.float(), labels, self)
         own = self._weights(labels, weights, epoch)
         if own is None:
             return losses.mean()
         return weighted_mean(losses, own, own if among is None else self._weights(*among, epoch))
+
+    def set_epoch(self, epoch: float) -> None:
+        """How many epochs of training lie behind, by which weights of classes are deferred."""
+        self.epoch = epoch
 
     def weights_classes(self, epoch: float) -> bool:
         """Whether classes have weights of their own at ``epoch``."""

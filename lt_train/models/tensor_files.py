@@ -106,6 +106,12 @@ def read_safetensors(path: Path, remedy: str = FETCH_AGAIN) -> tuple[Tensors, di
     return _not_empty(tensors, path), about
 
 
+def read_about(path: Path, remedy: str = FETCH_AGAIN) -> dict[str, str]:
+    """The metadata of a safetensors file alone, uncompared; errors as in :func:`read_tensors`."""
+    with reading(path, remedy), safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def map_tensors(path: Path) -> Tensors:
     """Those of a safetensors file that :func:`read_safetensors` has found whole.
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from lt_train import __version__
+from lt_train.arguments import VERSION
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -90,9 +93,11 @@ def test_it_holds_all_code_and_configs_and_declares_the_commands(wheel):
         declared.optionxform = str
         declared.read_string(archive.read(name).decode())
     assert dict(declared["console_scripts"]) == COMMANDS
+    assert f"-{__version__}-" in wheel.name
     code = set()
     for package in PACKAGES:
         code |= {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
+    code.add("lt_train/py.typed")
     configs = {f"lt_train/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {name for name in held if ".dist-info/" not in name} == code | configs
 
@@ -112,6 +117,7 @@ def test_commands_answer(run, installed):
     assert "cifar10_lt_rotation_ldam_drw_100" in listed and "+ldam_drw" in listed
     for command in COMMANDS:
         assert "usage: " in run(str(installed / "bin" / command), "--help").stdout
+        assert run(str(installed / "bin" / command), "--version").stdout == f"{VERSION}\n"
 
 
 def test_configs_resolve_with_bases_and_variants(run):
