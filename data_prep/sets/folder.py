@@ -34,7 +34,7 @@ from data_prep.reading.subsets import (
     imbalanced_counts,
     pick,
 )
-from data_prep.reading.walk import PassedOver, listing
+from lt_train.data.image_files.walk import PassedOver, listing
 from lt_train.errors import UserError, unreadable
 
 CSV_COLUMNS = {  # what a column is for -> the names it may have
