@@ -7,6 +7,7 @@ from lt_train.errors import UserError, run_cli
 
 COMMANDS = {  # each a module of lt_train.commands with a main(words)
     "evaluate": "metrics of a run, finished or not",
+    "predict": "the likeliest classes of any images, by a classifier's run",
     "posthoc": "tau-norm, nearest class mean and post-hoc logit adjustment of a classifier's run",
     "pseudo_label": "label an unlabeled set with a classifier's run",
     "score": "score a pool of images with a sourcing classifier",
