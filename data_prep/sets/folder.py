@@ -86,6 +86,11 @@ def make_source(arguments: argparse.Namespace) -> Source:
     if arguments.imbalance_ratio is not None:
         found["train"], note = make_tail(found["train"], arguments)
         notes.append(note)
+    if list(found) == ["train"]:
+        notes.append(
+            "there is no validation or test split, so that training measures no accuracy;"
+            " --val-fraction 0.1 holds out a tenth of every class"
+        )
     name = arguments.name or os.path.basename(os.path.realpath(arguments.out))
     return file_source(name, classes, root, found, notes, passed)
 

@@ -31,13 +31,12 @@ from lt_train.commands.prediction_table import FORMATS, Predictions, write_table
 from lt_train.config.schema import Config
 from lt_train.console import say, setup_logging, working
 from lt_train.data.batch import Loader
-from lt_train.data.batch_plan import EvalPlan
 from lt_train.data.dataset import read_dataset
 from lt_train.data.image_files.found import FoundImages, find_images
 from lt_train.data.image_files.walk import PassedOver
 from lt_train.data.manifest import Manifest
-from lt_train.data.photos import Photos, photo_loaders
-from lt_train.data.run_data import RunData, make_loader, open_together
+from lt_train.data.photos import Photos, loaders_of
+from lt_train.data.run_data import RunData, open_together
 from lt_train.data.tables import UNLABELED
 from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError
@@ -61,16 +60,13 @@ class Asked:
 
     def loaders(
         self, share: range, config: Config, world: World, crops: int
-    ) -> Iterator[tuple[np.ndarray, Manifest | Photos, Loader]]:
-        """See :func:`photo_loaders`; places in ``share`` stand for sample ids."""
+    ) -> Iterator[tuple[np.ndarray, Photos | Manifest, Loader]]:
+        """See :func:`loaders_of`; places in ``share`` stand for sample ids."""
         if self.manifest is None:
-            photos = Photos(self.found.images, np.asarray(share), self.source)
-            yield from photo_loaders(photos, config, world, crops)
-            return
-        part = self.manifest.subset(slice(share.start, share.stop))
-        alone, batch_size = World(device=world.device), config.data.eval_batch_size
-        plan = EvalPlan(part, config.eval_view, batch_size, alone, crops)
-        yield np.arange(len(share)), part, make_loader(plan, config, world)
+            part = Photos(self.found.images, np.asarray(share), self.source)
+        else:
+            part = self.manifest.subset(slice(share.start, share.stop))
+        return loaders_of(part, config, world, crops)
 
 
 def main(words: list[str]) -> int:

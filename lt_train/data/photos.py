@@ -11,6 +11,7 @@ from lt_train.data.batch import Loader
 from lt_train.data.batch_plan import EvalPlan
 from lt_train.data.image_files.check import Checker, Rejected
 from lt_train.data.image_files.places import Images
+from lt_train.data.manifest import Manifest
 from lt_train.data.pixels import scale_of
 from lt_train.data.run_data import make_loader, padding_of
 from lt_train.data.tables import UNLABELED
@@ -43,8 +44,12 @@ class Photos:
         return len(self.rows)
 
     def subset(self, rows: np.ndarray) -> "Photos":
-        """Some of them by sample id; ids count from 0 then."""
-        return Photos(self.images, self.rows[rows], self.root)
+        """Some of them by sample id, with what is known of them; ids count from 0 then."""
+        part = Photos(self.images, self.rows[rows], self.root)
+        part.widths, part.heights = self.widths[rows], self.heights[rows]
+        places = enumerate(rows.tolist())
+        part.bad = {place: self.bad[row] for place, row in places if row in self.bad}
+        return part
 
     def is_labeled(self, sample_ids: np.ndarray) -> np.ndarray:
         """Whether samples (B,) have a label: (B,) bool."""
@@ -68,6 +73,12 @@ class Photos:
         self.widths[sample_id], self.heights[sample_id] = image.width, image.height
         return np.frombuffer(image.content, np.uint8)
 
+    def look(self, threads: int) -> None:
+        """Find out how large all of them are."""
+        with ThreadPoolExecutor(threads) as pool:
+            for _ in pool.map(self.read, range(len(self))):
+                pass  # only what reading has found counts
+
     def reject(self, sample_id: int, reason: str) -> None:
         """Not to be used, and not to be read again."""
         self.bad.setdefault(sample_id, reason)
@@ -75,39 +86,39 @@ class Photos:
     count_bad = reject  # of an image that is seen as a whole, no other part is worth a try
 
 
-def photo_loaders(
-    photos: Photos, config: Config, world: World, crops: int
-) -> Iterator[tuple[np.ndarray, Photos, Loader]]:
-    """Loaders over all ``photos``, each with those that it is over and their sample ids (M,), of
-    which its batches have the places.
+def loaders_of(
+    samples: Photos | Manifest, config: Config, world: World, crops: int
+) -> Iterator[tuple[np.ndarray, Photos | Manifest, Loader]]:
+    """Loaders over all ``samples``, of any size whatever ``data.loader`` is. Each comes with the
+    part that it is over and the sample ids (M,) of that, of which its batches have the places.
 
-    What is left out of batches is ``bad`` once the loader is through.
+    What is left out of batches is ``bad`` of the part once the loader is through.
     """
     alone, batch_size = World(device=world.device), config.data.eval_batch_size
 
-    def plan_of(part: Photos) -> EvalPlan:
+    def plan_of(part: Photos | Manifest) -> EvalPlan:
         return EvalPlan(part, config.eval_view, batch_size, alone, crops)
 
     by_dali = replace(config, data=replace(config.data, loader="dali"))
     if config.data.loader == "dali":
-        yield np.arange(len(photos)), photos, make_loader(plan_of(photos), by_dali, world)
+        yield np.arange(len(samples)), samples, make_loader(plan_of(samples), by_dali, world)
         return
-    for ids, is_resident in _alike(photos, world.cpu_threads):
-        part = photos.subset(ids)
+    if isinstance(samples, Photos):
+        samples.look(world.cpu_threads)
+    for ids, is_resident in _alike(samples):
+        part = samples.subset(ids)
         if is_resident:
             yield ids, part, _resident_loader(plan_of(part), config, world)
         else:
             yield ids, part, make_loader(plan_of(part), by_dali, world)
 
 
-def _alike(photos: Photos, threads: int) -> Iterator[tuple[np.ndarray, bool]]:
+def _alike(samples: Photos | Manifest) -> Iterator[tuple[np.ndarray, bool]]:
     """Sample ids that one loader can take, and whether it is the resident one, which a run trained
     with it is used to: squares of one size. What is unreadable goes to either.
     """
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(photos.read, range(len(photos))):
-            pass  # only how large they are counts
-    sides = np.where(photos.widths == photos.heights, photos.widths, 0)
+    widths, heights = np.asarray(samples.widths), np.asarray(samples.heights)
+    sides = np.where(widths == heights, widths, 0)
     for side in np.unique(sides).tolist():
         ids = np.flatnonzero(sides == side)
         number = max(1, AT_ONCE // (3 * side**2)) if side else len(ids)

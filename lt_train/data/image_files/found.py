@@ -24,15 +24,17 @@ class FoundImages:
 
 
 def find_images(place: str, passed: PassedOver) -> FoundImages:
-    """The images at ``place``, or at all places that it matches as a pattern, sorted.
+    """The images at ``place``, or in all folders, tars and files that it matches as a pattern.
 
-    Of a folder all that lie in and below it, what else there is counted in ``passed``; of a list
-    its lines, which are relative to its folder. A :class:`UserError`: there are none.
+    Of a folder all that lie in and below it, sorted; of a list its lines, which are relative to its
+    folder. What else there is, is counted in ``passed``. A :class:`UserError`: there are none.
     """
-    places = [place] if os.path.exists(place) else sorted(glob(place, recursive=True))
-    if not places:
+    if os.path.exists(place):
+        parts = [_at(place, passed)]
+    else:
+        parts = [_matched(each, passed) for each in sorted(glob(place, recursive=True))]
+    if not parts:
         raise UserError(f"there is no file or folder '{place}', nor one that matches it")
-    parts = [_at(each, passed) for each in places]
     names = list(chain.from_iterable(part.names for part in parts))
     if not names:
         raise UserError(passed.after(f"'{place}' has no images ({shown()}) in it"))
@@ -40,8 +42,16 @@ def find_images(place: str, passed: PassedOver) -> FoundImages:
     return FoundImages(names, Chained([part.images for part in parts], starts))
 
 
+def _matched(place: str, passed: PassedOver) -> FoundImages:
+    """What a match of a pattern holds: lists and others lie beside what is meant."""
+    if os.path.isdir(place) or place.lower().endswith(".tar"):
+        return _at(place, passed)
+    names = [place] if is_taken(os.path.basename(place), passed) else []
+    return FoundImages(names, ImageFiles("", names))
+
+
 def _at(place: str, passed: PassedOver) -> FoundImages:
-    """What one place holds, perhaps nothing."""
+    """What a place that is named holds, perhaps nothing."""
     suffix = os.path.splitext(place)[1].lower()
     if os.path.isdir(place):
         inside = images_below(place, passed)
