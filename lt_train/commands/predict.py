@@ -7,6 +7,7 @@ what is written, and a few batches.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -107,7 +108,7 @@ def _asked(arguments: argparse.Namespace, config: Config, world: World) -> Asked
     source = arguments.source
     if is_url(source):
         raise UserError(f"predict reads images where they lie: copy {source} to a folder first")
-    if (Path(source) / "dataset.json").is_file():
+    if os.path.isfile(os.path.join(source, "dataset.json")):
         split = arguments.split or _default_split(source, config)
         manifest = open_together(Path(source), split, world)
         if not len(manifest):
@@ -224,7 +225,7 @@ def _check_out(path: Path) -> None:
     """Refuse now what would be found out when all images are predicted."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--out {path} must end in {' or '.join(FORMATS)}")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise UserError(f"--out {path}: there is no folder {path.parent}")
 
 

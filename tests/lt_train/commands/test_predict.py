@@ -84,7 +84,10 @@ def values(row: dict[str, str]) -> list[str]:
     [
         (),
         ("eval_view.size=24", "eval_view.resize=40", "--crops", "5"),
-        (*DALI, "eval_view.size=24", "eval_view.resize=40", "--crops", "5"),
+        pytest.param(
+            (*DALI, "eval_view.size=24", "eval_view.resize=40", "--crops", "5"),
+            marks=pytest.mark.slow,
+        ),
         (*DALI, "loss.name=logit_adjustment", "--step", "10"),
     ],
     ids=["resident", "resident, 5 crops", "dali, 5 crops", "dali, a checkpoint"],
@@ -109,6 +112,7 @@ def test_raw_images_are_predicted_as_the_set_made_of_them_is_evaluated(
         assert {row[f"class_{place}"] for place in (1, 2, 3, 4)} == set(NAMES)
 
 
+@pytest.mark.slow
 def test_images_of_all_kinds_are_seen_alike_and_unusable_ones_are_named(
     trained, prepare, odd_files, tmp_path, capsys
 ):
@@ -188,6 +192,7 @@ def test_calibrated_probabilities_are_by_the_temperature_that_fits_validation(
     )
 
 
+@pytest.mark.slow
 def test_classifiers_made_after_training_take_its_place(trained, raw, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
     line = refused(capsys, "predict", folder, raw, "--classifier", "tau_norm")
