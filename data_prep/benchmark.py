@@ -15,12 +15,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.reading.check import DECODED, Checker, checked
-from data_prep.reading.images import ImageFiles, Picked
-from data_prep.reading.source import Images
+from data_prep.reading.checked import checked
+from data_prep.reading.images import Picked
 from data_prep.writing import shards
 from data_prep.writing.plan import Plan, ShardPlan
 from data_prep.writing.workers import in_workers
+from lt_train.data.image_files.check import DECODED, Checker
+from lt_train.data.image_files.places import ImageFiles, Images
 from lt_train.errors import UserError, unreadable
 
 # so much of the source is taken, spread over it, that checking it takes about so long

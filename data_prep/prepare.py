@@ -7,11 +7,11 @@ from rich.console import Console
 
 from data_prep.options import check_limits
 from data_prep.progress import Bar
-from data_prep.reading.check import Checker
 from data_prep.reading.source import Recipe, Source
 from data_prep.writing import shards
 from data_prep.writing.plan import Plan, Task, is_complete, make_plan, tidy
 from lt_train.console import say, working
+from lt_train.data.image_files.check import Checker
 from lt_train.errors import unreadable
 
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source, SourceSplit
 from data_prep.sets import demo
+from lt_train.data.image_files.check import DECODED, Checker
 from tests.helpers.pictures import EXIF_ORIENTATION, ROTATED_BY_90, encode, smooth_image
 from tests.helpers.sources import prepared
 

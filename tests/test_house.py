@@ -47,6 +47,7 @@ ON_DISK = [  # the formats of data sets, of images and of scores
     "lt_train.data.scores",
     "lt_train.data.image_size",
     "lt_train.data.decoder",
+    "lt_train.data.image_files",
 ]
 BESIDE = {  # packages beside lt_train: what they may import of it
     "data_prep": [*GROUND, "lt_train.config", *ON_DISK],

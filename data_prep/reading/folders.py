@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.images import ImageFiles
 from data_prep.reading.lists import Rows, make_keys
 from data_prep.reading.source import SPLIT_NAMES, LabeledSplit, Source, SourceSplit
-from data_prep.reading.walk import PassedOver, images_below, listing, shown
+from lt_train.data.image_files.places import ImageFiles
+from lt_train.data.image_files.walk import PassedOver, images_below, listing, shown
 from lt_train.errors import UserError
 
 

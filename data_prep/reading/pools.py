@@ -9,8 +9,8 @@ import numpy as np
 
 from data_prep.reading.images import Picked, PngArray
 from data_prep.reading.pickles import expecting, load_pickle, text_keys
-from data_prep.reading.source import Images
-from data_prep.reading.walk import PassedOver
+from lt_train.data.image_files.places import Images
+from lt_train.data.image_files.walk import PassedOver
 from lt_train.errors import UserError
 
 WITHDRAWN = (

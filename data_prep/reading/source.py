@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
-from data_prep.reading.walk import PassedOver
+from lt_train.data.image_files.places import Images
+from lt_train.data.image_files.walk import PassedOver
 
 SPLITS = ("train", "val", "test")  # those that a set may have, in this order
 SPLIT_NAMES = {  # what folders and CSV files call them, in lower case
@@ -18,18 +18,6 @@ SPLIT_NAMES = {  # what folders and CSV files call them, in lower case
     **dict.fromkeys(["val", "valid", "validation"], "val"),
     **dict.fromkeys(["test", "testing"], "test"),
 }
-
-
-class Images(Protocol):
-    """Random access to a split's encoded images; picklable, so that worker processes can share the
-    reading.
-    """
-
-    def read(self, index: int) -> bytes:
-        """Image file number ``index`` in any format the decoder check accepts.
-
-        OSError: it cannot be read.
-        """
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.reading.images import TarImages
 from data_prep.reading.near_duplicates import NearDuplicates
 from data_prep.reading.pools import WITHDRAWN, Pool
 from lt_train.data.dataset import read_dataset
+from lt_train.data.image_files.places import TarImages
 from lt_train.data.manifest import Manifest
 from lt_train.data.scores import SPLIT, ScoreStore
 from lt_train.errors import UserError, unreadable

@@ -8,7 +8,7 @@ import numpy as np
 from data_prep.reading.images import Picked
 from data_prep.reading.lists import Rows
 from data_prep.reading.source import SPLITS, LabeledSplit, Source, SourceSplit
-from data_prep.reading.walk import PassedOver
+from lt_train.data.image_files.walk import PassedOver
 from lt_train.errors import UserError
 
 PARETO_ALPHA = 6  # of ImageNet-LT (Liu et al. 2019, section 4)

@@ -21,7 +21,7 @@ from data_prep.reading.subsets import (
     long_tailed,
     unpublished,
 )
-from data_prep.reading.walk import PassedOver
+from lt_train.data.image_files.walk import PassedOver
 from lt_train.errors import UserError
 
 CIFAR10_CLASSES = [

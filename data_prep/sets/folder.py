@@ -34,7 +34,7 @@ from data_prep.reading.subsets import (
     imbalanced_counts,
     pick,
 )
-from data_prep.reading.walk import PassedOver, listing
+from lt_train.data.image_files.walk import PassedOver, listing
 from lt_train.errors import UserError, unreadable
 
 CSV_COLUMNS = {  # what a column is for -> the names it may have
@@ -86,6 +86,11 @@ def make_source(arguments: argparse.Namespace) -> Source:
     if arguments.imbalance_ratio is not None:
         found["train"], note = make_tail(found["train"], arguments)
         notes.append(note)
+    if list(found) == ["train"]:
+        notes.append(
+            "there is no validation or test split, so that training measures no accuracy;"
+            " --val-fraction 0.1 holds out a tenth of every class"
+        )
     name = arguments.name or os.path.basename(os.path.realpath(arguments.out))
     return file_source(name, classes, root, found, notes, passed)
 

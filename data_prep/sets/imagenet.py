@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.reading.folders import split_folders
-from data_prep.reading.images import ImageFiles, TarImages, tar_members
 from data_prep.reading.lists import (
     Rows,
     check_labels,
@@ -22,9 +21,10 @@ from data_prep.reading.lists import (
     read_list,
     report_missing,
 )
-from data_prep.reading.source import Images, Recipe, Source, SourceSplit
+from data_prep.reading.source import Recipe, Source, SourceSplit
 from data_prep.reading.subsets import pareto_counts
-from data_prep.reading.walk import PassedOver, is_taken, listing
+from lt_train.data.image_files.places import ImageFiles, Images, TarImages, tar_members
+from lt_train.data.image_files.walk import PassedOver, is_taken, listing
 from lt_train.data.tables import UNLABELED
 from lt_train.errors import UserError, unreadable
 

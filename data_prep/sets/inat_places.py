@@ -19,7 +19,7 @@ from data_prep.reading.lists import (
 )
 from data_prep.reading.source import Recipe, Source
 from data_prep.reading.subsets import add_fraction_arguments, hold_out
-from data_prep.reading.walk import PassedOver
+from lt_train.data.image_files.walk import PassedOver
 from lt_train.errors import UserError, unreadable
 
 INAT_LISTS = {"train": "iNaturalist18_train.txt", "test": "iNaturalist18_val.txt"}

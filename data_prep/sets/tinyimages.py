@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.images import ImageFiles, TarImages, ppm, tar_members
+from data_prep.reading.images import ppm
 from data_prep.reading.lists import make_keys, refuse_repeated, refuse_strange, tell_apart
 from data_prep.reading.pools import WITHDRAWN
 from data_prep.reading.source import Recipe, Source, SourceSplit
-from data_prep.reading.walk import PassedOver, images_below, is_taken, listing, shown
+from lt_train.data.image_files.places import ImageFiles, TarImages, tar_members
+from lt_train.data.image_files.walk import PassedOver, images_below, is_taken, listing, shown
 from lt_train.errors import UserError
 
 SIDE = 32

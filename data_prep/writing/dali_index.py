@@ -5,8 +5,8 @@ train-000000.idx beside each shard.
 import os
 from pathlib import Path
 
-from data_prep.reading.images import tar_members
 from lt_train.data.dataset import read_dataset
+from lt_train.data.image_files.places import tar_members
 from lt_train.errors import unreadable
 from lt_train.files import write_atomically
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.many_files import ask
 from data_prep.reading.source import Source, SourceSplit
 from lt_train.data.dataset import COPY_AGAIN
+from lt_train.data.image_files.check import DECODED, Checker
 from lt_train.errors import UserError, unreadable
 from lt_train.files import read_sealed, write_atomically
 from lt_train.locks import locked

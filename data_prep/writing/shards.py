@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.reading.check import Checked, Rejected, checked
+from data_prep.reading.checked import checked
 from data_prep.reading.source import SourceSplit
 from data_prep.writing.plan import ALONE, Plan, ShardPlan, Task, claim, finishing, is_complete, tidy
 from data_prep.writing.tar_writer import TarWriter
 from data_prep.writing.workers import in_workers
 from lt_train import __version__
 from lt_train.data.dataset import Dataset, Shard, Split, write_dataset
+from lt_train.data.image_files.check import Checked, Rejected
 from lt_train.data.tables import MANIFEST_SCHEMA, UNLABELED, write_manifest
 from lt_train.errors import UserError, unreadable
 from lt_train.files import atomic_file, file_sha256, write_atomically

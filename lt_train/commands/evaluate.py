@@ -35,7 +35,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
     config, method = open_run(arguments.run, arguments.overrides, world, arguments.step)
     crops = arguments.crops
     if crops > 1:
-        _check_crops(arguments.run, config)
+        check_crops(arguments.run, config)
     data = RunData(config, world)
     splits = arguments.split or _default_splits(config)
     for split in splits:
@@ -62,7 +62,7 @@ def _evaluate(arguments: argparse.Namespace, world: World) -> None:
         write_metrics(path, content)
 
 
-def _check_crops(folder: Path, config: Config) -> None:
+def check_crops(folder: Path, config: Config) -> None:
     """Refuse several crops where there are no scores to average, or no room for the corners."""
     check_classifier(folder, config)
     view = config.eval_view

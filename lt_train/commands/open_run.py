@@ -30,12 +30,17 @@ log = logging.getLogger(__name__)
 
 
 def open_run(
-    folder: Path, overrides: list[str], world: World, step: int | None = None
+    folder: Path,
+    overrides: list[str],
+    world: World,
+    step: int | None = None,
+    with_data: bool = True,
 ) -> tuple[Config, Method]:
     """The run's config under ``overrides``, and its method, ready to evaluate. Collective.
 
     Weights: those of checkpoint ``step``; else what the run was finished with, or its newest
-    checkpoint.
+    checkpoint. ``with_data``: the run's data set is asked for its classes; a finished run needs it
+    for nothing else here.
     """
     saved = folder / "config.yaml"
     if not saved.is_file():
@@ -47,13 +52,19 @@ def open_run(
     run = replace(config.run, dir=str(folder))
     # the second set is for training only
     config = decided(replace(config, run=run, unlabeled=UnlabeledConfig()), world)
-    classes, dataset = read_result(folder).get("classes"), read_dataset(config.data.root)
-    if classes not in (None, dataset.classes):
+    classes = read_result(folder).get("classes")
+    if with_data and classes not in (None, read_dataset(config.data.root).classes):
         raise UserError(
             f"{config.data.root} was made for other classes than {folder} was trained on; "
             "set data.root to one of the same classes"
         )
     return config, open_method(config, world, step)
+
+
+def class_names(config: Config) -> list[str]:
+    """The classes of the run in ``config.run.dir``, which a finished one says itself."""
+    classes = read_result(Path(config.run.dir)).get("classes")
+    return read_dataset(config.data.root).classes if classes is None else classes
 
 
 def open_method(config: Config, world: World, step: int | None = None) -> Method:

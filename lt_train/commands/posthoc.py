@@ -133,9 +133,7 @@ def evaluate_classifiers(
     counts, device = method.class_counts, data.world.device
     precision = autocast(data.config, data.world)
     with precision:
-        train = data.evaluate(data.config.data.train_split)
-        width = method.backbone.out_features
-        means, _ = class_means(method.backbone, train, width, len(counts), device)
+        means = training_means(method, data)
         parts = {
             part: collect(method.backbone, data.evaluate(name), device)
             for part, name in splits.items()
@@ -158,40 +156,45 @@ def evaluate_classifiers(
     return entries
 
 
+def training_means(method: Method, data: RunData) -> torch.Tensor:
+    """The mean feature (C, D) of each class over the training split. Collective."""
+    counts, train = method.class_counts, data.evaluate(data.config.data.train_split)
+    width, device = method.backbone.out_features, data.world.device
+    means, _ = class_means(method.backbone, train, width, len(counts), device)
+    return means
+
+
 def make_classifiers(
     head: nn.Module,
-    means: torch.Tensor,
+    means: torch.Tensor | None,
     class_counts: torch.Tensor,
     precision: torch.autocast,
 ) -> list[PosthocClassifier]:
     """The ``head`` as it was trained, computed in ``precision``, and every post-hoc classifier in
     its place.
 
-    ``means`` (C, D): of the classes' features; ``class_counts`` (C,): training samples.
+    ``means`` (C, D): of the classes' features, without which there is no nearest one;
+    ``class_counts`` (C,): training samples.
     """
-    log_prior = (class_counts.clamp(min=1) / class_counts.clamp(min=1).sum()).log().to(means.device)
-    unit_means = F.normalize(means, dim=1)
-    unseen = (class_counts == 0).to(means.device)  # they have no mean
+    classifiers = _of_head(head, class_counts, precision)
+    return classifiers if means is None else [*classifiers, *_of_means(means, class_counts)]
+
+
+def _of_head(
+    head: nn.Module, class_counts: torch.Tensor, precision: torch.autocast
+) -> list[PosthocClassifier]:
+    log_prior = (class_counts.clamp(min=1) / class_counts.clamp(min=1).sum()).log()
 
     def trained(features: torch.Tensor, _tau: float | None = None) -> torch.Tensor:
         with precision:
             return head(features).float()
 
     def adjusted(features: torch.Tensor, tau: float) -> torch.Tensor:
-        return trained(features) - tau * log_prior
-
-    def nearest_by_cosine(features: torch.Tensor, _tau: None) -> torch.Tensor:
-        similarity = F.normalize(features, dim=1) @ unit_means.T
-        return similarity.masked_fill(unseen, -torch.inf)
-
-    def nearest_by_distance(features: torch.Tensor, _tau: None) -> torch.Tensor:
-        return (-torch.cdist(features, means)).masked_fill(unseen, -torch.inf)
+        return trained(features) - tau * log_prior.to(features.device)
 
     classifiers = [
         PosthocClassifier("as trained", trained),
         PosthocClassifier("logit adjustment", adjusted, has_tau=True),
-        PosthocClassifier("NCM, cosine", nearest_by_cosine, logits=False),
-        PosthocClassifier("NCM, Euclidean", nearest_by_distance, logits=False),
     ]
     # a cosine classifier's weights have no norms, and other heads have no one matrix
     if isinstance(head, nn.Linear):
@@ -202,6 +205,23 @@ def make_classifiers(
 
         classifiers.insert(1, PosthocClassifier("tau-norm", normalized, has_tau=True))
     return classifiers
+
+
+def _of_means(means: torch.Tensor, class_counts: torch.Tensor) -> list[PosthocClassifier]:
+    unit_means = F.normalize(means, dim=1)
+    unseen = (class_counts == 0).to(means.device)  # they have no mean
+
+    def nearest_by_cosine(features: torch.Tensor, _tau: None) -> torch.Tensor:
+        similarity = F.normalize(features, dim=1) @ unit_means.T
+        return similarity.masked_fill(unseen, -torch.inf)
+
+    def nearest_by_distance(features: torch.Tensor, _tau: None) -> torch.Tensor:
+        return (-torch.cdist(features, means)).masked_fill(unseen, -torch.inf)
+
+    return [
+        PosthocClassifier("NCM, cosine", nearest_by_cosine, logits=False),
+        PosthocClassifier("NCM, Euclidean", nearest_by_distance, logits=False),
+    ]
 
 
 def choose_tau(

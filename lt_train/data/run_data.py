@@ -247,7 +247,7 @@ def make_loader(
     from lt_train.data.resident_loader import ResidentLoader
 
     images = read_resident(plan.manifest, config, world) if resident is None else resident
-    return ResidentLoader(plan, images, _padding(config), scale_of(config.model))
+    return ResidentLoader(plan, images, padding_of(config), scale_of(config.model))
 
 
 def decodes_on_gpu(config: Config, device: torch.device) -> bool:
@@ -262,7 +262,7 @@ def read_resident(manifest: Manifest, config: Config, world: World) -> torch.Ten
     """All images of a split on the device, padded as the config's crops need."""
     from lt_train.data.resident_loader import load_resident
 
-    padding = _padding(config)
+    padding = padding_of(config)
     images = load_resident(manifest, world.device, world.cpu_threads, padding)
     for key, view in training_views(config).items():
         side = images.shape[1] + 2 * (view.padding - padding)
@@ -290,7 +290,7 @@ def check_bad_samples(bad: int, manifest: Manifest, max_share: float) -> None:
         )
 
 
-def _padding(config: Config) -> int:
+def padding_of(config: Config) -> int:
     """Zero pixels round resident images: as many as any view's crops may reach into."""
     padded = [view for view in training_views(config).values() if view.crop == "pad"]
     return max((view.padding for view in padded), default=0)

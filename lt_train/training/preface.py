@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def tell_data(data: RunData, splits: Iterable[str]) -> None:
     """The sets that are trained on, and the ``splits`` that will be evaluated."""
-    first, second = data.train_set, data.unlabeled_set
+    first, second, splits = data.train_set, data.unlabeled_set, list(splits)
     parts = [
         f"{first.split} {describe(first)}{_of_all(first)}",
         *(_count(data, split) for split in splits),
@@ -25,6 +25,14 @@ def tell_data(data: RunData, splits: Iterable[str]) -> None:
     if rejected:
         parts.append(f"{rejected:,} left out by data_prep, see rejected.jsonl")
     log.info("data: %s, %s", data.config.data.root, "; ".join(parts))
+    if not splits:
+        log.info(
+            "accuracy is not measured: %s has neither a split '%s' nor '%s'; --val-fraction 0.1 of "
+            "data_prep gives it one",
+            data.config.data.root,
+            data.config.data.val_split,
+            data.config.data.test_split,
+        )
     if second is not None:
         log.info("second set: %s", _describe_second(data.config, second))
 

@@ -227,7 +227,7 @@ def test_without_dali_pillow_checks_alone_and_a_line_says_so(
     arguments = ["folder", "--source", "images", "--max-rejected", "0.2", "--out"]
     assert main([*arguments, "with"]) == 0
     monkeypatch.setattr("data_prep.prepare.find_spec", find_spec)
-    monkeypatch.setattr("data_prep.reading.check._decoders", None)  # nobody asks it
+    monkeypatch.setattr("lt_train.data.image_files.check._decoders", None)  # nobody asks it
     assert "DALI is not installed" not in capsys.readouterr().err
     assert main([*arguments, "without"]) == 0
     assert "note: DALI is not installed here" in capsys.readouterr().err

@@ -1,12 +1,12 @@
 """A process that judges images with a DALI that some of them kill, for the tests of
-data_prep/reading/decoder_process.py.
+lt_train/data/image_files/decoder_process.py.
 """
 
 import os
 import signal
 
-from data_prep.reading import decoder_process
 from lt_train.data import decoder
+from lt_train.data.image_files import decoder_process
 
 DEADLY, DEADLY_ONCE = b"this kills DALI", b"this kills DALI once: "
 

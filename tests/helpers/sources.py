@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.reading.check import DECODED, Checker
 from data_prep.reading.source import Source
 from data_prep.recipes import RECIPES
 from data_prep.writing.plan import make_plan
 from data_prep.writing.shards import write
+from lt_train.data.image_files.check import DECODED, Checker
 
 
 def source_of(name: str, *arguments) -> Source:

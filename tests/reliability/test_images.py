@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from data_prep.reading.source import Source, SourceSplit
-from data_prep.reading.verdict import TOLERANCE, pixels_of
 from data_prep.writing.plan import make_plan
 from data_prep.writing.shards import write
 from lt_train.config.schema import ViewConfig
 from lt_train.data.decoder import Decoder
+from lt_train.data.image_files.verdict import TOLERANCE, pixels_of
 from lt_train.data.manifest import Manifest
 from lt_train.data.resident_loader import load_resident
 from lt_train.data.run_data import RunData

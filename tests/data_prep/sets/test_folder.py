@@ -18,6 +18,14 @@ def test_class_folders_make_a_training_split(tmp_path):
     assert samples(source) == {"train": {"cat/1": "cat", "dog/1": "dog", "deep/2": "dog"}}
 
 
+@pytest.mark.parametrize("held_out", [True, False])
+def test_that_a_set_measures_no_accuracy_is_noted(held_out, tmp_path):
+    touch(tmp_path, *(f"{name}/{number}.jpg" for name in "ab" for number in range(10)))
+    fraction = ["--test-fraction", 0.1] if held_out else []
+    notes = source_of("folder", "--source", tmp_path, *fraction).notes
+    assert ["--val-fraction 0.1" in note for note in notes] == ([] if held_out else [True])
+
+
 def test_train_val_and_test_folders_make_splits(tmp_path):
     touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/b/9.jpg", "test/a/5.jpg")
     assert samples(source_of("folder", "--source", tmp_path)) == {

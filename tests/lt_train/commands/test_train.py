@@ -80,6 +80,16 @@ def test_of_a_second_set_is_said_what_is_taken_and_what_is_not(tinted, unlabeled
     assert caplog.messages[1:] == [f"second set: {unlabeled}, {second}"]
 
 
+def test_that_no_accuracy_is_measured_is_said(tinted, tmp_path, capsys):
+    held_out = ["data.val_split=none", "data.test_split=nor"]
+    run(*words("classifier_cifar10_lt", tinted, tmp_path / "run", *held_out, "max_steps=1"))
+    (line,) = [line for line in said(capsys) if "accuracy is not measured" in line]
+    assert f"{tinted} has neither a split 'none' nor 'nor'" in line
+    assert "--val-fraction 0.1" in line
+    run(*words("classifier_cifar10_lt", tinted, tmp_path / "run", held_out[0], "max_steps=1"))
+    assert not [line for line in said(capsys) if "accuracy is not measured" in line]
+
+
 # which weights a run ends with
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.reading.check import Checked, Checker
 from lt_train.config.schema import Config, ViewConfig
 from lt_train.data import dali_loader, resident_loader
+from lt_train.data.image_files.check import Checked, Checker
 from lt_train.data.manifest import Manifest
 from lt_train.data.run_data import RunData, check_bad_samples
 from lt_train.distributed import World

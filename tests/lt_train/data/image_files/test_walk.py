@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_prep.reading.check import EXTENSIONS
-from data_prep.reading.walk import IMAGE_SUFFIXES, PassedOver, images_below, is_taken, listing
+from lt_train.data.image_files.check import EXTENSIONS
+from lt_train.data.image_files.walk import (
+    IMAGE_SUFFIXES,
+    PassedOver,
+    images_below,
+    is_taken,
+    listing,
+)
 from lt_train.errors import UserError
 from tests.helpers.sources import samples, source_of, touch
 

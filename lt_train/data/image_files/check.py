@@ -1,19 +1,17 @@
-"""Is this an image that can be trained on, and how large is it: the one place where data
-preparation decodes.
+"""Is this an image that a network can be given, and how large is it? Data preparation asks of
+every image, and whoever takes images that were not prepared.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from PIL import Image, UnidentifiedImageError
 
-from data_prep.reading.decoder_process import IMAGES_AT_ONCE, DecoderProcess
-from data_prep.reading.plain import is_raw
-from data_prep.reading.source import SourceSplit
-from data_prep.reading.verdict import Outcome, Suspect, Verdict, by_pillow, pixels_of
+from lt_train.data.image_files.decoder_process import DecoderProcess
+from lt_train.data.image_files.plain import is_plain, is_raw
+from lt_train.data.image_files.verdict import Outcome, Suspect, Verdict, by_pillow, pixels_of
 from lt_train.data.image_size import jpeg_size
-from lt_train.errors import MachineFault, is_fault
 
 EXTENSIONS = {
     "JPEG": "jpg",
@@ -25,8 +23,6 @@ EXTENSIONS = {
     "MPO": "jpg",  # a JPEG with more pictures behind it
 }
 EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-PIXELS_AT_ONCE = 2**23  # what is decoded at once takes three bytes a pixel
-BYTES_AT_ONCE = 2**25
 _decoders = DecoderProcess()
 
 
@@ -58,13 +54,15 @@ class Checker:
 
     ``decode``: decode it whole, not only its header. ``resize``: re-encode with this shorter side
     in pixels, as JPEG of ``quality``, if it is larger; None keeps the original bytes.
-    ``pillow_only``: there is no DALI to ask how training will read the image.
+    ``pillow_only``: there is no DALI to ask how training will read the image. ``trust_plain``: an
+    image of which decoders make the same, or nothing, is left to whoever decodes it next.
     """
 
     decode: bool = True
     resize: int | None = None
     quality: int = 90
     pillow_only: bool = False
+    trust_plain: bool = False
 
     def __call__(self, contents: Sequence[bytes]) -> list[Checked | Rejected]:
         """Each image as it is to be stored, or the reason why it cannot be used."""
@@ -84,8 +82,8 @@ class Checker:
                     return Rejected(f"not 8 bits a channel (mode {image.mode})")
                 if self.resize is not None and min(image.size) > self.resize:
                     return self._shrunk(image)
-                extension, settled = EXTENSIONS[image.format], is_raw(content)
-                return Checked(content, extension, *image.size, settled=settled)
+                settled = is_raw(content) or self.trust_plain and is_plain(content)
+                return Checked(content, EXTENSIONS[image.format], *image.size, settled=settled)
         except UnidentifiedImageError:
             return Rejected("not an image" if content else "empty file")
         except Exception as error:  # a damaged image can raise anything
@@ -109,46 +107,6 @@ class Checker:
 
 
 DECODED = Checker()  # what make_plan takes where nothing else is asked for
-
-
-def checked(
-    split: SourceSplit, indices: Sequence[int], checker: Checker
-) -> Iterator[tuple[int, Checked | Rejected]]:
-    """Each index with its image, in order; read and decoded a batch at a time.
-
-    A :class:`MachineFault` if a disk or network fails, which says nothing of the image.
-    """
-    waiting: list[tuple[int, Checked | Rejected]] = []
-    number_of_bytes = pixels = 0
-    for index in map(int, indices):
-        image = _looked(split, index, checker)
-        waiting.append((index, image))
-        if isinstance(image, Checked):
-            number_of_bytes += len(image.content)
-            pixels += image.width * image.height
-        full = number_of_bytes > BYTES_AT_ONCE or pixels > PIXELS_AT_ONCE
-        if full or len(waiting) == IMAGES_AT_ONCE:
-            yield from _decided(waiting, checker)
-            waiting, number_of_bytes, pixels = [], 0, 0
-    yield from _decided(waiting, checker)
-
-
-def _looked(split: SourceSplit, index: int, checker: Checker) -> Checked | Rejected:
-    try:
-        return checker.look(split.images.read(index))
-    except (OSError, ValueError) as error:
-        if is_fault(error):
-            message = f"cannot read {split.keys[index]} of the source: {error.strerror}"
-            raise MachineFault(f"{message}; the same command again goes on from there") from error
-        return Rejected(str(error))
-
-
-def _decided(
-    waiting: list[tuple[int, Checked | Rejected]], checker: Checker
-) -> Iterator[tuple[int, Checked | Rejected]]:
-    decided = checker.decided([image for _, image in waiting])
-    for (index, _), image in zip(waiting, decided, strict=True):
-        yield index, image
 
 
 def _by_pillow(suspects: Sequence[Suspect]) -> list[Verdict]:

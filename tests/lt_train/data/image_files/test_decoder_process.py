@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from data_prep.reading.decoder_process import DecoderProcess
-from data_prep.reading.verdict import Outcome, Suspect
+from lt_train.data.image_files.decoder_process import DecoderProcess
+from lt_train.data.image_files.verdict import Outcome, Suspect
 from lt_train.errors import UserError
 from tests.helpers.dying_decoder import DEADLY, DEADLY_ONCE
 from tests.helpers.odd_images import SIDE, whole_files

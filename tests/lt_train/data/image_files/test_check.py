@@ -2,8 +2,9 @@
 
 import pytest
 
-from data_prep.reading.check import Checked, Checker, Rejected, checked
+from data_prep.reading.checked import checked
 from data_prep.reading.source import SourceSplit
+from lt_train.data.image_files.check import Checked, Checker, Rejected
 from tests.helpers.commands import Encoded
 from tests.helpers.odd_images import whole_files
 from tests.helpers.sources import pixels_of

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lt_train.errors import unreadable
 
-# of the formats that reading/check.py takes
+# of the formats that check.py takes
 IMAGE_SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),

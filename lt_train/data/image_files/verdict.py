@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from data_prep.reading.plain import is_plain
+from lt_train.data.image_files.plain import is_plain
 from lt_train.data.image_size import PNG
 
 if TYPE_CHECKING:

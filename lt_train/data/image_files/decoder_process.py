@@ -5,18 +5,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from data_prep.reading.verdict import Outcome, Suspect, Verdict, all_by_both, by_pillow
+from lt_train.data.image_files.verdict import Outcome, Suspect, Verdict, all_by_both, by_pillow
 from lt_train.errors import UserError
 
 IMAGES_AT_ONCE = 64
 
 
-class DecoderProcess:
+class DecoderProcess(threading.local):
     """Starts when it is first asked, again after an image has killed it, and once more in a process
-    that is forked from its own; ends with it.
+    that is forked from its own; ends with it. Each thread that asks has one of its own.
     """
 
     def __init__(self, module: str = __name__):

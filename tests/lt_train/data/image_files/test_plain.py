@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_prep.reading.plain import is_plain, is_raw
+from lt_train.data.image_files.plain import is_plain, is_raw
 from tests.helpers.odd_images import PNG_SIGNATURE, whole_files
 
 PLAIN = [

@@ -1,0 +1,1 @@
+"""Image files as they lie anywhere: found, read, and judged before anybody uses them."""
