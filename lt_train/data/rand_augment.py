@@ -203,7 +203,7 @@ def _equalize(pixels: torch.Tensor) -> None:
 
     Whole numbers in float32, which divides them faster, and exactly below 2 ** 22 pixels.
     """
-    samples, height, width, _ = pixels.shape
+    samples, _, width, _ = pixels.shape
     index = pixels.int()
     # the tables of all channels of all samples lie in a row
     tables = _multiples(256, 3 * samples, like=index).view(-1, 1, 3).repeat(1, 1, width)
@@ -212,7 +212,8 @@ def _equalize(pixels: torch.Tensor) -> None:
     histogram = torch.zeros(768 * samples, device=index.device)
     histogram = histogram.index_add_(0, index, one.expand_as(index)).view(-1, 256)
     below = histogram.cumsum(1) - histogram
-    darker = below.remainder(height * width).amax(1, keepdim=True)  # than the brightest value
+    # pixels darker than the brightest value that there is
+    darker = (histogram.clamp(max=1) * below).amax(1, keepdim=True)
     step = darker.div(255, rounding_mode="floor")
     table = (below + step.div(2, rounding_mode="floor")) / step.clamp(min=1)
     table = torch.where(step > 0, table, torch.arange(256, device=index.device))
