@@ -51,17 +51,20 @@ STAGES = (
     ("identity",),
     # pixels come from elsewhere
     ("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
-    # values are looked up in a table: one known beforehand, two of the image's own
-    ("brightness", "posterize", "solarize"),
+    # bits of values are cleared or turned over
+    ("posterize", "solarize"),
+    # values are spread: over all grey levels, and evenly
     ("auto_contrast",),
     ("equalize",),
-    # the image is blended with another one: its mean grey, itself in grey, itself blurred
+    # the image is blended with another one: black, its mean grey, itself in grey, itself blurred
+    ("brightness",),
     ("contrast",),
     ("color",),
     ("sharpness",),
 )
-IDENTITY, MOVED, KNOWN, AUTO_CONTRAST, EQUALIZE, CONTRAST, COLOR, SHARPNESS = range(len(STAGES))
+BLENDED = STAGES.index(("brightness",))  # and those after it
 STAGE_OF = np.select([np.isin(NAMES, stage) for stage in STAGES], range(len(STAGES)))
+GREY = (0.2989, 0.587, 0.114)  # torchvision's, of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -101,19 +104,25 @@ def apply_operations(pixels: torch.Tensor, drawn: Operations) -> torch.Tensor:
     columns = zip(drawn.operation.T, drawn.negative.T, drawn.magnitude.T)
     turns = [_plan(np.stack(kinds), maps) for kinds in columns]
     steps = _steps_between([turn.order for turn in turns], len(pixels))
-    parameters = itertools.chain(*((turn.sources, turn.tables, turn.factors) for turn in turns))
+    parameters = itertools.chain(*(turn.parameters for turn in turns))
     first, *arrays = upload(pixels.device, *steps, *parameters)
-    steps, given = arrays[: len(turns)], arrays[len(turns) :]
+    steps, given = arrays[: len(turns)], iter(arrays[len(turns) :])
     pixels = pixels.index_select(0, first)
-    for number, (turn, step) in enumerate(zip(turns, steps)):
-        sources, tables, factors = given[3 * number : 3 * number + 3]
-        moved, looked_up, blended = pixels.split(turn.groups)[1:]
+    for turn, step in zip(turns, steps):
+        sources, bits, factors = itertools.islice(given, len(turn.parameters))
+        _, moved, changed, stretched, equalized, *blended = pixels.split(turn.counts)
         if len(moved):
             _move(moved, maps.table, sources)
-        if len(looked_up):
-            _look_up(looked_up, turn.counts, tables)
-        if len(blended):
-            _blend(blended, turn.counts, factors)
+        if len(changed):
+            _change_bits(changed, bits)
+        if len(stretched):
+            _stretch(stretched)
+        if len(equalized):
+            _equalize(equalized)
+        shares = (every.split(turn.counts[BLENDED:]) for every in factors)
+        for part, own, rest, other in zip(blended, *shares, OTHERS):
+            if len(part):
+                _blend(part, own, rest, other)
         pixels = pixels.index_select(0, step)
     return pixels
 
@@ -123,12 +132,11 @@ class _Turn(NamedTuple):
 
     order: np.ndarray  # (B,) int64: samples as they are laid out, stage by stage
     counts: list[int]  # samples of each stage
-    # samples that stay as they are, that are moved, looked up and blended
-    groups: list[int]
-    sources: np.ndarray  # int64, of each MOVED sample: row of _SourceMaps.table
-    tables: np.ndarray  # (., 256) uint8, of each KNOWN sample
-    # (., 2, 1, 1, 1) float32, of each sample that is blended: its own share, the other's
-    factors: np.ndarray
+    # for the device, of each sample
+    # that is moved, int64: row of _SourceMaps.table
+    # whose bits are changed, (2, ., 1, 1, 1) int16: see _bits
+    # that is blended, (2, ., 1, 1, 1) float32: its own share, the other image's
+    parameters: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _plan(kinds: np.ndarray, maps: "_SourceMaps") -> _Turn:
@@ -136,12 +144,14 @@ def _plan(kinds: np.ndarray, maps: "_SourceMaps") -> _Turn:
     stage = STAGE_OF[kinds[0]]
     order = stage.argsort(kind="stable")
     counts = np.bincount(stage, minlength=len(STAGES)).tolist()
-    groups = np.add.reduceat(counts, [IDENTITY, MOVED, KNOWN, CONTRAST]).tolist()
-    _, moved, looked_up, blended = np.split(kinds[:, order], np.cumsum(groups)[:-1], axis=1)
+    ends = np.cumsum(counts[:BLENDED])
+    _, moved, changed, _, _, blended = np.split(kinds[:, order], ends, axis=1)
+    solarized = (changed[0] == NAMES.index("solarize")).astype(int)
+    bits = _bits()[:, solarized, changed[2]]
     share = 1 + _levels(0.9)[blended[2]] * np.where(blended[1], -1, 1)
-    factors = np.stack([share, 1 - share], 1).astype(np.float32)[..., None, None, None]
-    tables = _known_tables()[tuple(looked_up[:, : counts[KNOWN]])]
-    return _Turn(order, counts, groups, maps.rows_of(moved), tables, factors)
+    factors = np.stack([share, 1 - share]).astype(np.float32)
+    bits, factors = (every[..., None, None, None] for every in (bits, factors))
+    return _Turn(order, counts, (maps.rows_of(moved), bits, factors))
 
 
 def _steps_between(orders: list[np.ndarray], samples: int) -> list[np.ndarray]:
@@ -157,71 +167,87 @@ def _steps_between(orders: list[np.ndarray], samples: int) -> list[np.ndarray]:
 
 def _move(pixels: torch.Tensor, maps: torch.Tensor, sources: torch.Tensor) -> None:
     """Every pixel from where its sample's row of ``maps`` says."""
-    black_first = nn.functional.pad(pixels.flatten(1), (3, 0)).unflatten(1, (-1, 3))
-    index = maps.index_select(0, sources).long()[:, None].expand(-1, 3, -1)
-    torch.gather(black_first.mT, 2, index, out=pixels.flatten(1, 2).mT)
+    black_first = nn.functional.pad(pixels.flatten(1), (3, 0)).view(-1, 3)
+    index = maps.index_select(0, sources)
+    index += _multiples(index.shape[1] + 1, len(pixels), like=index)[:, None]
+    torch.index_select(black_first, 0, index.view(-1), out=pixels.view(-1, 3))
 
 
-def _look_up(pixels: torch.Tensor, counts: list[int], known: torch.Tensor) -> None:
-    """Every value from its sample's table, or from its channel's where they differ."""
-    alike, stretched, equalized = pixels.split(counts[KNOWN:CONTRAST])
-    torch.gather(known, 1, alike.flatten(1).long(), out=alike.flatten(1))
-    differing = pixels[len(alike) :]
-    # tables of channels lie in a row; indices are made in rows of pixels, for long loops, and in
-    # int16 for as long as that will do
-    rows = differing.flatten(2).short()
-    channel = torch.arange(rows.shape[2], dtype=torch.int16, device=rows.device) % 3
-    index = rows.add_(channel * 256).flatten(1).long()
-    of_equalized = index[len(stretched) :]
-    tables = [_auto_contrasts(stretched), _equalizers(equalized, of_equalized)]
-    torch.gather(torch.cat(tables).flatten(1), 1, index, out=differing.flatten(1))
+def _change_bits(pixels: torch.Tensor, bits: torch.Tensor) -> None:
+    """Some bits of every value are cleared, or all turned over where it is above a limit."""
+    kept, limit = bits
+    values = pixels.short()
+    # all bits where a value is above it; a comparison takes ten times as long on a CPU
+    above = (limit - values).bitwise_right_shift_(15)
+    pixels.copy_(values.bitwise_and_(kept).bitwise_xor_(above))
 
 
-def _auto_contrasts(pixels: torch.Tensor) -> torch.Tensor:
-    """Tables (B, 3, 256): the darkest value of a channel becomes 0, the brightest 255."""
-    lowest, highest = (_edge(pixels, of).float()[..., None] for of in (torch.amin, torch.amax))
+def _stretch(pixels: torch.Tensor) -> None:
+    """The darkest value of a channel becomes 0, the brightest 255."""
+    values, width = pixels.float(), pixels.shape[2]
+    rows = values.flatten(2)  # for long loops
+
+    def edge(of: Callable) -> torch.Tensor:
+        return of(of(rows, 1, keepdim=True).unflatten(2, (-1, 3)), 2)
+
+    lowest, highest = edge(torch.amin), edge(torch.amax)
     scale = 255 / (highest - lowest)
     flat = highest == lowest
-    lowest, scale = lowest.masked_fill(flat, 0), scale.masked_fill(flat, 1)
-    return _grey_levels((_ramp(pixels) - lowest) * scale)
+    lowest, scale = lowest.masked_fill_(flat, 0), scale.masked_fill_(flat, 1)
+    rows.sub_(lowest.repeat(1, 1, width)).mul_(scale.repeat(1, 1, width))
+    pixels.copy_(values.short())
 
 
-def _equalizers(pixels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Tables (B, 3, 256) that spread a channel's values evenly, as Pillow does; ``index``
-    (B, H * W * 3): of every value in them.
+def _equalize(pixels: torch.Tensor) -> None:
+    """Values of a channel are spread evenly, as Pillow does.
 
     Whole numbers in float32, which divides them faster, and exactly below 2 ** 22 pixels.
     """
-    ones = torch.ones(1, device=index.device).expand_as(index)
-    histogram = torch.zeros(len(index), 3 * 256, device=index.device).scatter_add_(1, index, ones)
-    histogram = histogram.unflatten(1, (3, 256))
-    brightest = histogram.gather(2, _edge(pixels, torch.amax).long()[..., None])
-    step = ((index.shape[1] // 3 - brightest) / 255).floor_()
-    below = histogram.cumsum(2) - histogram
-    table = (below + (step / 2).floor_()) / step.clamp(min=1)
-    return _grey_levels(torch.where(step > 0, table, _ramp(pixels)))
+    samples, _, width, _ = pixels.shape
+    index = pixels.int()
+    # the tables of all channels of all samples lie in a row
+    tables = _multiples(256, 3 * samples, like=index).view(-1, 1, 3).repeat(1, 1, width)
+    index = index.flatten(2).add_(tables).view(-1)
+    one = torch.ones(1, device=index.device)
+    histogram = torch.zeros(768 * samples, device=index.device)
+    histogram = histogram.index_add_(0, index, one.expand_as(index)).view(-1, 256)
+    below = histogram.cumsum(1) - histogram
+    # pixels darker than the brightest value that there is
+    darker = (histogram.clamp(max=1) * below).amax(1, keepdim=True)
+    step = darker.div(255, rounding_mode="floor")
+    table = (below + step.div(2, rounding_mode="floor")) / step.clamp(min=1)
+    table = torch.where(step > 0, table, torch.arange(256, device=index.device))
+    table = table.clamp_(max=255).to(torch.uint8).view(-1)
+    torch.index_select(table, 0, index, out=pixels.view(-1))
 
 
-def _edge(pixels: torch.Tensor, of: Callable) -> torch.Tensor:
-    """The least (``of`` torch.amin) or largest value of each channel, (B, 3)."""
-    return of(of(pixels.flatten(2), 1).unflatten(1, (-1, 3)), 1)
+def _multiples(of: int, number: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(0, of * number, of, dtype=like.dtype, device=like.device)
 
 
-def _blend(pixels: torch.Tensor, counts: list[int], factors: torch.Tensor) -> None:
-    """Every image with its other one, weighted by ``factors``."""
-    contrast, color, sharpness = pixels.split(counts[CONTRAST:])
-    greys = F.rgb_to_grayscale(pixels[: len(pixels) - len(sharpness)].permute(0, 3, 1, 2))
-    of_contrast, of_color = greys.permute(0, 2, 3, 1).split([len(contrast), len(color)])
-    # in whole numbers: torchvision's sum of float32 depends above 256 x 256 pixels on threads and
-    # batch size
-    mean = of_contrast.sum((1, 2, 3), keepdim=True, dtype=torch.int64).double()
-    mean = (mean / (pixels.shape[1] * pixels.shape[2])).float()
-    others = mean, of_color, _blurred(sharpness)
-    values, rest = pixels * factors[:, 0], factors[:, 1]
-    parts, shares = (every.split(counts[CONTRAST:]) for every in (values, rest))
-    for part, other, share in zip(parts, others, shares):
-        part.add_(other * share)
-    pixels.copy_(_grey_levels(values))
+def _blend(
+    pixels: torch.Tensor, own: torch.Tensor, rest: torch.Tensor, other: Callable | None
+) -> None:
+    """Every image with its ``other`` one (None: black), weighted by ``own`` and ``rest``."""
+    values = pixels.float().mul_(own)
+    if other is not None:
+        values += other(pixels).mul_(rest)
+    # by way of int16, for which there are vector instructions: a quarter of the time on a CPU
+    pixels.copy_(values.short().clamp_(0, 255))
+
+
+def _mean_grey(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, 1, 1, 1) float32."""
+    # whole numbers, in float32 row by row: torchvision's sum of all depends above 256 x 256 pixels
+    # on threads and batch size
+    greys = _greys(pixels).sum(2, keepdim=True).sum(1, keepdim=True, dtype=torch.float64)
+    return (greys / (pixels.shape[1] * pixels.shape[2])).float()
+
+
+def _greys(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, H, W, 1) float32, whole numbers: torchvision's rgb_to_grayscale."""
+    weighted = [part.float().mul_(weight) for part, weight in zip(pixels.split(1, 3), GREY)]
+    return weighted[0].add_(weighted[1]).add_(weighted[2]).floor_()
 
 
 def _blurred(pixels: torch.Tensor) -> torch.Tensor:
@@ -231,25 +257,19 @@ def _blurred(pixels: torch.Tensor) -> torch.Tensor:
     width = 3 * pixels.shape[2]
     # along memory, row after row: long loops, whose sums across edges are put right in the end
     values = pixels.flatten(1).short()
-    columns = values[:, : -2 * width] + values[:, width:-width] + values[:, 2 * width :]
-    sums = columns[:, :-6] + columns[:, 3:-3] + columns[:, 6:]
-    sums += 4 * values[:, width + 3 : -width - 3]
+    columns = (values[:, : -2 * width] + values[:, width:-width]).add_(values[:, 2 * width :])
+    sums = (columns[:, :-6] + columns[:, 3:-3]).add_(columns[:, 6:])
+    sums.add_(values[:, width + 3 : -width - 3], alpha=4)
     blurred = pixels.float()
     # no sum is half-way between two multiples of 13, so the means are torchvision's
-    blurred.flatten(1)[:, width + 3 : -width - 3].copy_(sums).div_(13).round_()
-    for edge in (0, -1):
-        blurred[:, :, edge] = pixels[:, :, edge]
+    blurred.flatten(1)[:, width + 3 : -width - 3].copy_(sums).mul_(1 / 13).round_()
+    edges = slice(None, None, max(1, pixels.shape[2] - 1))
+    blurred[:, :, edges] = pixels[:, :, edges]
     return blurred
 
 
-def _grey_levels(values: torch.Tensor) -> torch.Tensor:
-    """Float32 as uint8: clipped and cut off."""
-    # by way of int16, for which there are vector instructions: a quarter of the time on a CPU
-    return values.clamp_(0, 255).short().to(torch.uint8)
-
-
-def _ramp(like: torch.Tensor) -> torch.Tensor:
-    return torch.arange(256, device=like.device)
+# what the images of each stage from BLENDED on are blended with
+OTHERS = (None, _mean_grey, _greys, _blurred)
 
 
 @functools.cache
@@ -259,18 +279,14 @@ def _levels(largest: float) -> np.ndarray:
 
 
 @functools.cache
-def _known_tables() -> np.ndarray:
-    """(operation, sign, magnitude, 256) uint8, of the operations of KNOWN."""
-    ramp = torch.arange(256, dtype=torch.uint8)[None, None]
-    tables = np.zeros((*KINDS, 256), np.uint8)
-    brightness, posterize, solarize = (tables[NAMES.index(name)] for name in STAGES[KNOWN])
-    for magnitude in range(LARGEST_MAGNITUDE + 1):
-        change, bits, dark = (float(_levels(largest)[magnitude]) for largest in (0.9, 4.0, 255.0))
-        for sign, factor in enumerate((1 + change, 1 - change)):
-            brightness[sign, magnitude] = F.adjust_brightness(ramp, factor)
-        posterize[0, magnitude] = F.posterize(ramp, 8 - round(bits))
-        solarize[0, magnitude] = F.solarize(ramp, math.ceil(255 - dark))
-    return tables
+def _bits() -> np.ndarray:
+    """(2, 2, magnitude) int16: bits that are kept, and the value above which all of them are turned
+    over; of posterize and of solarize.
+    """
+    cleared, dark = _levels(4.0).round().astype(int), _levels(255.0)
+    everything, never = np.full_like(cleared, -1), np.full_like(cleared, 255)
+    kept = np.stack([-(2**cleared), everything])
+    return np.stack([kept, np.stack([never, np.ceil(255 - dark) - 1])]).astype(np.int16)
 
 
 class _SourceMaps:
