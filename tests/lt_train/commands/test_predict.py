@@ -60,6 +60,7 @@ def odd_files() -> dict[str, bytes]:
         "7.tif": encode(image, "TIFF", compression="tiff_lzw"),
         "8.bmp": encode(image, "BMP"),
         "9.ppm": encode(image, "PPM"),
+        "10.tif": encode(image.convert("1"), "TIFF"),  # which DALI does not decode
     }
 
 

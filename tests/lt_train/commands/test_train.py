@@ -86,7 +86,7 @@ def test_that_no_accuracy_is_measured_is_said(tinted, tmp_path, capsys):
     (line,) = [line for line in said(capsys) if "accuracy is not measured" in line]
     assert f"{tinted} has neither a split 'none' nor 'nor'" in line
     assert "--val-fraction 0.1" in line
-    run(*words("classifier_cifar10_lt", tinted, tmp_path / "run", held_out[0], "max_steps=1"))
+    run(*words("classifier_cifar10_lt", tinted, tmp_path / "other", held_out[0], "max_steps=1"))
     assert not [line for line in said(capsys) if "accuracy is not measured" in line]
 
 

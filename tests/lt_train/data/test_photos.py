@@ -56,13 +56,14 @@ def test_a_disk_that_fails_is_no_fault_of_an_image():
 
 def test_images_are_stored_as_data_prep_stores_them_by_any_thread(jpeg):
     """Those that no decoder is asked for too, and a process to ask is each thread's own."""
-    contents = [jpeg, encode(image(9, 9).convert("CMYK"), "JPEG"), jpeg + b"more", jpeg[:99]]
+    not_by_dali = encode(image(9, 9).convert("1"), "TIFF")
+    contents = [jpeg, not_by_dali, jpeg + b"more", jpeg[:99]]
     photos = Photos(Held(2 * contents), np.arange(8), "here")
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(photos.read, range(8)))
     expected = [getattr(checked, "content", None) for checked in Checker()(contents)]
     assert [None if content is None else content.tobytes() for content in found] == 2 * expected
-    assert None in expected and jpeg in expected
+    assert None in expected and jpeg in expected and not_by_dali not in expected
 
 
 def test_a_resident_loader_gets_squares_of_one_size_and_dali_the_rest():
