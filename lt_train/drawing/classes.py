@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from lt_train.data.manifest import shot_groups
 from lt_train.drawing.style import COLORS, short
@@ -15,7 +16,7 @@ GROUP_COLORS = dict(zip(("many_shot", "medium_shot", "few_shot"), COLORS))
 
 def draw_accuracies(accuracy: np.ndarray, counts: np.ndarray, title: str) -> Figure:
     """Accuracy (C,) in %, or NaN, by training images (C,); lines are the means of groups."""
-    figure = Figure((6.4, 4.2))
+    figure = Figure((SIDE, 0.8 * SIDE))
     axes = figure.add_subplot()
     seen = ~np.isnan(accuracy)
     places = np.maximum(counts, 0.5)  # which has a logarithm
@@ -24,23 +25,27 @@ def draw_accuracies(accuracy: np.ndarray, counts: np.ndarray, title: str) -> Fig
         if not shown.any():
             continue
         label, color = _label(name, shown), GROUP_COLORS[name]
-        axes.scatter(places[shown], accuracy[shown], 14, color, alpha=0.75, label=label, lw=0)
+        axes.scatter(places[shown], accuracy[shown], 22, color, alpha=0.75, label=label, lw=0)
         ends = places[shown].min() / 1.05, places[shown].max() * 1.05
         axes.hlines(accuracy[shown].mean(), *ends, color, linewidth=1.4)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="training images", ylabel="accuracy (%)", ylim=(-3, 103))
     return _titled(figure, axes, title)
 
 
 def draw_weights(weights: np.ndarray, counts: np.ndarray, title: str) -> Figure:
     """Weights of classes (C,), from the one with most training images (C,) to that with fewest."""
-    figure = Figure((6.4, 4.2))
+    figure = Figure((SIDE, 0.8 * SIDE))
     axes = figure.add_subplot()
     order = np.argsort(-counts, kind="stable")
     for name, members in shot_groups(counts[order]).items():
         if members.any():
-            places, color = np.flatnonzero(members), GROUP_COLORS[name]
-            axes.bar(places, weights[order][members], 1.0, color=color, label=_label(name, members))
+            edges = np.arange(members.sum() + 1) + members.argmax() - 0.5  # they lie in a row
+            label, color = _label(name, members), GROUP_COLORS[name]
+            axes.stairs(weights[order][members], edges, fill=True, color=color, label=label)
     axes.set(xlabel="classes, by their training images", ylabel="weight in the loss")
     axes.set_xlim(-0.5, len(counts) - 0.5)
     return _titled(figure, axes, title)
@@ -52,10 +57,11 @@ def _label(group: str, members: np.ndarray) -> str:
 
 def _titled(figure: Figure, axes: Axes, title: str) -> Figure:
     axes.grid(axis="y")
-    axes.set_title(short(title, 60), fontsize=10, loc="left")
+    axes.set_title(short(title, 44), fontsize=10, loc="left")
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=3)
-    figure.subplots_adjust(left=0.12, right=0.97, top=0.92, bottom=0.23)
+    narrow = {"fontsize": 8, "columnspacing": 1, "handlelength": 1, "handletextpad": 0.5}
+    figure.legend(handles, labels, loc="lower center", ncols=3, **narrow)
+    figure.subplots_adjust(left=0.14, right=0.97, top=0.92, bottom=0.25)
     return figure
 
 

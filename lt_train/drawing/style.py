@@ -58,7 +58,7 @@ def to_svg(figure: Figure, salt: str) -> str:
 
 def to_pixels(figure: Figure) -> np.ndarray:
     """The figure on white, (H, W, 3) uint8."""
-    figure.set_facecolor("white")
+    figure.set(facecolor="white", dpi=150)
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box will do
