@@ -29,6 +29,7 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter
 
         self._first = first_step + 1  # where what an attempt says of itself stands
+        self._shown: set[tuple[int, str]] = set()
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=self._first)
 
     def scalars(self, step: int, group: str, values: Mapping[str, Any]) -> None:
@@ -38,9 +39,11 @@ class Board:
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Images (H, W, 3) uint8 by their tags."""
+        """Images (H, W, 3) uint8 by their tags, each once a step."""
         for tag, pixels in pictures.items():
-            self._writer.add_image(tag, pixels, step, dataformats="HWC")
+            if (step, tag) not in self._shown:
+                self._shown.add((step, tag))
+                self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def begin(self, config: Config) -> None:
         """The config and the command line as texts, and the settings to compare runs by."""

@@ -120,7 +120,7 @@ class Monitor:
 
     def end(self) -> None:
         """Tell TensorBoard that the run is done, once all is evaluated."""
-        self._show(self._board.end)
+        self._show(lambda: self._board.end())
 
     def show(self, step: int, draw: Callable[[], dict[str, np.ndarray]]) -> None:
         """Have TensorBoard show what ``draw``, called where that is written, returns: images
