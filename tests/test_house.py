@@ -24,6 +24,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors, and from its
     ["lt_train.run_files", "lt_train.locks"],
     ["lt_train.config"],
     ["lt_train.models", "lt_train.data"],
+    ["lt_train.drawing"],
     ["lt_train.methods"],
     ["lt_train.training"],
     ["lt_train.report"],

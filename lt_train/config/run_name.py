@@ -52,12 +52,13 @@ def override_name(overrides: Iterable[str]) -> str:
         elif equals:
             for inner, value in _values(name, text).items():
                 values[f"{target}{inner}"] = value
-    watched = {key: value for key, value in values.items() if _is_told(key.rpartition("@")[2])}
+    watched = {key: value for key, value in values.items() if is_told(key.rpartition("@")[2])}
     name = variants + "".join(f",{key}={_safe(watched[key])}" for key in sorted(watched))
     return name if len(name) <= LONGEST else _cut(name)
 
 
-def _is_told(key: str) -> bool:
+def is_told(key: str) -> bool:
+    """Whether the value of ``key`` changes what is learnt."""
     return not key.startswith(FREE_KEYS) and key not in PLACES
 
 

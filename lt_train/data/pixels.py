@@ -54,6 +54,13 @@ def normalize(pixels: torch.Tensor, scale: Scale, drawn: View | None = None) -> 
     return images.permute(0, 3, 1, 2)
 
 
+def denormalize(images: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """What :func:`normalize` has made, as pixels again: uint8 (B, H, W, 3), to be looked at."""
+    mean, std = images.new_tensor(scale)
+    levels = (images.permute(0, 2, 3, 1) * std + mean) * 255
+    return levels.round().clamp(0, 255).to(torch.uint8)
+
+
 def _inside(boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Which pixels (B, H, W, 1) lie in their image's box (B, 4): top, left, bottom, right."""
     top, left, bottom, right = boxes.T[..., None]

@@ -115,6 +115,18 @@ class Method(nn.Module):
         """
         return None
 
+    def seen(self, batch: Batch, progress: Progress) -> list[torch.Tensor]:
+        """The views of a batch as :meth:`forward` gives them to networks, to be looked at."""
+        return batch.views
+
+    def gauges(self, progress: Progress) -> dict[str, float]:
+        """Scalars to log that follow from ``progress``, the steps done, alone."""
+        return {}
+
+    def class_weights(self, progress: Progress) -> torch.Tensor | None:
+        """What a sample of each class (C,) counts for in the loss; None: all the same."""
+        return None
+
     def after_step(self) -> None:
         """Called after every step of the optimizer, on every rank with the same weights."""
 

@@ -46,6 +46,15 @@ class Classifier(Method):
         mixes = self.config.classifier.mixup_alpha > 0 or self.config.classifier.cutmix_alpha > 0
         return None if mixes else self.criterion.weights_classes(progress.epoch)
 
+    def seen(self, batch: Batch, progress: Progress) -> list[torch.Tensor]:
+        first, *others = batch.views
+        mixed, _ = mix_images(first, self.config.classifier, self.config.seed, progress.step)
+        return [mixed, *others]
+
+    def class_weights(self, progress: Progress) -> torch.Tensor | None:
+        criterion = self.criterion
+        return criterion.class_weights if criterion.weights_classes(progress.epoch) else None
+
     def sample_weights(self, batch: Batch) -> torch.Tensor | None:
         """What each sample counts for in the loss (B,); None: all the same."""
         return None

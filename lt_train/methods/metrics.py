@@ -89,6 +89,15 @@ def _percent(hits: torch.Tensor, total: torch.Tensor) -> float | None:
     return round(100 * float(hits) / float(total), 4) if total else None
 
 
+def feature_std(features: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of ``features`` (B, D) as unit vectors, the mean over dimensions: scalar.
+
+    Spread evenly over the sphere, they have 1 / sqrt(D); collapsed to a single one, 0 (Chen and He
+    2021).
+    """
+    return F.normalize(features.detach().float(), dim=1).std(0, correction=0).mean()
+
+
 def collect_features(
     embed: Callable[[torch.Tensor], torch.Tensor], loader: Loader, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:

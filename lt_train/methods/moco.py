@@ -29,6 +29,7 @@ from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.distributed import rank_share
 from lt_train.methods.base import Counts, Loaders, Method, Outputs, Progress, train_top1
+from lt_train.methods.metrics import feature_std
 from lt_train.models.backbones import make_backbone
 from lt_train.models.heads import Encoder
 from lt_train.models.moving_average import MovingAverage
@@ -98,6 +99,24 @@ class Moco(Method):
         return {
             "loss": F.cross_entropy(logits, first),
             "contrast_top1": train_top1(logits, first),
+            **self._health(queries.detach(), keys),
+        }
+
+    def gauges(self, progress: Progress) -> dict[str, float]:
+        """``queue_age``, how many steps a key lies in the queue; once it holds nothing but keys."""
+        age = self.config.moco.queue_size / self.config.global_batch_size
+        # the last step's keys wait outside
+        return {"queue_age": age} if progress.step - 1 >= age else {}
+
+    def _health(self, queries: torch.Tensor, keys: torch.Tensor) -> Outputs:
+        """How far ``queries`` (B, dim) are spread, and their mean similarity (a cosine) to their
+        own ``keys`` (B, dim) and to the queue's.
+        """
+        return {
+            "feature_std": feature_std(queries),
+            "positive_similarity": (queries * keys).sum(1).mean(),
+            # the mean over all pairs is the product of the means
+            "negative_similarity": (queries.mean(0) * self.queue.mean(0)).sum(),
         }
 
     def after_step(self) -> None:

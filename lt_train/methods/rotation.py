@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lt_train.config.schema import Config
 from lt_train.data.batch import Batch
 from lt_train.methods.base import Counts, Loaders, Method, Outputs, Progress, train_top1
-from lt_train.methods.metrics import Accuracy
+from lt_train.methods.metrics import Accuracy, feature_std
 from lt_train.models.backbones import make_backbone
 from lt_train.random_streams import Stream, mix
 
@@ -26,6 +26,20 @@ class Rotation(Method):
         self.rotation_head = nn.Linear(self.backbone.out_features, 4)
 
     def forward(self, batch: Batch, progress: Progress) -> Outputs:
+        images, turns = self._rotated(batch, progress)
+        features = self.backbone(images)
+        logits = self.rotation_head(features).float()
+        return {
+            "loss": F.cross_entropy(logits, turns),
+            "rotation_top1": train_top1(logits, turns),
+            "feature_std": feature_std(features),
+        }
+
+    def seen(self, batch: Batch, progress: Progress) -> list[torch.Tensor]:
+        return [self._rotated(batch, progress)[0]]
+
+    def _rotated(self, batch: Batch, progress: Progress) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images that a step rotates, and by how many quarter turns."""
         images = batch.views[0]
         rotated = four_rotations(images)  # (4, B, 3, H, W)
         if self.config.rotation.all_four:
@@ -34,15 +48,10 @@ class Rotation(Method):
         else:
             turns = self._turns(batch.place, progress.step).to(images.device, non_blocking=True)
             images = rotated[turns, torch.arange(len(images), device=images.device)]
-        images = images.contiguous(memory_format=torch.channels_last)
-        logits = self._logits(images)
-        return {"loss": F.cross_entropy(logits, turns), "rotation_top1": train_top1(logits, turns)}
+        return images.contiguous(memory_format=torch.channels_last), turns
 
     def phase(self, progress: Progress) -> Hashable | None:
         return () if self.config.rotation.all_four else None
-
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        return self.rotation_head(self.backbone(images)).float()
 
     def _turns(self, place: np.ndarray, step: int) -> torch.Tensor:
         """Quarter turns (B,) of images by their place in the global batch; ranks do not matter."""
@@ -54,7 +63,8 @@ class Rotation(Method):
         accuracy = Accuracy(torch.ones(4, dtype=torch.int64), self.rotation_head.weight.device)
         for batch in loaders(split):
             for turn, images in enumerate(four_rotations(batch.views[0])):
-                accuracy.update(self._logits(images), torch.full_like(batch.label, turn))
+                logits = self.rotation_head(self.backbone(images)).float()
+                accuracy.update(logits, torch.full_like(batch.label, turn))
         return self.evaluate_knn(loaders, split) | {"rotation_top1": accuracy.compute()["top1"]}
 
 

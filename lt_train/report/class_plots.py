@@ -2,12 +2,12 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from lt_train.data.manifest import shot_groups
-from lt_train.report.drawing import (
+from lt_train.drawing.classes import draw_confusion
+from lt_train.drawing.style import (
     ERROR_BAR,
     INK,
     WIDTH,
@@ -21,7 +21,6 @@ from lt_train.report.rows import Row
 
 MAX_CLASSES = 150  # of which each has a point of its own
 MAX_NAMES = 30  # of classes below an axis
-MAX_MATRIX_NAMES = 20
 GROUPS = {"all": "top1", "many": "many_shot", "medium": "medium_shot", "few": "few_shot"}
 
 
@@ -150,24 +149,7 @@ def confusion_caption(row: Row) -> str:
     )
 
 
-def draw_confusion(row: Row) -> Figure:
-    """Counts of all seeds together, in % of each true class."""
+def draw_row_confusion(row: Row) -> Figure:
+    """Counts of all seeds together."""
     counts = np.sum([metrics["confusion"] for metrics in row.metrics], axis=0)
-    size = len(counts)
-    share = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    figure = Figure((4.6, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(share, cmap="viridis", norm=PowerNorm(0.5, 0, 100), interpolation="none")
-    names = row.runs[0].result["classes"]
-    if size <= MAX_MATRIX_NAMES and len(names) == size:
-        labels = [short(str(name), 16) for name in names]
-        axes.set_xticks(range(size), labels, rotation=90, fontsize=8)
-        axes.set_yticks(range(size), labels, fontsize=8)
-    if size <= 10:
-        for true, predicted in np.ndindex(size, size):
-            percent = share[true, predicted]
-            style = {"color": "white" if percent < 50 else "black", "fontsize": 7}
-            axes.text(predicted, true, f"{percent:.0f}", ha="center", va="center", **style)
-    axes.set(xlabel="predicted", ylabel="true class")
-    axes.set_title(short(row.label, 44), fontsize=10)
-    return figure
+    return draw_confusion(counts, row.runs[0].result["classes"], row.label)

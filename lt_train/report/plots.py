@@ -10,16 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from lt_train.report.class_plots import (
-    class_caption,
-    confusion_caption,
-    draw_classes,
-    draw_confusion,
-    draw_groups,
-    has_confusion,
-    rows_by_classes,
-)
-from lt_train.report.drawing import (
+from lt_train.drawing.style import (
     COLORS,
     ERROR_BAR,
     STYLE,
@@ -29,6 +20,15 @@ from lt_train.report.drawing import (
     deviation,
     short,
     to_svg,
+)
+from lt_train.report.class_plots import (
+    class_caption,
+    confusion_caption,
+    draw_classes,
+    draw_groups,
+    draw_row_confusion,
+    has_confusion,
+    rows_by_classes,
 )
 from lt_train.report.rows import Row
 from lt_train.report.runs import Run
@@ -81,7 +81,7 @@ def _figures(rows: list[Row]) -> Iterator[tuple[str, str, Figure]]:
         for part in _parts(alike):
             yield "Training", caption, _draw_training(part, colors(part))
     for row in filter(has_confusion, rows):
-        yield "Confusion", confusion_caption(row), draw_confusion(row)
+        yield "Confusion", confusion_caption(row), draw_row_confusion(row)
 
 
 def _parts(rows: list[Row], size: int = PER_FIGURE) -> list[list[Row]]:

@@ -31,6 +31,8 @@ from lt_train.training.saved_state import (
 )
 from lt_train.training.step_graphs import CapturedSteps, captures_steps
 
+NORMS = ("grad_norm", "weight_norm")  # what a step that is measured puts out
+
 
 def make_engine(config: Config, method: Method, world: World) -> "Engine":
     """The engine that ``config.engine.name`` names; ``method`` is moved to the device to train."""
@@ -64,6 +66,7 @@ class Engine:
         self.trained = trained_parameters(method)
         self.captures_steps = captures_steps(config, method, world)
         self.captured: CapturedSteps | None = None  # once the loop has begun
+        self.measuring = False  # whether steps put out norms
         self._statistics: SharedStatistics | None = None
         self._is_last = True  # of the parts of a batch
 
@@ -88,9 +91,26 @@ class Engine:
         """The learning rate of the steps to come."""
         set_lr(self.optimizer, lr)
 
-    def step(self) -> None:
-        """One optimizer step, and the gradients are gone."""
+    def step(self) -> Outputs:
+        """One optimizer step, and the gradients are gone; returns the NORMS while ``measuring``.
+
+        Euclidean ones over all that is trained, the same on every rank: of the gradients before
+        they are clipped, and of the weights after the step.
+        """
         raise NotImplementedError
+
+    def weight_norm(self) -> torch.Tensor:
+        """Of all that is trained."""
+        return nn.utils.get_total_norm([parameter.detach() for parameter in self.trained])
+
+    def _grad_norm(self) -> torch.Tensor:
+        gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+    def _norms(self, of_gradients: torch.Tensor | None) -> Outputs:
+        if not self.measuring:
+            return {}
+        return dict(zip(NORMS, (of_gradients, self.weight_norm())))
 
     def save(self, folder: Path) -> None:
         """Write the state into ``folder``. Collective: what ranks share out is gathered."""
@@ -158,12 +178,16 @@ class DDPEngine(Engine):
     def backward(self, loss: torch.Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self) -> None:
-        if self.config.optim.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.trained, self.config.optim.clip_grad_norm)
+    def step(self) -> Outputs:
+        norm, limit = None, self.config.optim.clip_grad_norm
+        if limit is not None:
+            norm = nn.utils.clip_grad_norm_(self.trained, limit)
+        elif self.measuring:
+            norm = self._grad_norm()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._statistics.finish_sync()
+        return self._norms(norm)
 
 
 class DeepSpeedEngine(Engine):
@@ -217,9 +241,14 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: torch.Tensor) -> None:
         self.wrapped.backward(loss, scale_wrt_gas=False)  # parts are weighted already
 
-    def step(self) -> None:
+    def step(self) -> Outputs:
+        shared_out = self.config.engine.zero_stage > 0  # gradients, of which each rank has a part
+        norm = self._grad_norm() if self.measuring and not shared_out else None
         self.wrapped.step()
         self._statistics.finish_sync()
+        if shared_out:
+            norm = self.wrapped.get_global_grad_norm()
+        return self._norms(norm)
 
     def _optimizer_state(self) -> OptimizerState:
         if not self.config.engine.zero_stage:

@@ -1,7 +1,7 @@
 """THE loop, and what is looked at every so many steps. Nothing here comes from a paper."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
@@ -13,18 +13,23 @@ from lt_train.data.batch import Batch
 from lt_train.distributed import World
 from lt_train.methods.base import Outputs, Progress
 from lt_train.random_streams import Stream, mix
-from lt_train.training.engine import Engine
+from lt_train.training.engine import NORMS, Engine
 from lt_train.training.optim import Schedule
 from lt_train.training.step_graphs import CapturedSteps, Step
 
 
 def training_steps(
-    engine: Engine, batches: Iterable[Batch], schedule: Schedule, first_step: int
+    engine: Engine,
+    batches: Iterable[Batch],
+    schedule: Schedule,
+    first_step: int,
+    measured: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[tuple[int, Outputs]]:
     """THE loop: one optimizer step per batch, of gradients that ``engine.accumulate`` parts of it
     add up to.
 
-    Yields (steps done, the method's outputs) without waiting for the device.
+    Yields (steps done, the method's outputs) without waiting for the device. ``measured``: of so
+    many steps done, whether norms (see :meth:`Engine.step`) are wanted too.
     """
     world, seed = engine.world, engine.config.seed
     one_step: Step = partial(training_step, engine)
@@ -35,11 +40,13 @@ def training_steps(
         # random numbers follow from the step alone, so a resumed run draws the same
         seed_generators(world.device, int(mix(seed, step, world.rank, Stream.STEP)[0] >> 1))
         engine.set_lr(schedule.lr(step))
+        # captured, it is part of every step
+        engine.measuring = engine.captures_steps or measured(step + 1)
         yield step + 1, one_step(batch, schedule.progress(step))
 
 
 def training_step(engine: Engine, batch: Batch, progress: Progress) -> Outputs:
-    """One optimizer step; what the method has put out, for all of the batch."""
+    """One optimizer step; what the method has put out, for all of the batch, and the engine."""
     world, config = engine.world, engine.config
     passes, parts = [], batch.parts(config.engine.accumulate)
     for number, part in enumerate(parts, 1):
@@ -49,9 +56,9 @@ def training_step(engine: Engine, batch: Batch, progress: Progress) -> Outputs:
             share = len(part) * world.size / config.global_batch_size
             engine.backward(found["loss"] * share)
         passes.append({name: value.detach() for name, value in found.items()})
-    engine.step()
+    norms = engine.step()
     engine.method.after_step()
-    return _mean(passes, [len(part) / len(batch) for part in parts])
+    return _mean(passes, [len(part) / len(batch) for part in parts]) | norms
 
 
 def seed_generators(device: torch.device, seed: int) -> None:
@@ -79,7 +86,7 @@ class Summary:
     """The steps of a window, as all ranks together see them."""
 
     losses: list[float]  # of each step
-    means: dict[str, float]  # of everything else that the method puts out, over the steps
+    means: dict[str, float]  # of everything else that is put out, over the steps; last norms
     data_wait: float  # share of the time that the host waited for batches
     images_per_s: float
     seconds_per_step: float  # the mean over ranks, and so the same on each
@@ -114,9 +121,10 @@ class Window:
         ``waited``: seconds for batches since the start of training.
         """
         seconds = time.monotonic() - self.started
-        stacked = {}
-        for name in self.outputs[0]:
-            stacked[name] = torch.stack([step[name] for step in self.outputs]).double()
+        stacked, last = {}, self.outputs[-1]
+        for name in last:
+            steps = [last] if name in NORMS else self.outputs
+            stacked[name] = torch.stack([step[name] for step in steps]).double()
         losses = stacked.pop("loss")
         own = {
             "losses": losses * self.batch_share,

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,9 +19,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lt_train.config.schema import Config
 from lt_train.console import Every, console, say
 from lt_train.files import write_atomically
 from lt_train.run_files import parse_log, write_record
+from lt_train.training.board import Board
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,9 @@ class Monitor:
         self.enabled, self.step, self._check = enabled, first_step, check
         if not enabled:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         self._file = folder / "metrics.jsonl"
         self._evaluated = self._drop_after(first_step)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = Board(folder, first_step)
         self._title = folder.name
         self._first, self._last, self._plain = first_step, last_step, Every()
         self._recorded = False
@@ -78,7 +79,7 @@ class Monitor:
             with contextlib.suppress(OSError):  # a terminal that has hung up
                 self._bar.stop()
             try:
-                self._writer.close()
+                self._board.close()
             finally:
                 threading.excepthook = self._report
 
@@ -113,19 +114,42 @@ class Monitor:
             total, left = self._bar.tasks[0].total, values["seconds_left"]
             say(f"{self._title}: step {step}/{total}, {rate}, {loss}, {left:.0f} s left")
 
-    def evaluated(self, step: int, split: str, metrics: dict) -> None:
-        """Log an evaluation's scalars.
+    def begin(self, config: Config) -> None:
+        """Tell TensorBoard whose run this is."""
+        self._show(lambda: self._board.begin(config))
+
+    def end(self) -> None:
+        """Tell TensorBoard that the run is done, once all is evaluated."""
+        self._show(lambda: self._board.end())
+
+    def show(self, step: int, draw: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Have TensorBoard show what ``draw``, called where that is written, returns: images
+        (H, W, 3) uint8 by their tags.
+        """
+        if self.enabled:
+            pictures = draw()
+            self._show(lambda: self._board.pictures(step, pictures))
+
+    def _show(self, write: Callable[[], None]) -> None:
+        if self.enabled:
+            self._check()
+            write()
+            self._board.flush()
+
+    def evaluated(self, step: int, split: str, metrics: dict) -> bool:
+        """Log an evaluation's scalars; whether it has.
 
         Once a step and split: the last step's may stand there already, where the run was cut off
         between that and its end, and weights that were selected are evaluated at their step again.
         """
         if not self.enabled or (step, split) in self._evaluated:
-            return
+            return False
         self._evaluated.add((step, split))
         scalars = {
             name: value for name, value in metrics.items() if isinstance(value, (int, float))
         }
         self._append({"step": step, "split": split, **scalars}, split)
+        return True
 
     def has_evaluated(self, step: int, split: str) -> bool:
         """Whether that evaluation is recorded; of the rank that writes."""
@@ -135,10 +159,8 @@ class Monitor:
         with open(self._file, "ab") as file:
             # only now: whoever takes the folder over puts another file in this one's place first
             self._check()
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._writer.add_scalar(f"{prefix}/{name}", value, record["step"])
-            self._writer.flush()  # or its thread would write later, and unchecked
+            self._board.scalars(record["step"], prefix, record)
+            self._board.flush()  # or its thread would write later, and unchecked
             file.write(write_record(record))
 
     def _drop_after(self, step: int) -> set[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,11 @@ from safetensors import SafetensorError
 from lt_train.collectives import from_main, on_main
 from lt_train.config.load import read_yaml, to_dict, to_yaml
 from lt_train.config.schema import Config
+from lt_train.console import working
 from lt_train.distributed import World
 from lt_train.errors import DamagedFile, UserError, unreadable, unwritable
 from lt_train.files import remove_leftovers, seal, write_atomically
-from lt_train.locks import Busy, FolderLock
+from lt_train.locks import WAIT, Busy, FolderLock
 from lt_train.methods.base import Method
 from lt_train.models.lora import LORA_FILE, PEFT_CONFIG, updates_of
 from lt_train.models.tensor_files import write_tensors
@@ -59,6 +61,17 @@ class RunFolder:
         Returns who holds it instead, if somebody still does after some seconds. Collective.
         """
         return from_main(self._take)
+
+    def take_or_wait(self) -> None:
+        """:meth:`take` it, or refuse; launchers ask to wait for who holds it. Collective."""
+        waits = ""
+        with working(lambda: waits):
+            while busy := self.take():
+                if busy.is_certain and not os.environ.get(WAIT):
+                    raise UserError(f"{busy.who}; wait for it, stop it, or choose another run.dir")
+                if not waits:
+                    log.info("%s: waiting for it to end", busy.who)
+                waits = f"{busy.who}: still waiting for it to end"
 
     def _take(self) -> Busy | None:
         with self._writing():

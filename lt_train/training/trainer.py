@@ -22,7 +22,6 @@ from lt_train.data.run_data import RunData
 from lt_train.distributed import World, is_lost_peer
 from lt_train.errors import UserError
 from lt_train.heartbeat import heartbeat
-from lt_train.locks import WAIT
 from lt_train.methods.base import Counts
 from lt_train.training.best_weights import BestWeights
 from lt_train.training.checkpoint import Checkpoint, CheckpointStore
@@ -35,6 +34,7 @@ from lt_train.training.loop import Summary, Timed, Window, training_steps
 from lt_train.training.monitor import Monitor
 from lt_train.training.optim import Schedule
 from lt_train.training.outside_data import outside_data
+from lt_train.training.pictures import class_pictures, first_seen, view_pictures
 from lt_train.training.precision import decided, recorded
 from lt_train.training.preface import tell_data, tell_folder, tell_method, tell_schedule
 from lt_train.training.run_folder import RunFolder
@@ -94,17 +94,6 @@ class Trainer:
         finally:
             self.folder.lock.release()
 
-    def _take_folder(self) -> None:
-        """Take the folder's lock, or refuse; launchers ask to wait for who holds it. Collective."""
-        waits = ""
-        with working(lambda: waits):
-            while busy := self.folder.take():
-                if busy.is_certain and not os.environ.get(WAIT):
-                    raise UserError(f"{busy.who}; wait for it, stop it, or choose another run.dir")
-                if not waits:
-                    log.info("%s: waiting for it to end", busy.who)
-                waits = f"{busy.who}: still waiting for it to end"
-
     def _last_checkpoint(self) -> Checkpoint | None:
         """The one to go on from. Collective.
 
@@ -128,7 +117,7 @@ class Trainer:
         finished, checkpoint = self._finished(), None
         is_over = finished is not None and from_main(self.folder.has_this_config)
         if not is_over:
-            self._take_folder()
+            self.folder.take_or_wait()
             finished = self._finished()  # who has held the folder may have ended it
         if finished is None:
             checkpoint = self._last_checkpoint()
@@ -157,6 +146,7 @@ class Trainer:
         is_main, check = self.world.is_main, self.folder.lock.check
         with Monitor(path, first_step, self.last_step, is_main, check) as self.monitor:
             self.leaving.begin_training()
+            self.monitor.begin(self.folder.config)
             self._evaluate_once_more(first_step)
             with working(self.monitor.present):
                 self.train(self.data.train(first_step, self.last_step, features), first_step)
@@ -167,6 +157,7 @@ class Trainer:
                 split: self._evaluate(split, self.selected_step)
                 for split in self._evaluated_splits()
             }
+            self.monitor.end()
         result = self._result(metrics)
         self.folder.finish(self.engine.method, result)
         return result
@@ -208,16 +199,16 @@ class Trainer:
         window = Window(self.world, config.global_batch_size, self.batch_share)
         self._saved, self._bad_samples = started, 0
         heartbeat.step = first_step
-        for step, outputs in training_steps(self.engine, batches, self.schedule, first_step):
+        told = first_seen(batches, lambda batch: self._show_views(batch, first_step))
+        of_steps = self.schedule, first_step, self._is_logged
+        for step, outputs in training_steps(self.engine, told, *of_steps):
             window.add(outputs)
             self.monitor.passed(step)
             heartbeat.step = step
             leave = self.leaving.agreed(step) and step < self.last_step
             evaluate = self._epoch_mark(step) and step < self.last_step
-            # before an evaluation, which may take long, everything is saved
-            save = leave or evaluate or step == self.last_step
-            save = save or step % config.run.checkpoint_every == 0
-            if not (save or step % config.run.log_every == 0):
+            save = leave or self._saves(step)
+            if not (save or self._is_logged(step)):
                 continue
             bad = sum(len(part.bad) for part in self.data.train_sets)
             summary = window.close(batches.waited, bad, self._save_is_due())
@@ -231,6 +222,20 @@ class Trainer:
                 self._evaluate_between(step)
             window.open(batches.waited)  # evaluating and saving are no part of the next one
         return batches.waited / (time.monotonic() - started)
+
+    def _saves(self, step: int) -> bool:
+        """Whether ``step`` is saved whatever happens."""
+        # before an evaluation, which may take long, everything is
+        is_mark = step == self.last_step or self._epoch_mark(step)
+        return is_mark or step % self.config.run.checkpoint_every == 0
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.run.log_every == 0 or self._saves(step)
+
+    def _show_views(self, batch: Batch, step: int) -> None:
+        """Those of the first batch, after ``step`` steps, with the record of the step it makes."""
+        progress = self.schedule.progress(step)
+        self.monitor.show(step + 1, lambda: view_pictures(self.engine.method, batch, progress))
 
     def _look(self, step: int, summary: Summary) -> None:
         """Record the steps up to ``step``, or stop where they cannot go on."""
@@ -248,6 +253,7 @@ class Trainer:
             "lr": self.schedule.lr(step - 1),
             "loss": summary.loss,
             **summary.means,
+            **self.engine.method.gauges(self.schedule.progress(step)),
             "images_per_s": round(summary.images_per_s, 1),
             "data_wait": round(summary.data_wait, 4),
             "last_step": self.last_step,
@@ -283,7 +289,9 @@ class Trainer:
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         shown = ", ".join(f"{name} {value:.2f}" for name, value in numbers.items())
         log.info("step %d, %s: %s", step, split, shown)
-        self.monitor.evaluated(step, split, metrics)
+        if self.monitor.evaluated(step, split, metrics):
+            about = metrics, self.train_set.classes, self.schedule.progress(max(0, step - 1))
+            self.monitor.show(step, lambda: class_pictures(engine.method, split, *about))
         return metrics
 
     def _select(self, step: int) -> None:
@@ -342,8 +350,7 @@ class Trainer:
         return time.monotonic() - self._saved > 60 * self.config.run.checkpoint_minutes
 
     def _save(self, step: int) -> None:
-        weights = [parameter.detach() for parameter in self.engine.trained]
-        norm = float(torch.stack(torch._foreach_norm(weights)).norm())
+        norm = float(self.engine.weight_norm())
         if not math.isfinite(norm):  # every rank sees the same
             self.folder.stop_broken(step, norm)
         seconds = round(self._seconds(), 1)

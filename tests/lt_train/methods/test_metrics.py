@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from lt_train.distributed import World, rank_share
-from lt_train.methods.metrics import Accuracy
+from lt_train.methods.metrics import Accuracy, feature_std
 from tests.helpers.ranks import run_on_ranks
 
 # torchmetrics is imported in tests: ranks import this module too, and it is slow
@@ -142,3 +142,13 @@ def test_each_sample_counts_once_over_ranks():
         expected = accuracy_of(scores, labels, CLASS_COUNTS)
         assert expected["samples"] == samples
         assert [result[case] for result in on_ranks] == [expected] * 4
+
+
+@pytest.mark.parametrize("dim", [2, 64])
+def test_the_spread_of_features_tells_collapse(dim):
+    """Whatever their lengths: along all axes, both ways, 1 / sqrt(D); all in one direction, 0."""
+    axes = torch.eye(dim) * torch.linspace(0.1, 30, dim)[:, None]
+    assert float(feature_std(torch.cat([axes, -axes]))) == pytest.approx(dim**-0.5)
+    one = torch.linspace(0.1, 30, 5)[:, None] * torch.randn(dim)
+    assert float(feature_std(one)) == pytest.approx(0, abs=1e-6)
+    assert float(feature_std(one[:1])) == 0  # of a rank with a single sample

@@ -105,6 +105,35 @@ def shuffled_groups(config: Config, step: int, ranks: int) -> Groups:
     return [order[share] for share in shares_of(config.global_batch_size, ranks)]
 
 
+def test_similarities_are_means_over_pairs():
+    method = make_method(make_config(4))
+    queries, keys = (F.normalize(torch.randn(4, 8), dim=1) for _ in range(2))
+    found = method._health(queries, keys)
+    pairs = [float(query @ key) for query, key in zip(queries, keys)]
+    assert float(found["positive_similarity"]) == pytest.approx(np.mean(pairs), abs=1e-6)
+    negative = [float(query @ key) for query in queries for key in method.queue]
+    assert float(found["negative_similarity"]) == pytest.approx(np.mean(negative), abs=1e-6)
+    same = method._health(queries, queries)
+    assert float(same["positive_similarity"]) == pytest.approx(1)
+
+
+def test_the_age_of_the_queue_is_told_once_no_key_of_the_start_is_left():
+    method = make_method(make_config(4))
+    start, told = method.queue.clone(), {}
+    for step in range(1, 5):
+        outputs = method(global_batch(4, step - 1), progress_of(method, step - 1))
+        method.after_step()
+        left = (method.queue[:, None] == start).all(2).any()
+        told[step] = bool(left), method.gauges(progress_of(method, step))
+        assert {"feature_std", "positive_similarity", "negative_similarity"} < outputs.keys()
+    assert told == {
+        1: (True, {}),
+        2: (True, {}),
+        3: (True, {}),
+        4: (False, {"queue_age": QUEUE_SIZE / 4}),
+    }
+
+
 # one rank
 
 

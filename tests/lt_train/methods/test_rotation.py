@@ -55,6 +55,16 @@ def test_all_four_rotations_of_every_image():
     torch.testing.assert_close(outputs["loss"], torch.stack(losses).mean())
 
 
+def test_the_spread_is_that_of_the_features_of_rotated_images():
+    method, images = rotation_method(all_four=True), make_images(5)
+    batch = make_batch([images], torch.zeros(5, dtype=torch.int64))
+    rotated = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    unit = F.normalize(method.backbone(rotated), dim=1)
+    spread = (unit - unit.mean(0)).square().mean(0).sqrt().mean()
+    found = method(batch, progress_of(method, 0))["feature_std"]
+    torch.testing.assert_close(found, spread)
+
+
 def test_turns_are_uniform_and_follow_from_the_place_in_the_global_batch():
     method, places = rotation_method(), np.arange(256)
     turns = torch.stack([method._turns(places, step) for step in range(100)])

@@ -29,7 +29,7 @@ from lt_train.distributed import World, rank_share
 from lt_train.errors import UserError
 from lt_train.methods.base import Counts, Method
 from lt_train.models.trainable import restrict
-from lt_train.training.engine import Engine, make_engine
+from lt_train.training.engine import NORMS, Engine, make_engine
 from lt_train.training.loop import training_steps
 from lt_train.training.optim import Schedule
 from tests.helpers.batches import make_batch, rows_of
@@ -119,7 +119,8 @@ def statistics_of(method: Method) -> torch.Tensor:
 
 def train(engine: Engine, steps: range):
     batches = (local_batch(engine.config, engine.world, step) for step in steps)
-    return training_steps(engine, batches, Schedule(engine.config, SAMPLES), steps.start)
+    each = Schedule(engine.config, SAMPLES), steps.start, lambda step: True
+    return training_steps(engine, batches, *each)
 
 
 # on the ranks
@@ -163,17 +164,17 @@ def zero_stage_of(engine: Engine) -> int | None:
 
 def uneven_gradients(world: World) -> dict[str, dict[str, torch.Tensor]]:
     """Gradients of the classifier on a frozen backbone, seen in one step of plain gradient descent
-    at rate 1.
+    at rate 1; and the norms that it puts out.
     """
     gradients = {}
     for name in ENGINES:
         config = make_config("crt", name, PLAIN, 7)
         engine = make_engine(config, make_method(config), world)
         before = copied_weights(engine)
-        for _ in train(engine, range(1)):
-            pass
+        ((_, outputs),) = train(engine, range(1))
         after = engine.method.classifier.named_parameters()
         gradients[name] = {key: before[key] - value.detach() for key, value in after}
+        gradients[name] |= {norm: outputs[norm] for norm in NORMS}
     return gradients
 
 
@@ -336,6 +337,9 @@ def test_uneven_batches_give_the_gradient_of_the_global_batch(on_ranks, engine):
         features = method.backbone(batch.views[0])
     errors = torch.softmax(method.classifier(features), 1) - F.one_hot(batch.label, 3)
     expected = {"weight": errors.T @ features / 7, "bias": errors.mean(0)}
+    weights = [getattr(method.classifier, name) - gradient for name, gradient in expected.items()]
+    for name, tensors in zip(NORMS, ([*expected.values()], weights)):
+        expected[name] = torch.cat([tensor.flatten() for tensor in tensors]).norm()
     for _, gradients, *_ in on_ranks:
         for name, gradient in gradients[engine].items():
             torch.testing.assert_close(gradient, expected[name].detach(), rtol=1e-5, atol=1e-6)

@@ -1,11 +1,22 @@
 """What the loop's window makes of the steps of all ranks."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from lt_train.config.schema import Config, EngineConfig, ModelConfig, OptimConfig
 from lt_train.distributed import World
+from lt_train.training import loop
+from lt_train.training.engine import NORMS, make_engine
 from lt_train.training.loop import Timed, Window
+from lt_train.training.optim import Schedule
 from tests.helpers.ranks import one_thread, run_on_ranks  # noqa: F401
+from tests.helpers.small_methods import new_method, progress_of, random_batch
+
+CONFIG = Config(
+    global_batch_size=6, model=ModelConfig("resnet32_cifar"), engine=EngineConfig(precision="fp32")
+)
 
 
 def outputs(loss: float, top1: float) -> dict[str, torch.Tensor]:
@@ -23,6 +34,36 @@ def test_a_window_has_every_loss_and_the_means_of_the_rest():
     assert summary.images_per_s == pytest.approx(3 * 8 / 2.0, rel=0.05)
     assert summary.data_wait == pytest.approx(0.25, rel=0.05)
     assert not summary.bad_samples and not summary.save
+
+
+def test_norms_are_those_of_the_last_step():
+    """Of the others they are not known, unless steps are captured."""
+    window = Window(World(), global_batch_size=8, batch_share=1.0)
+    window.add({**outputs(1.0, 50.0), "grad_norm": torch.tensor(9.0)})
+    window.add(outputs(1.0, 70.0))
+    window.add({**outputs(1.0, 60.0), "grad_norm": torch.tensor(3.0)})
+    assert window.close(0.0, 0, False).means == {"top1": 60.0, "grad_norm": 3.0}
+    window.add(outputs(1.0, 60.0))
+    assert window.close(0.0, 0, False).means == {"top1": 60.0}
+
+
+def test_norms_are_taken_at_the_steps_that_are_measured_and_before_clipping():
+    config = replace(CONFIG, optim=OptimConfig(lr=0.0, clip_grad_norm=0.01))
+    engine = make_engine(config, new_method(config), World())
+    steps = loop.training_steps(
+        engine, [random_batch(0)] * 3, Schedule(config, 90), 0, lambda step: step == 2
+    )
+    found = [outputs for _, outputs in steps]
+    assert [outputs.keys() & {*NORMS} for outputs in found] == [set(), {*NORMS}, set()]
+    method = new_method(config)
+    method(random_batch(0), progress_of(method, 0))["loss"].backward()
+    for name, tensors in (
+        ("grad_norm", [parameter.grad for parameter in method.parameters()]),
+        ("weight_norm", [parameter.detach() for parameter in method.parameters()]),
+    ):
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        assert float(found[1][name]) == pytest.approx(float(flat.norm()), rel=1e-4)
+    assert float(found[1]["grad_norm"]) > 0.1
 
 
 def test_the_next_window_begins_empty_when_it_is_opened():

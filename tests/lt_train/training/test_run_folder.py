@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -249,6 +250,10 @@ def test_a_run_that_was_overtaken_writes_nothing_more(running):
         "a new start": best.forget,
         "a row": lambda: monitor.record(3, VALUES),
         "an evaluation": lambda: monitor.evaluated(3, "val", {"top1": 1.0}),
+        "pictures": lambda: monitor.show(
+            3, lambda: {"views/view_1": np.zeros((2, 2, 3), np.uint8)}
+        ),
+        "its texts": lambda: monitor.begin(running.config),
         "its end": lambda: running.finish(SimpleNamespace(backbone=network), {"steps": 9}),
         "its samples": lambda: running.stop_nonfinite(3, float("nan"), [1]),
     }

@@ -91,7 +91,8 @@ def trained(config: Config) -> tuple[Engine, list[dict[str, float]]]:
 def taken(engine: Engine) -> list[dict[str, float]]:
     config = engine.config
     batches = (batch_of(config, step) for step in range(STEPS))
-    steps = list(loop.training_steps(engine, batches, Schedule(config, SAMPLES), 0))
+    each = Schedule(config, SAMPLES), 0, lambda step: True
+    steps = list(loop.training_steps(engine, batches, *each))
     return [{name: float(value) for name, value in outputs.items()} for _, outputs in steps]
 
 

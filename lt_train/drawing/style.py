@@ -1,4 +1,4 @@
-"""What all plots share: the style, figures as SVG text, legends, and means for curves."""
+"""What all plots share: the style, figures as SVG text or pixels, legends, means for curves."""
 
 import io
 import re
@@ -7,6 +7,7 @@ import warnings
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK = "#010203"  # becomes the page's text colour, whether that is dark or light
@@ -53,6 +54,16 @@ def to_svg(figure: Figure, salt: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     return re.sub(r' id="[\w.]+_\d+"', "", text)  # names of groups, which all figures have alike
+
+
+def to_pixels(figure: Figure) -> np.ndarray:
+    """The figure on white, (H, W, 3) uint8."""
+    figure.set(facecolor="white", dpi=150)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box will do
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def short(name: str, length: int) -> str:

@@ -1,0 +1,1 @@
+"""Figures, of runs that are under way and of finished ones."""
