@@ -107,10 +107,11 @@ class Engine:
         gradients = [parameter.grad for parameter in self.trained if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def _norms(self, of_gradients: torch.Tensor | None) -> Outputs:
+    def _norms(self, of_gradients: torch.Tensor | float | None) -> Outputs:
         if not self.measuring:
             return {}
-        return dict(zip(NORMS, (of_gradients, self.weight_norm())))
+        norm = torch.as_tensor(of_gradients, dtype=torch.float32, device=self.world.device)
+        return dict(zip(NORMS, (norm, self.weight_norm())))
 
     def save(self, folder: Path) -> None:
         """Write the state into ``folder``. Collective: what ranks share out is gathered."""
