@@ -11,7 +11,7 @@ COMMANDS = {  # each a module of lt_train.commands with a main(words)
     "pseudo_label": "label an unlabeled set with a classifier's run",
     "score": "score a pool of images with a sourcing classifier",
     "report": "one page of tables and plots from finished runs",
-    "export": "a run's weights as a torchvision state dict",
+    "export": "a run's network for torchvision, timm, ONNX or TorchScript",
 }
 
 
