@@ -257,7 +257,9 @@ def _parse(words: list[str]) -> argparse.Namespace:
         ),
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
-    parser.add_argument("--format", choices=FORMATS, default="safetensors")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="safetensors", help="see above (default: safetensors)"
+    )
     parser.add_argument(
         "--out",
         type=Path,

@@ -49,7 +49,9 @@ def plain_name(backbone: str) -> str:
     return backbone.rpartition("/")[2].partition(".")[0]
 
 
-def fill(theirs: nn.Module, backbone: Tensors, linear: Tensors, scores: nn.Module, size: int):
+def fill(
+    theirs: nn.Module, backbone: Tensors, linear: Tensors, scores: nn.Module, size: int
+) -> None:
     """Load a backbone's tensors and a linear layer into a library's network, in place.
 
     ``scores``: images (B, 3, size, size) -> logits, what the two together compute. A
@@ -58,9 +60,10 @@ def fill(theirs: nn.Module, backbone: Tensors, linear: Tensors, scores: nn.Modul
     own = theirs.state_dict()
     missing, unexpected = sorted(own.keys() - backbone), sorted(backbone.keys() - own)
     heads = {name.rpartition(".")[0] for name in missing}
-    if unexpected or len(heads) != 1 or len(missing) != len(linear):
-        examples = [f"no {name}" for name in missing[:1]] + unexpected[:1]
-        raise Misfit(f"its network has other tensors ({', '.join(examples)})")
+    if unexpected:
+        raise Misfit(f"its network of that name has no {unexpected[0]}")
+    if len(heads) != 1 or len(missing) != len(linear):
+        raise Misfit(f"its head is more than one linear layer ({', '.join(missing[:4])})")
     (head,) = heads
     try:
         theirs.load_state_dict(

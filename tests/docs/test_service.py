@@ -24,7 +24,7 @@ VIEW = (
     "eval_view.resize=72",
     "data.loader=dali",
 )
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit")]
 
 
 @pytest.fixture(scope="module")
