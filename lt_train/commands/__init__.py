@@ -7,6 +7,6 @@ COMMANDS = {  # each a module here with a main(words); train.py is what a config
     "pseudo_label": "label an unlabeled set with a classifier's run",
     "score": "score a pool of images with a sourcing classifier",
     "report": "one page of tables and plots from finished runs",
-    "export": "a run's weights as a torchvision state dict",
+    "export": "a run's network for torchvision, timm, ONNX or TorchScript",
     "completion": "a script for bash, zsh or fish that completes these, configs and keys",
 }

@@ -1,108 +1,182 @@
-"""``python -m lt_train export RUN_DIR``: a finished run's backbone and classifier in one file, as
-torchvision names them.
+"""``python -m lt_train export RUN_DIR``: a finished run's network for other programs.
 
-``torchvision.models.resnet50(num_classes=C).load_state_dict(safetensors.torch.load_file(FILE))``
-then gives the run's logits. ``--adapter-only`` writes a run's LoRA updates instead: a folder that
-``peft.PeftModel.from_pretrained(BACKBONE, FOLDER)`` puts on the backbone that the run began with.
+A state dict that torchvision's or timm's own network loads, one by torchvision's names that holds
+whatever the run has (safetensors), or a graph that needs no Python code of ours (ONNX,
+TorchScript); docs/service.md shows how each is used. ``--adapter-only`` writes a run's LoRA updates
+instead: a folder that ``peft.PeftModel.from_pretrained(BACKBONE, FOLDER)`` puts on the backbone
+that the run began with.
 """
 
 import argparse
+import io
 import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from lt_train.arguments import Parser
-from lt_train.console import console
+from lt_train.commands.finished_run import FinishedRun
+from lt_train.console import console, working
 from lt_train.errors import UserError, unwritable
 from lt_train.files import write_atomically
+from lt_train.models import graphs
+from lt_train.models.libraries import LIBRARIES, Misfit, fill, plain_name, timm_config
 from lt_train.models.lora import LORA_FILE, PEFT_CONFIG
-from lt_train.models.tensor_files import (
-    AbsentFile,
-    read_safetensors,
-    read_tensors,
-    write_tensors,
-)
+from lt_train.models.tensor_files import AbsentFile, Tensors, read_safetensors, write_tensors
 from lt_train.models.trainable import ADAPTER
-from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, FINISH_AGAIN, why_absent
-from lt_train.run_files import read_result
+from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, FINISH_AGAIN
 
-MODEL_FILE = "model.safetensors"
 PEFT_FOLDER, PEFT_FILES = "adapter", ("adapter_model.safetensors", "adapter_config.json")
-CLASS_NAMES_LIMIT = 65_536  # characters; more do not belong into a file's header
+TIMM_FILES = ("model.safetensors", "config.json")
+HEADER_LIMIT = 65_536  # characters of one entry; more do not belong into a file's header
+
+
+@dataclass(frozen=True)
+class Format:
+    """``write``: the run, and what to write -> a line on what that holds. ``out``: what is written
+    in the run's folder by default. ``suffix``: of files; empty: a folder.
+    """
+
+    write: Callable[[FinishedRun, Path], str]
+    out: str
+    suffix: str
+    help: str
 
 
 def main(words: list[str]) -> int:
     """The command; returns its exit status."""
     arguments = _parse(words)
-    run = arguments.run
     if arguments.adapter_only:
-        return _export_updates(run, arguments.out or run / PEFT_FOLDER, arguments.force)
-    out = arguments.out or run / MODEL_FILE
-    if out.suffix != ".safetensors" or out.name in (BACKBONE_FILE, CLASSIFIER_FILE):
-        raise UserError(
-            f"--out {out} must end in .safetensors, and must not be {BACKBONE_FILE} or"
-            f" {CLASSIFIER_FILE}, which are a run's own"
-        )
-    _check_free(out, arguments.force)
-    tensors, about, note = read_model(run)
+        if arguments.format != "safetensors":
+            raise UserError(f"--adapter-only is peft's: leave out --format {arguments.format}")
+        write, default, files = write_updates, PEFT_FOLDER, PEFT_FILES
+    else:
+        form = FORMATS[arguments.format]
+        write, default, files = form.write, form.out, () if form.suffix else TIMM_FILES
+    out = arguments.out or arguments.run / default
+    if not arguments.adapter_only:
+        _check_name(arguments.format, out)
+    for file in [out / name for name in files] or [out]:
+        _check_free(file, arguments.force)
+    run = FinishedRun(arguments.run)
     try:
-        write_tensors(tensors, out, about)
+        with working(f"writing {out}"):
+            note = write(run, out)
     except (OSError, SafetensorError) as error:
         raise unwritable(error, f"cannot write {out}: {error}") from error
     console.print(f"{out}: {note}", highlight=False, markup=False)
     return 0
 
 
-def read_model(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], str]:
-    """A finished run's state dict with torchvision's names, what the file's metadata say of it, and
-    a line on what it holds.
-    """
-    classes = _classes(run)
-    try:
-        tensors, about = read_safetensors(run / BACKBONE_FILE, FINISH_AGAIN)
-    except AbsentFile as error:
-        raise UserError(f"{run} is not a finished run: {error}; {FINISH_AGAIN}") from error
-    note = f"{about.get('backbone', 'backbone')} of {len(tensors)} tensors"
+def write_plain(run: FinishedRun, out: Path) -> str:
+    """A safetensors file by torchvision's names, the classifier (fc) too where it is linear."""
+    tensors, linear = run.backbone, as_linear(run.classifier)
+    about, note = _header(run.about())
+    said = f"{run.config.model.backbone} of {len(tensors)} tensors"
     if any(ADAPTER in name for name in tensors):
-        note += ", with those of adapters, which torchvision and timm do not know,"
-    if not (run / CLASSIFIER_FILE).exists():
-        return tensors, about, f"{note}, without a classifier: the run has none"
-    classifier = read_tensors(run / CLASSIFIER_FILE, FINISH_AGAIN)
-    linear = as_linear(classifier)
-    if linear is None:
-        reason = f"it is {_describe(classifier)}, which no linear layer (fc) can express"
-        return tensors, about, f"{note}, without the classifier: {reason}"
-    names = json.dumps(classes)
-    if len(classes) == len(linear["weight"]) and len(names) <= CLASS_NAMES_LIMIT:
-        about = {**about, "classes": names}
-    tensors |= {f"fc.{name}": tensor for name, tensor in linear.items()}
-    return tensors, about, f"{note} and a classifier (fc) of {len(linear['weight'])} classes"
+        said += ", with those of adapters, which torchvision and timm do not know,"
+    if linear is not None:
+        tensors = tensors | {f"fc.{name}": tensor for name, tensor in linear.items()}
+        said += f" and a classifier (fc) of {len(linear['weight'])} classes"
+    elif run.classifier is None:
+        said += ", without a classifier: the run has none"
+    else:
+        said += f", without the classifier: it is {_beyond_linear(run.classifier)}"
+    write_tensors(tensors, out, about)
+    return said + note
 
 
-def _export_updates(run: Path, out: Path, force: bool) -> int:
-    _classes(run)
+def write_torchvision(run: FinishedRun, out: Path) -> str:
+    """A state dict by torch.save, whose attribute ``metadata`` says what it is."""
+    theirs = _of_library("torchvision", run)
+    state = OrderedDict(theirs.state_dict())
+    state.metadata = run.about()  # which load_state_dict passes over, and weights_only allows
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_atomically(out, content.getvalue())
+    name = plain_name(run.config.model.backbone)
+    return f"a state dict of {len(state)} tensors for torchvision's {name}"
+
+
+def write_timm(run: FinishedRun, out: Path) -> str:
+    """A folder as timm has them: ``timm.create_model("local-dir:FOLDER", pretrained=True)``."""
+    theirs = _of_library("timm", run)
+    config = timm_config(theirs, run.config.model, run.config.eval_view, run.classes)
+    about = run.about()
+    weights, described = (out / name for name in TIMM_FILES)
+    out.mkdir(parents=True, exist_ok=True)
+    write_tensors(theirs.state_dict(), weights, _header(about)[0])
+    write_atomically(described, json.dumps({**config, "lt_train": about}, indent=1).encode())
+    return f"timm's {config['architecture']} with a head of {config['num_classes']} classes"
+
+
+def write_onnx(run: FinishedRun, out: Path) -> str:
+    """An ONNX model, whose metadata_props say what it is."""
+    graphs.check_onnx()
+    network, output, note = _scoring(run)
+    about = run.about()
+    write_atomically(out, graphs.onnx_bytes(network, run.config.eval_view.size, output, about))
+    return f"{graphs.INPUT} -> {note}"
+
+
+def write_torchscript(run: FinishedRun, out: Path) -> str:
+    """A TorchScript file, which keeps beside its code what says what it is."""
+    network, _, note = _scoring(run)
+    about = json.dumps(run.about()).encode()
+    write_atomically(out, graphs.torchscript_bytes(network, run.config.eval_view.size, about))
+    return f"{graphs.INPUT} -> {note}"
+
+
+FORMATS = {
+    "safetensors": Format(
+        write_plain,
+        "model.safetensors",
+        ".safetensors",
+        "backbone and classifier (fc) by torchvision's names, of any run",
+    ),
+    "torchvision": Format(
+        write_torchvision, "model.pth", ".pth", "a state dict for torchvision.models.NAME"
+    ),
+    "timm": Format(write_timm, "timm", "", "a folder for timm.create_model"),
+    "onnx": Format(write_onnx, "model.onnx", ".onnx", "a graph: normalised images to logits"),
+    "torchscript": Format(write_torchscript, "model.pt", ".pt", "the same for torch.jit.load"),
+}
+
+
+def write_updates(run: FinishedRun, out: Path) -> str:
+    """The LoRA updates of a run as peft's folder."""
     try:
-        updates, about = read_safetensors(run / LORA_FILE, FINISH_AGAIN)
+        updates, about = read_safetensors(run.folder / LORA_FILE, FINISH_AGAIN)
     except AbsentFile as error:
         raise UserError(
-            f"{run} has no {LORA_FILE}: it is no finished run of model.trainable=lora, and peft "
-            "has no format for others; leave out --adapter-only"
+            f"{run.folder} has no {LORA_FILE}: it is no finished run of model.trainable=lora, and "
+            "peft has no format for others; leave out --adapter-only"
         ) from error
     weights, config = (out / name for name in PEFT_FILES)
-    for file in (weights, config):
-        _check_free(file, force)
     described = about.pop(PEFT_CONFIG)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_tensors(updates, weights, about)
-        write_atomically(config, described.encode())
-    except (OSError, SafetensorError) as error:
-        raise unwritable(error, f"cannot write to {out}: {error}") from error
-    note = f"{len(updates)} tensors of LoRA, for peft"
-    console.print(f"{out}: {note}", highlight=False, markup=False)
-    return 0
+    out.mkdir(parents=True, exist_ok=True)
+    write_tensors(updates, weights, about)
+    write_atomically(config, described.encode())
+    return f"{len(updates)} tensors of LoRA, for peft"
+
+
+def _check_name(form: str, out: Path) -> None:
+    suffix = FORMATS[form].suffix
+    if suffix:
+        if out.suffix != suffix or out.name in (BACKBONE_FILE, CLASSIFIER_FILE):
+            raise UserError(
+                f"--out {out} must end in {suffix} for --format {form}, and must not be "
+                f"{BACKBONE_FILE} or {CLASSIFIER_FILE}, which are a run's own"
+            )
+    elif out.is_file() or out.suffix in [each.suffix for each in FORMATS.values() if each.suffix]:
+        raise UserError(
+            f"--out {out} must be a folder for --format {form}: {' and '.join(TIMM_FILES)} go there"
+        )
 
 
 def _check_free(out: Path, force: bool) -> None:
@@ -110,24 +184,51 @@ def _check_free(out: Path, force: bool) -> None:
         raise UserError(f"{out} exists; name another file with --out, or overwrite it with --force")
 
 
-def _classes(run: Path) -> list[str]:
-    """The names of a finished run's classes."""
-    result, path = read_result(run), run / "result.json"
-    if "classes" not in result:
+def _header(about: dict[str, str]) -> tuple[dict[str, str], str]:
+    """Without what is too long for a file's header, and a note on that."""
+    short = {name: text for name, text in about.items() if len(text) <= HEADER_LIMIT}
+    left_out = " and ".join(about.keys() - short)
+    return short, left_out and f"; {left_out}, too long for a header, stand in result.json"
+
+
+def _of_library(library: str, run: FinishedRun) -> nn.Module:
+    """The library's network with the run's weights; a :class:`UserError` if it has none."""
+    try:
+        if run.classifier is None:
+            raise Misfit("the run has no classifier")
+        linear = as_linear(run.classifier)
+        if linear is None:
+            raise Misfit(f"the classifier is {_beyond_linear(run.classifier)}")
+        if any(ADAPTER in name for name in run.backbone):
+            raise Misfit(f"the run has adapters, which {library} does not know")
+        model, size = run.config.model, run.config.eval_view.size
+        theirs = LIBRARIES[library](model.backbone, size, len(linear["weight"]))
+        fill(theirs, run.backbone, linear, run.network(), size)
+    except Misfit as error:
         raise UserError(
-            f"{run} is not a finished run: there is no {path} with its classes: {why_absent(path)},"
-            " or name another folder"
-        )
-    return result["classes"]
+            f"--format {library} cannot hold {run.folder}: {error}; use --format onnx, torchscript "
+            "or safetensors"
+        ) from error
+    return theirs
 
 
-def as_linear(classifier: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+def _scoring(run: FinishedRun) -> tuple[nn.Module, str, str]:
+    """The run's network, the name of what it puts out, and a note on that."""
+    network, backbone = run.network(), run.config.model.backbone
+    if run.classifier is None:
+        return network, "features", f"features of {backbone}: the run has no classifier"
+    return network, "logits", f"logits of {backbone} and its classifier"
+
+
+def as_linear(classifier: Tensors | None) -> Tensors | None:
     """``weight`` (C, D) and ``bias`` (C,) of the linear layer that gives the logits of a classifier
     with these tensors; None where there is no such layer.
 
     LWS (Kang et al. 2020) scales the logits of a linear layer by a number a class, scale * (W x +
     b), which goes into W and b.
     """
+    if classifier is None:
+        return None
     if classifier.keys() == {"weight", "bias"}:
         return classifier
     if classifier.keys() == {"linear.weight", "linear.bias", "scale"}:
@@ -139,32 +240,39 @@ def as_linear(classifier: dict[str, torch.Tensor]) -> dict[str, torch.Tensor] | 
     return None
 
 
-def _describe(classifier: dict[str, torch.Tensor]) -> str:
+def _beyond_linear(classifier: Tensors) -> str:
+    kind = f"a classifier of {len(classifier)} tensors ({min(classifier)}, ...)"
     if classifier.keys() == {"weight"}:
-        return "a cosine classifier"
-    return f"a classifier of {len(classifier)} tensors ({min(classifier)}, ...)"
+        kind = "a cosine classifier"
+    return f"{kind}, which no linear layer (fc) can express"
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = Parser(
         prog="python -m lt_train export",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
-            "Write a finished run's backbone and classifier (fc) as one safetensors file that"
-            " torchvision and timm models load."
+            "Write a finished run's network for other programs. All but safetensors give the very"
+            " logits of evaluation.\n\n"
+            + "\n".join(f"  {name:<12}{form.help}" for name, form in FORMATS.items())
         ),
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a finished run's folder")
     parser.add_argument(
+        "--format", choices=FORMATS, default="safetensors", help="see above (default: safetensors)"
+    )
+    parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE",
-        help=f"a .safetensors file (default: {MODEL_FILE} in the run's folder); with"
-        f" --adapter-only a folder (default: {PEFT_FOLDER} there)",
+        metavar="PATH",
+        help="default, in the run's folder: "
+        + ", ".join(form.out for form in FORMATS.values())
+        + f"; with --adapter-only {PEFT_FOLDER}",
     )
     parser.add_argument(
         "--adapter-only",
         action="store_true",
         help="write the LoRA updates alone, as peft does: " + " and ".join(PEFT_FILES),
     )
-    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
     return parser.parse_args(words)

@@ -94,22 +94,30 @@ def make(name: str, size: int) -> nn.Module:
     """The network for images of ``size`` pixels, with random weights: (B, 3, size, size) -> (B,
     out_features).
     """
+    network = create(name, size, num_classes=0)
+    network.out_features = getattr(network, "head_hidden_size", None) or network.num_features
+    return network
+
+
+def create(name: str, size: int, num_classes: int) -> nn.Module:
+    """The same with timm's own head for so many classes: -> (B, num_classes); 0: without one."""
     check(name)
-    options = {"num_classes": 0}
-    published = _published(name)
-    if published.fixed_input_size and published.input_size[1:] != (size, size):
-        options["img_size"] = size
     try:
-        network = timm.create_model(name, pretrained=False, **options)
+        return timm.create_model(name, num_classes=num_classes, **size_options(name, size))
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"timm makes no {name} for images of {size} pixels ({reason}); it is for "
-            f"{published.input_size[1]}: unset view.size and eval_view.size, or choose another "
-            "model.backbone"
+            f"{_published(name).input_size[1]}: unset view.size and eval_view.size, or choose "
+            "another model.backbone"
         ) from error
-    network.out_features = getattr(network, "head_hidden_size", None) or network.num_features
-    return network
+
+
+def size_options(name: str, size: int) -> dict[str, int]:
+    """What ``timm.create_model`` must be told for images of ``size`` pixels; mostly nothing."""
+    published = _published(name)
+    is_other = published.fixed_input_size and published.input_size[1:] != (size, size)
+    return {"img_size": size} if is_other else {}
 
 
 def conversions(network: nn.Module) -> dict[str, Conversion]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lt_train.commands.export import main as export
+from lt_train.config.load import load_config, to_yaml
 from lt_train.config.schema import Config, DataConfig, EngineConfig, ModelConfig, RunConfig
 from lt_train.distributed import World
 from lt_train.errors import UserError
@@ -38,6 +39,8 @@ def finished_run(folder: Path, backbone: str, classifier: nn.Module | None) -> n
     export_weights(network, folder / BACKBONE_FILE, {**ABOUT, "backbone": backbone})
     if classifier is not None:
         export_weights(classifier, folder / CLASSIFIER_FILE, {})
+    config = load_config("classifier_cifar10_lt", [f"model.backbone={backbone}", "data.root=none"])
+    (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "result.json").write_text(json.dumps({"classes": NAMES}))
     return network
 
@@ -66,6 +69,7 @@ def test_metadata_say_where_the_model_comes_from(tmp_path):
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         about = file.metadata()
     assert json.loads(about.pop("classes")) == NAMES
+    assert json.loads(about.pop("preprocessing"))["input_size"] == 32
     assert len(about.pop(CHECKSUM)) == 64
     expected = {**ABOUT, **WRITTEN_BY, "format": "pt", "backbone": "resnet32_cifar"}
     assert about == expected
