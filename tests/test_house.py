@@ -14,6 +14,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors, and from its
     ["lt_train.errors"],
     ["lt_train.heartbeat"],
     ["lt_train.files", "lt_train.random_streams", "lt_train.console", "lt_train.distributed"],
+    ["lt_train.code_version"],
     ["lt_train.collectives"],
     ["lt_train.run_files", "lt_train.locks"],
     ["lt_train.config"],
@@ -31,6 +32,7 @@ GROUND = [
     "lt_train.random_streams",
     "lt_train.console",
     "lt_train.locks",
+    "lt_train.code_version",
 ]
 ON_DISK = [  # the formats of data sets, of images and of scores
     "lt_train.data.dataset",

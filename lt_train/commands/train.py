@@ -1,8 +1,10 @@
 """``python -m lt_train CONFIG``: train what a config says, or go on with it."""
 
 import argparse
+import shlex
 import sys
 
+from lt_train.code_version import code_version
 from lt_train.config.families import backbone_names
 from lt_train.config.load import (
     find_config,
@@ -32,7 +34,7 @@ def main(words: list[str], commands: dict[str, str]) -> int:
     try:
         with distributed.joined() as world:
             setup_logging(world.is_main)
-            Trainer(config, world).run()
+            Trainer(config, world, _made_by(words) if world.is_main else {}).run()
     except Preempted as reason:
         if world.is_main:
             say(f"lt_train: {reason}")
@@ -41,6 +43,12 @@ def main(words: list[str], commands: dict[str, str]) -> int:
         message = f"{error.filename or config.run.dir}: {error.strerror or error}"
         raise unreadable(error, f"{message}; what was saved is kept") from error
     return 0
+
+
+def _made_by(words: list[str]) -> dict[str, str]:
+    """What result.json says of where a run comes from."""
+    command = shlex.join(["python", "-m", "lt_train", *words])
+    return {"command": command, "commit": code_version()}
 
 
 class ListBackbones(argparse.Action):

@@ -49,7 +49,9 @@ log = logging.getLogger(__name__)
 class Trainer:
     """One run, from whatever its folder holds to result.json."""
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, made_by: dict[str, str] | None = None):
+        """``made_by``: what rank 0's result.json is to say of where the run comes from."""
+        self.made_by, self.predictions = made_by or {}, {}
         self.folder = RunFolder(config, world)  # whose config.yaml says what was asked for
         config = decided(config, world)
         self.config, self.world = config, world
@@ -164,11 +166,11 @@ class Trainer:
                 self._select(self.last_step)
                 self.selected_step = self._restore_best()
             metrics = {
-                split: self._evaluate(split, self.selected_step)
+                split: self._evaluate(split, self.selected_step, self.predictions)
                 for split in self._evaluated_splits()
             }
         result = self._result(metrics)
-        self.folder.finish(self.engine.method, result)
+        self.folder.finish(self.engine.method, result, self.predictions)
         return result
 
     def _finished(self) -> dict | None:
@@ -272,10 +274,12 @@ class Trainer:
     def _is_recorded(self, step: int, split: str) -> bool:
         return from_main(lambda: self.monitor.has_evaluated(step, split))
 
-    def _evaluate(self, split: str, step: int) -> dict:
-        engine, precision = self.engine, self.engine.autocast()
+    def _evaluate(self, split: str, step: int, predictions: dict | None = None) -> dict:
+        how = {"precision": self.engine.autocast(), "check": self.leaving.check}
         try:
-            metrics = evaluate_split(engine.method, self.data, split, precision, self.leaving.check)
+            metrics = evaluate_split(
+                self.engine.method, self.data, split, **how, predictions=predictions
+            )
         except RuntimeError as error:
             if self.leaving.asked and is_lost_peer(error):  # it has left before this rank
                 raise self.leaving.preempted("while evaluating") from error
@@ -383,6 +387,7 @@ class Trainer:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "finished": now.isoformat(timespec="seconds"),
             "versions": {"lt-train": __version__, **packages},
+            **self.made_by,
             **self.folder.about(self.digests),
         }
 

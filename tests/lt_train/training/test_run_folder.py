@@ -249,7 +249,7 @@ def test_a_run_that_was_overtaken_writes_nothing_more(running):
         "a new start": best.forget,
         "a row": lambda: monitor.record(3, VALUES),
         "an evaluation": lambda: monitor.evaluated(3, "val", {"top1": 1.0}),
-        "its end": lambda: running.finish(SimpleNamespace(backbone=network), {"steps": 9}),
+        "its end": lambda: running.finish(SimpleNamespace(backbone=network), {"steps": 9}, {}),
         "its samples": lambda: running.stop_nonfinite(3, float("nan"), [1]),
     }
     for name, write in writers.items():
