@@ -10,7 +10,9 @@ from lt_train.data.manifest import shot_groups
 from lt_train.report.drawing import (
     ERROR_BAR,
     INK,
+    SMALL,
     WIDTH,
+    Look,
     add_legend,
     binned,
     deviation,
@@ -28,7 +30,7 @@ GROUPS = {"all": "top1", "many": "many_shot", "medium": "medium_shot", "few": "f
 # many-, medium- and few-shot classes
 
 
-def draw_groups(rows: list[Row], colors: dict[Row, str]) -> Figure:
+def draw_groups(rows: list[Row], looks: dict[Row, Look]) -> Figure:
     figure = Figure((WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     width = 0.82 / len(rows)
@@ -44,7 +46,7 @@ def draw_groups(rows: list[Row], colors: dict[Row, str]) -> Figure:
             means,
             width * 0.92,
             label=row.label,
-            color=colors[row],
+            color=looks[row].color,
             yerr=[deviation(values) for values in found] if len(row.runs) > 1 else None,
             error_kw=ERROR_BAR,
         )
@@ -71,6 +73,11 @@ def rows_by_classes(rows: list[Row]) -> list[tuple[np.ndarray, list[Row]]]:
     return [(np.array(counts), alike) for counts, alike in found.items()]
 
 
+def mean_accuracies(row: Row) -> np.ndarray:
+    """Of each class over all seeds, (C,) in %; NaN for classes without test images."""
+    return mean_rows([metrics["per_class"] for metrics in row.metrics])
+
+
 def class_caption(counts: np.ndarray) -> str:
     joined = ""
     if len(counts) > MAX_CLASSES:
@@ -84,17 +91,19 @@ def class_caption(counts: np.ndarray) -> str:
     )
 
 
-def draw_classes(rows: list[Row], counts: np.ndarray, colors: dict[Row, str]) -> Figure:
+def draw_classes(rows: list[Row], counts: np.ndarray, looks: dict[Row, Look]) -> Figure:
     order = np.argsort(-counts, kind="stable")
     size = len(counts)
     figure = Figure((WIDTH, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     x = binned(np.arange(size), MAX_CLASSES)
-    marker = {"marker": "o", "markersize": 4} if size <= 50 else {}
-    for row in rows:
-        accuracy = mean_rows([metrics["per_class"] for metrics in row.metrics])
-        y, color = binned(accuracy[order], MAX_CLASSES), colors[row]
-        upper.plot(x, y, label=row.label, color=color, linewidth=1.4, **marker)
+    is_sparse = size <= 50  # with room for markers beside each other
+    for place, row in enumerate(rows):
+        accuracy = mean_accuracies(row)
+        points = looks[row].points if is_sparse else {}
+        aside = 0.3 * ((place + 0.5) / len(rows) - 0.5) if is_sparse else 0
+        y = binned(accuracy[order], MAX_CLASSES)
+        upper.plot(x + aside, y, label=row.label, **looks[row].line, **points)
     upper.set_ylabel("accuracy (%)")
     upper.set_ylim(-3, 103)
     upper.grid(axis="y")
@@ -140,33 +149,42 @@ def _mark_groups(upper: Axes, lower: Axes, counts: np.ndarray) -> None:
 def has_confusion(row: Row) -> bool:
     """Whether all seeds have a matrix, of the same classes."""
     sizes = {len(metrics["confusion"]) for metrics in row.metrics}
-    return not row.is_posthoc and sizes != {0} and len(sizes) == 1
+    has_images = any(metrics["confusion"].any() for metrics in row.metrics)
+    return not row.is_posthoc and len(sizes) == 1 and has_images
 
 
 def confusion_caption(row: Row) -> str:
     return (
         f"{row.name}, {row.split}: share of a class's images (row) that are taken for each class"
         " (column), from 0 % (dark) to 100 % (bright); brightness goes with its square root."
+        f"{_untested(row)}"
     )
+
+
+def _untested(row: Row) -> str:
+    images = np.sum([metrics["confusion"] for metrics in row.metrics], axis=(0, 2))
+    missing = int((images == 0).sum())
+    return f" {missing} class(es) without test images have no row." if missing else ""
 
 
 def draw_confusion(row: Row) -> Figure:
     """Counts of all seeds together, in % of each true class."""
     counts = np.sum([metrics["confusion"] for metrics in row.metrics], axis=0)
-    size = len(counts)
-    share = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    size, tested = len(counts), np.flatnonzero(counts.sum(axis=1))
+    share = 100 * counts[tested] / counts[tested].sum(axis=1, keepdims=True)
     figure = Figure((4.6, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="viridis", norm=PowerNorm(0.5, 0, 100), interpolation="none")
     names = row.runs[0].result["classes"]
     if size <= MAX_MATRIX_NAMES and len(names) == size:
         labels = [short(str(name), 16) for name in names]
-        axes.set_xticks(range(size), labels, rotation=90, fontsize=8)
-        axes.set_yticks(range(size), labels, fontsize=8)
+        axes.set_xticks(range(size), labels, rotation=90, fontsize=SMALL)
+        rows = [labels[label] for label in tested]
+        axes.set_yticks(range(len(tested)), rows, fontsize=SMALL)
     if size <= 10:
-        for true, predicted in np.ndindex(size, size):
+        for true, predicted in np.ndindex(share.shape):
             percent = share[true, predicted]
-            style = {"color": "white" if percent < 50 else "black", "fontsize": 7}
+            style = {"color": "white" if percent < 50 else "black", "fontsize": SMALL}
             axes.text(predicted, true, f"{percent:.0f}", ha="center", va="center", **style)
     axes.set(xlabel="predicted", ylabel="true class")
     axes.set_title(short(row.label, 44), fontsize=10)

@@ -3,11 +3,14 @@
 import io
 import re
 import warnings
+from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 INK = "#010203"  # becomes the page's text colour, whether that is dark or light
 COLORS = [  # Okabe and Ito 2008, and two
@@ -20,6 +23,18 @@ COLORS = [  # Okabe and Ito 2008, and two
     "#8c8c8c",
     "#7e57c2",
 ]
+# with which curves of the same course can still be told apart
+DASHES = [
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.5, 1.2)),
+    (0, (6, 1.5, 1.5, 1.5)),
+    (0, (9, 2)),
+    (0, (3, 3)),
+    (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
+    (0, (1, 3)),
+]
+MARKERS = "osD^vPX*"
 INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 STYLE = {
     "svg.fonttype": "none",  # text stays text
@@ -37,7 +52,36 @@ STYLE = {
     **dict.fromkeys(INKED, INK),
 }
 WIDTH = 9.0  # inches
+SMALL = 8.5  # points, the smallest text: 11 pixels of a screen
 ERROR_BAR = {"ecolor": INK, "elinewidth": 1}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a row looks in all plots."""
+
+    color: str
+    dash: Any = "-"
+    marker: str = "o"
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Matplotlib's arguments of a curve."""
+        return {"color": self.color, "linestyle": self.dash, "linewidth": 1.4}
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """Those of the markers on it."""
+        return {"marker": self.marker, "markersize": 4}
+
+
+LOOKS = [Look(*each) for each in zip(COLORS, DASHES, MARKERS)]
+
+
+def smallest_text(figure: Figure) -> float:
+    """In points."""
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
+    return min((text.get_fontsize() for text in texts), default=10.0)
 
 
 def to_svg(figure: Figure, salt: str) -> str:
@@ -71,7 +115,7 @@ def add_legend(figure: Figure, axes: Axes) -> None:
     columns = 1
     if labels:
         columns = max(1, min(len(labels), int(110 / (max(map(len, labels)) + 7))))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns)
 
 
 def deviation(values: list[float]) -> float:

@@ -22,13 +22,14 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 0.75rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 0.5rem; }
 a { color: inherit; }
 /* what is wider than the page scrolls, which a shadow at its edge says */
-.scroll { overflow: auto; max-height: 36rem; background:
+.scroll { overflow: auto; background:
   linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100% no-repeat local,
   linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
   linear-gradient(to right, var(--shade), transparent) left / 0.9rem 100% no-repeat scroll,
   linear-gradient(to left, var(--shade), transparent) right / 0.9rem 100% no-repeat scroll; }
+.scroll:has(table.sorts) { max-height: 36rem; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 0.35rem 0.55rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--muted); font-weight: 600; text-align: left; }
 td.number, th.number { text-align: right; }
 table.sorts th { position: sticky; top: 0; background: var(--paper); }
@@ -44,10 +45,13 @@ figure { margin: 0; flex: 0 1 auto; min-width: 0; max-width: 100%; }
 figure svg { display: block; height: auto; max-width: 100%; min-width: var(--least); }
 figure text { font-family: inherit !important; }
 figcaption, .note { color: var(--muted); font-size: 0.9rem; }
+.plots figcaption { contain: inline-size; } /* as wide as its plot */
 .pictures { display: flex; flex-wrap: wrap; gap: 0.75rem; }
-.pictures figure { width: 6rem; font-size: 0.8rem; line-height: 1.3; }
-.pictures.wide figure { width: 13rem; }
-img { max-width: 6rem; border-radius: 3px; vertical-align: top; }
+.pictures figure { width: calc(var(--columns) * 5.25rem); }
+.pictures figcaption { font-size: 0.8rem; line-height: 1.3; }
+.of1 { --columns: 1; } .of2 { --columns: 2; } .of3 { --columns: 3; }
+img { width: 5rem; height: 5rem; object-fit: contain; border-radius: 3px; vertical-align: top;
+  background: var(--soft); }
 .bar { display: inline-block; height: 0.7rem; background: var(--bar); }
 """
 

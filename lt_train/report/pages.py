@@ -15,13 +15,23 @@ from urllib.parse import quote
 from markdown_it import MarkdownIt
 
 from lt_train.data.manifest import FEW_SHOT, MANY_SHOT
+from lt_train.report.classes import class_tables, confusion_lines
 from lt_train.report.intervals import can_be_drawn, difference
 from lt_train.report.page import document, scrolling
+from lt_train.report.pictures import picture_section
 from lt_train.report.plots import make_plots
 from lt_train.report.rows import Row, uncertainty
 from lt_train.report.settings import TEXT_COLUMNS, settings
+from lt_train.report.thumbnails import Thumbnails
 
-TEXTS = ("run", "split", "over", *TEXT_COLUMNS)  # columns that are no numbers
+TEXTS = (
+    "run",
+    "split",
+    "over",
+    "true class",
+    "taken for",
+    *TEXT_COLUMNS,
+)  # columns that are no numbers
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Report:
 
 def to_markdown(report: Report) -> str:
     """The report's text."""
-    lines = [*_beginning(report), *_runs(report)]
+    lines = [*_beginning(report), *_confusions(report.rows), *_runs(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -53,8 +63,13 @@ def to_html(report: Report) -> str:
         parts.append(f'<h2>{html.escape(section)}</h2>\n<div class="plots">\n')
         for plot in plots:
             caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>"
-            parts.append(f"<figure>\n{scrolling(plot.svg)}{caption}\n</figure>\n")
+            least = f'<figure style="--least: {plot.least_width}px">'
+            parts.append(f"{least}\n{scrolling(plot.svg)}{caption}\n</figure>\n")
         parts.append("</div>\n")
+    parts.append(_render(_confusions(report.rows)))
+    tables = class_tables(report.rows)
+    parts += ["<h2>Classes</h2>\n", *tables] if tables else []
+    parts.append(picture_section(report.rows, Thumbnails()))
     parts.append(_render(_runs(report)))
     return document(report.title, "".join(parts))
 
@@ -160,6 +175,16 @@ def _chance(row: Row, first: Row) -> str:
     may_be = "which the choice of test images alone may make"
     words = may_be if low <= 0 <= high else "more than the test images make, of one seed each"
     return f"; 95 % interval {low:+.1f} to {high:+.1f}, {words}"
+
+
+def _confusions(rows: list[Row]) -> list[str]:
+    header, body = confusion_lines(rows)
+    if not body:
+        return []
+    about = "Images of all seeds together, where a run has several."
+    several = any(len(row.runs) > 1 for row in rows)
+    title = ["## Most frequent confusions", "", *[about, ""] * several]
+    return [*title, *_table(header, body), ""]
 
 
 def _runs(report: Report) -> list[str]:
