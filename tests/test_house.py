@@ -43,8 +43,9 @@ ON_DISK = [  # the formats of data sets, of images and of scores
     "lt_train.data.image_size",
     "lt_train.data.decoder",
 ]
+PAGES = ["lt_train.report.drawing", "lt_train.report.page", "lt_train.report.thumbnails"]
 BESIDE = {  # packages beside lt_train: what they may import of it
-    "data_prep": [*GROUND, "lt_train.config", *ON_DISK],
+    "data_prep": [*GROUND, "lt_train.config", *ON_DISK, *PAGES],
     "launch": [
         *GROUND,
         "lt_train.run_files",

@@ -4,7 +4,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from lt_train.data.manifest import shot_groups
 from lt_train.report.drawing import (
@@ -16,6 +15,7 @@ from lt_train.report.drawing import (
     add_legend,
     binned,
     deviation,
+    label_powers,
     mean_rows,
     short,
 )
@@ -110,7 +110,7 @@ def draw_classes(rows: list[Row], counts: np.ndarray, looks: dict[Row, Look]) ->
     images = binned(np.maximum(counts[order], 0.5), MAX_CLASSES)
     lower.fill_between(x, images, 0.5, step="mid", color=INK, alpha=0.25, linewidth=0)
     lower.set_yscale("log")
-    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    label_powers(lower.yaxis)
     lower.set_ylabel("images")
     lower.set_xlim(-0.5, size - 0.5)
     _mark_groups(upper, lower, counts[order])

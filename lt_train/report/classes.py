@@ -7,7 +7,7 @@ import numpy as np
 
 from lt_train.report.calibration import has_predictions, predictions_of
 from lt_train.report.class_plots import has_confusion, mean_accuracies, rows_by_classes
-from lt_train.report.page import sorting_table
+from lt_train.report.page import table
 from lt_train.report.rows import Row
 
 MAX_LISTED = 1000  # classes of a table
@@ -41,7 +41,7 @@ def _class_table(rows: list[Row], counts: np.ndarray) -> str:
         body.append([html.escape(names[label]), *images, *values])
     about = "Accuracy of each class in %; a click on a column's name sorts by it"
     about = html.escape("; ".join([about, *notes]))
-    return f'<p class="note">{about}.</p>\n{sorting_table(header, body)}'
+    return f'<p class="note">{about}.</p>\n{table(header, body, sorts=True)}'
 
 
 def class_names(row: Row) -> list[str]:

@@ -9,8 +9,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 INK = "#010203"  # becomes the page's text colour, whether that is dark or light
 COLORS = [  # Okabe and Ito 2008, and two
@@ -52,6 +54,7 @@ STYLE = {
     **dict.fromkeys(INKED, INK),
 }
 WIDTH = 9.0  # inches
+READABLE = 11  # pixels, the height of the smallest text
 SMALL = 8.5  # points, the smallest text: 11 pixels of a screen
 ERROR_BAR = {"ecolor": INK, "elinewidth": 1}
 
@@ -78,10 +81,18 @@ class Look:
 LOOKS = [Look(*each) for each in zip(COLORS, DASHES, MARKERS)]
 
 
-def smallest_text(figure: Figure) -> float:
-    """In points."""
+def least_width(figure: Figure) -> int:
+    """Pixels, below which the figure's smallest text would be too small to read."""
     texts = [text for text in figure.findobj(Text) if text.get_text().strip()]
-    return min((text.get_fontsize() for text in texts), default=10.0)
+    smallest = min((text.get_fontsize() for text in texts), default=10.0)
+    return round(figure.get_figwidth() * 72 * READABLE / smallest)
+
+
+def label_powers(axis: Axis, subs: tuple[float, ...] = (1,)) -> None:
+    """Label a logarithmic axis with plain numbers, at ``subs`` times each power of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def to_svg(figure: Figure, salt: str) -> str:

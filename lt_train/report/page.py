@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2127; --muted: #5b6672; --line: #d8dde3;
-  --paper: #ffffff; --soft: #f3f5f7; --bar: #0072b2; --shade: rgb(0 0 0 / 25%); }
+  --paper: #ffffff; --soft: #f3f5f7; --shade: rgb(0 0 0 / 25%); }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e3e7eb; --muted: #9aa5b1; --line: #363d45; --paper: #14171b; --soft: #1e2328;
-    --bar: #56b4e9; --shade: rgb(255 255 255 / 30%); }
+    --shade: rgb(255 255 255 / 30%); }
 }
 body { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere;
   background: var(--paper); color: var(--ink);
@@ -52,7 +52,6 @@ figcaption, .note { color: var(--muted); font-size: 0.9rem; }
 .of1 { --columns: 1; } .of2 { --columns: 2; } .of3 { --columns: 3; }
 img { width: 5rem; height: 5rem; object-fit: contain; border-radius: 3px; vertical-align: top;
   background: var(--soft); }
-.bar { display: inline-block; height: 0.7rem; background: var(--bar); }
 """
 
 SCRIPT = """
@@ -114,9 +113,12 @@ def scrolling(inner: str) -> str:
     return f'<div class="scroll" tabindex="0">{inner}</div>'
 
 
-def sorting_table(header: Iterable[str], body: Iterable[Iterable[str]], texts: int = 1) -> str:
-    """A table that sorts by the column that is clicked: the first ``texts`` columns as text, the
-    others as numbers. Cells are HTML.
+def table(
+    header: Iterable[str], body: Iterable[Iterable[str]], texts: int = 1, sorts: bool = False
+) -> str:
+    """A table of cells that are HTML: the first ``texts`` columns text, the others numbers.
+
+    ``sorts``: by the column that is clicked.
     """
 
     def line(tag: str, cells: Iterable[str]) -> str:
@@ -128,4 +130,12 @@ def sorting_table(header: Iterable[str], body: Iterable[Iterable[str]], texts: i
 
     rows = "".join(line("td", cells) for cells in body)
     head = f"<thead>\n{line('th', header)}</thead>\n"
-    return scrolling(f'<table class="sorts">\n{head}<tbody>\n{rows}</tbody></table>')
+    kind = ' class="sorts"' if sorts else ""
+    return scrolling(f"<table{kind}>\n{head}<tbody>\n{rows}</tbody></table>") + "\n"
+
+
+def plot_figure(svg: str, caption: str, least_width: int = 0) -> str:
+    """A plot with its caption (text), which scrolls where there are no ``least_width`` pixels."""
+    below = f"<figcaption>{html.escape(caption)}</figcaption>"
+    style = f"--least: {least_width}px"
+    return f'<figure style="{style}">\n{scrolling(svg)}{below}\n</figure>\n'

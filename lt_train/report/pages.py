@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from lt_train.data.manifest import FEW_SHOT, MANY_SHOT
 from lt_train.report.classes import class_tables, confusion_lines
 from lt_train.report.intervals import can_be_drawn, difference
-from lt_train.report.page import document, scrolling
+from lt_train.report.page import document, plot_figure
 from lt_train.report.pictures import picture_section
 from lt_train.report.plots import make_plots
 from lt_train.report.rows import Row, uncertainty
@@ -62,9 +62,7 @@ def to_html(report: Report) -> str:
     for section, plots in itertools.groupby(make_plots(report.rows), lambda plot: plot.section):
         parts.append(f'<h2>{html.escape(section)}</h2>\n<div class="plots">\n')
         for plot in plots:
-            caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>"
-            least = f'<figure style="--least: {plot.least_width}px">'
-            parts.append(f"{least}\n{scrolling(plot.svg)}{caption}\n</figure>\n")
+            parts.append(plot_figure(plot.svg, plot.caption, plot.least_width))
         parts.append("</div>\n")
     parts.append(_render(_confusions(report.rows)))
     tables = class_tables(report.rows)

@@ -30,8 +30,8 @@ from lt_train.report.drawing import (
     add_legend,
     binned,
     deviation,
+    least_width,
     short,
-    smallest_text,
     to_svg,
 )
 from lt_train.report.rows import Row
@@ -40,12 +40,11 @@ from lt_train.report.runs import Run
 PER_FIGURE = len(COLORS)  # runs in one figure: as many as can be told apart
 PER_REFERENCE_FIGURE = 20  # whose runs need no colours
 MAX_POINTS = 300  # of a curve
-READABLE = 11  # pixels, the height of the smallest text
 
 
 @dataclass(frozen=True)
 class Plot:
-    """``least_width``: pixels, below which its text would be too small to read."""
+    """``least_width``: as of :func:`least_width`."""
 
     section: str
     caption: str
@@ -58,8 +57,8 @@ def make_plots(rows: list[Row]) -> list[Plot]:
     with matplotlib.rc_context(STYLE):
         plots = []
         for number, (section, caption, figure) in enumerate(_figures(rows)):
-            least = figure.get_figwidth() * 72 * READABLE / smallest_text(figure)
-            plots.append(Plot(section, caption, to_svg(figure, str(number)), round(least)))
+            svg = to_svg(figure, str(number))
+            plots.append(Plot(section, caption, svg, least_width(figure)))
         return plots
 
 
