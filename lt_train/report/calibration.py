@@ -5,7 +5,7 @@ diagram (Guo et al. 2017).
 import numpy as np
 from matplotlib.figure import Figure
 
-from lt_train.report.drawing import INK, Look, add_legend
+from lt_train.report.drawing import INK, Look, add_legend, legend_label
 from lt_train.report.rows import Row
 
 BINS = 15  # as of the metric "ece"
@@ -44,7 +44,7 @@ def draw_reliability(rows: list[Row], looks: dict[Row, Look]) -> Figure:
         images, confidence, accuracy = reliability(predictions_of(row))
         filled = images > 0
         points = confidence[filled], accuracy[filled]
-        upper.plot(*points, label=row.label, **looks[row].line, **looks[row].points)
+        upper.plot(*points, label=legend_label(row.label), **looks[row].line, **looks[row].points)
         share = 100 * images / images.sum()
         lower.stairs(share, edges, color=looks[row].color, linestyle=looks[row].dash)
     upper.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(-2, 102))

@@ -16,6 +16,7 @@ from lt_train.report.drawing import (
     binned,
     deviation,
     label_powers,
+    legend_label,
     mean_rows,
     short,
 )
@@ -45,7 +46,7 @@ def draw_groups(rows: list[Row], looks: dict[Row, Look]) -> Figure:
             np.arange(len(groups)) + (index - (len(rows) - 1) / 2) * width,
             means,
             width * 0.92,
-            label=row.label,
+            label=legend_label(row.label),
             color=looks[row].color,
             yerr=[deviation(values) for values in found] if len(row.runs) > 1 else None,
             error_kw=ERROR_BAR,
@@ -103,7 +104,7 @@ def draw_classes(rows: list[Row], counts: np.ndarray, looks: dict[Row, Look]) ->
         points = looks[row].points if is_sparse else {}
         aside = 0.3 * ((place + 0.5) / len(rows) - 0.5) if is_sparse else 0
         y = binned(accuracy[order], MAX_CLASSES)
-        upper.plot(x + aside, y, label=row.label, **looks[row].line, **points)
+        upper.plot(x + aside, y, label=legend_label(row.label), **looks[row].line, **points)
     upper.set_ylabel("accuracy (%)")
     upper.set_ylim(-3, 103)
     upper.grid(axis="y")

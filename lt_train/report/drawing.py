@@ -66,19 +66,23 @@ class Look:
     color: str
     dash: Any = "-"
     marker: str = "o"
+    width: float = 1.4  # points
 
     @property
     def line(self) -> dict[str, Any]:
         """Matplotlib's arguments of a curve."""
-        return {"color": self.color, "linestyle": self.dash, "linewidth": 1.4}
+        return {"color": self.color, "linestyle": self.dash, "linewidth": self.width}
 
     @property
     def points(self) -> dict[str, Any]:
         """Those of the markers on it."""
-        return {"marker": self.marker, "markersize": 4}
+        return {"marker": self.marker, "markersize": 2 + 1.5 * self.width}
 
 
-LOOKS = [Look(*each) for each in zip(COLORS, DASHES, MARKERS)]
+# later ones are thinner: of curves that lie on each other, all can be seen
+LOOKS = [
+    Look(*each, width=2.4 - 0.18 * place) for place, each in enumerate(zip(COLORS, DASHES, MARKERS))
+]
 
 
 def least_width(figure: Figure) -> int:
@@ -119,13 +123,18 @@ def short(name: str, length: int) -> str:
     return f"\u200b{name}" if name.startswith("_") else name
 
 
+def legend_label(name: str) -> str:
+    """What a row is called in a legend."""
+    return short(name, 60)
+
+
 def add_legend(figure: Figure, axes: Axes) -> None:
     """Name what ``axes`` show, below the figure, in as many columns as there is room for."""
     handles, labels = axes.get_legend_handles_labels()
-    labels = [short(label, 60) for label in labels]
     columns = 1
     if labels:
-        columns = max(1, min(len(labels), int(110 / (max(map(len, labels)) + 7))))
+        room = 12 * figure.get_figwidth()  # in characters
+        columns = max(1, min(len(labels), int(room / (max(map(len, labels)) + 7))))
     figure.legend(handles, labels, loc="outside lower left", ncols=columns)
 
 

@@ -47,7 +47,7 @@ def picture_section(rows: list[Row], thumbnails: Thumbnails) -> str:
     for root, row in known:
         parts.append(_of_set(root, row, opened[root], thumbnails))
     if thumbnails.left <= 0:
-        parts.append('<p class="note">Further pictures are left out.</p>\n')
+        parts.append(_note("Further pictures are left out."))
     return "<h2>Pictures</h2>\n" + "".join(parts) if parts else ""
 
 
@@ -78,7 +78,7 @@ def _fits(run: Run, held_out: Manifest) -> bool:
 def _of_set(root: str, row: Row, images: Images | str, thumbnails: Thumbnails) -> str:
     """Some images of each class, or of some classes, from the most frequent to the rarest."""
     if isinstance(images, str):
-        return f'<p class="note">{html.escape(images)}</p>\n'
+        return _note(images)
     counts, names = row.runs[0].class_counts, class_names(row)
     order = np.argsort(-counts, kind="stable")
     figures = []
@@ -89,9 +89,15 @@ def _of_set(root: str, row: Row, images: Images | str, thumbnails: Thumbnails) -
             for sample_id in samples_of(images.train, label, PER_CLASS)
         ]
         figures.append(picture(found, [names[label], f"{counts[label]:,} training images"]))
+    if thumbnails.left > 0 and not any(figures):
+        return _note(f"The images of {root} cannot be read: no pictures.")
     part = f", {len(figures)} of {len(order):,} classes" if len(figures) < len(order) else ""
     title = f"<h3>Training images of {html.escape(root)}{part}</h3>\n"
     return title + gallery(figures, PER_CLASS)
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>\n'
 
 
 def _of_run(row: Row, images: Images, thumbnails: Thumbnails) -> str:

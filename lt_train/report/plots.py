@@ -31,6 +31,7 @@ from lt_train.report.drawing import (
     binned,
     deviation,
     least_width,
+    legend_label,
     short,
     to_svg,
 )
@@ -154,7 +155,7 @@ def _draw_training(rows: list[Row], looks: dict[Row, Look]) -> Figure:
     for row in rows:
         style = looks[row].line | ({} if len(row.runs) == 1 else {"linewidth": 0.9})
         for nth, run in enumerate(row.runs):
-            label = {"label": row.label} if nth == 0 else {}
+            label = {"label": legend_label(row.label)} if nth == 0 else {}
             trained = [record for record in run.log if "split" not in record]
             panels[0].plot(*_curve(run, trained, "loss"), **style, **label)
             if on_the_way:

@@ -20,17 +20,20 @@ class Thumbnails:
         self.left = most
 
     def of(self, manifest: Manifest, sample_id: int, name: str) -> str:
-        """An image as an element of HTML that is called ``name``; nothing if it is damaged, or if
-        the page has enough.
+        """An image as an element of HTML that is called ``name``; nothing if it cannot be read, or
+        if the page has enough.
         """
-        if self.left <= 0 or (content := manifest.read(sample_id)) is None:
+        if self.left <= 0:
             return ""
         try:
+            content = manifest.read(sample_id)
+            if content is None:  # damaged
+                return ""
             with Image.open(io.BytesIO(content)) as image:
                 image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than needed
                 small = image.convert("RGB")
             small.thumbnail((SIDE, SIDE))
-        except Exception:  # Pillow raises many things about damaged files
+        except Exception:  # a shard that is not here, and the many things that Pillow raises
             return ""
         buffer = io.BytesIO()
         small.save(buffer, "JPEG", quality=QUALITY)

@@ -127,3 +127,12 @@ def test_a_damaged_image_is_left_out(root, tmp_path):
     pictures_left = Thumbnails()
     assert pictures_left.of(Manifest(place, "train"), 0, "x") == ""
     assert pictures_left.of(Manifest(place, "train"), 1, "x")
+
+
+def test_a_set_without_its_shards_is_no_hindrance(root, tmp_path):
+    place = Path(shutil.copytree(root, tmp_path / "set"))
+    for shard in place.glob("*.tar"):
+        shard.unlink()
+    write(tmp_path / "runs" / "ce", place)
+    page = report(tmp_path / "runs")[1]
+    assert not pictures(page) and f"The images of {place} cannot be read" in page

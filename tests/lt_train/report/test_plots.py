@@ -79,3 +79,15 @@ def test_text_is_never_smaller_than_can_be_read(tmp_path):
             if size
         ]
         assert min(sizes) * int(least) / width >= 10.99
+
+
+def test_a_legend_names_every_run_whatever_it_is_called(tmp_path):
+    """Matplotlib leaves out what begins with an underscore."""
+    names = ["_private", "长尾", "a $b$ <c>"]
+    for name in names:
+        write_run(tmp_path / name, predictions={"test": predicted()})
+    page = report(tmp_path)[1]
+    for section in ("Many, medium and few", "Accuracy by class", "Calibration", "Training"):
+        svg = page.partition(f"<h2>{section}</h2>")[2].partition("</svg>")[0]
+        texts = [text.lstrip("\u200b") for text in Page(svg).texts]
+        assert set(names) <= set(texts), section
