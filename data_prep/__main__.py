@@ -81,7 +81,10 @@ def _make_parser(
     info = commands.add_parser("info", help=text, description=text)
     expect_paths(info)
     info.add_argument("dir", type=Path, metavar="DIR")
-    text = "also draw the class counts as PNG (default: DIR/class_counts.png)"
+    text = (
+        "also draw the class counts as PNG (default: DIR/class_counts.png), or with FILE.html a"
+        " page with image sizes, what was rejected and a few images of each class"
+    )
     info.add_argument("--plot", nargs="?", type=Path, const=Path(), metavar="FILE", help=text)
     return parser, commands.choices
 

@@ -2,6 +2,7 @@
 is in it.
 """
 
+import io
 import logging
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from lt_train.console import working
 from lt_train.data.dataset import Dataset, read_dataset
-from lt_train.data.manifest import FEW_SHOT, MANY_SHOT, Manifest, shot_groups
+from lt_train.data.manifest import Manifest, shot_groups
 from lt_train.data.tables import (
     class_problems,
     digest_problems,
@@ -24,11 +25,12 @@ from lt_train.data.tables import (
     place_problems,
 )
 from lt_train.errors import MachineFault, UserError, is_fault, unreadable
-from lt_train.files import file_sha256
+from lt_train.files import file_sha256, write_atomically
 
 BAR = 40  # characters, the longest bar of the histogram
 # characters that a table may take: a narrower terminal breaks its lines, but no number is cut off
 WIDTH = 120
+PAGES = (".html", ".htm")  # suffixes
 
 
 def verify(root: Path) -> int:
@@ -169,37 +171,33 @@ def show(root: Path, console: Console) -> None:
 
 
 def plot(root: Path, file: Path) -> None:
-    """Draw the class counts of all splits, each sorted by the training split's, as PNG."""
-    dataset = read_dataset(root)
-    if not dataset.classes:
-        raise UserError(f"{root} is unlabeled: it has no class counts to draw")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    counts = {name: _class_counts(root, dataset, name)[0] for name in dataset.splits}
-    order = np.argsort(-counts.get("train", next(iter(counts.values()))), kind="stable")
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, values in counts.items():
-        axes.step(
-            np.arange(len(order)),
-            np.maximum(values[order], 0.5),
-            where="mid",
-            label=f"{name} ({dataset.splits[name].samples:,})",
+    """Draw the class counts of all splits, each sorted by the training split's, as PNG; or write a
+    page about the set, if ``file`` is called so.
+    """
+    dataset, is_page = read_dataset(root), file.suffix.lower() in PAGES
+    if not dataset.classes and not is_page:
+        raise UserError(
+            f"{root} is unlabeled: it has no class counts to draw; --plot FILE.html shows its"
+            " images"
         )
-    axes.set(yscale="log", xlabel="class, sorted by training images", ylabel="images")
-    axes.set_title(dataset.name, parse_math=False)  # a $ in it is no formula
-    for limit in (MANY_SHOT, FEW_SHOT):
-        axes.axhline(limit, color="gray", linewidth=0.8, linestyle=":")
-    axes.legend()
+    counts = {}
+    if dataset.classes:
+        counts = {name: _class_counts(root, dataset, name)[0] for name in dataset.splits}
+    # only now: matplotlib is slow to import
+    from data_prep.set_page import draw_counts, set_page
+
+    if is_page:
+        content = set_page(root, dataset, counts).encode()
+    else:
+        buffer, figure = io.BytesIO(), draw_counts(dataset, counts)
+        figure.suptitle(dataset.name, parse_math=False)  # a $ in it is no formula
+        figure.savefig(buffer, dpi=120, format="png")
+        content = buffer.getvalue()
     try:
-        figure.savefig(file, dpi=120, format="png")
+        write_atomically(file, content)
     except OSError as error:
         message = f"cannot write {file}: {error.strerror or error}"
         raise unreadable(error, f"{message}; name another with --plot FILE") from error
-    finally:
-        pyplot.close(figure)
 
 
 def _class_counts(root: Path, dataset: Dataset, name: str) -> tuple[np.ndarray, str]:

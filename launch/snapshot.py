@@ -3,9 +3,9 @@ and what differs from it.
 """
 
 import shutil
-import subprocess
 from pathlib import Path
 
+from lt_train.code_version import CHANGES_FILE, COMMIT_FILE, UNKNOWN, git
 from lt_train.config.load import CONFIG_DIR
 from lt_train.errors import unreadable
 
@@ -18,36 +18,21 @@ if CONFIG_DIR.parent == ROOT:  # of an installed package they lie in lt_train
 def take_snapshot(target: Path) -> str:
     """Copy the packages to ``target``; commit.txt and changes.diff beside them say what they are.
 
-    Returns the commit, or "unknown".
+    Returns the commit, or UNKNOWN.
     """
     commit = changes = ""
     # an installed package may lie in a folder of somebody's repository, which does not track it
-    if _git("ls-files", "--", *PACKAGES):
-        commit = _git("rev-parse", "HEAD").strip()
-        changes = _git("diff", "HEAD", "--", *PACKAGES)
-        changes += _git("ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
+    if git(ROOT, "ls-files", "--", *PACKAGES):
+        commit = git(ROOT, "rev-parse", "HEAD").strip()
+        changes = git(ROOT, "diff", "HEAD", "--", *PACKAGES)
+        changes += git(ROOT, "ls-files", "--others", "--exclude-standard", "--", *PACKAGES)
     try:
         for name in PACKAGES:
             without = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, target / name, ignore=without)
-        (target / "commit.txt").write_text(f"{commit or 'unknown'}\n")
-        (target / "changes.diff").write_text(changes)
+        (target / COMMIT_FILE).write_text(f"{commit or UNKNOWN}\n")
+        (target / CHANGES_FILE).write_text(changes)
     except OSError as error:
         message = f"cannot copy the code to {target}: {error.strerror or error}"
         raise unreadable(error, message) from error
-    return commit or "unknown"
-
-
-def _git(*arguments: str) -> str:
-    """What git says of the checkout; nothing if it is none."""
-    try:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=True,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    return commit or UNKNOWN

@@ -2,10 +2,14 @@
 the lines of metrics.jsonl. Whoever reads or writes them does it by these functions.
 """
 
+import hashlib
+import io
 import json
 import zlib
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lt_train.errors import DamagedFile
 from lt_train.files import (
@@ -19,6 +23,10 @@ from lt_train.files import (
 
 LINE_CHECKSUM = "crc32"  # of a line of metrics.jsonl, its last key
 RESULT_FILE = "result.json"
+PREDICTIONS_FILE = "predictions.npz"  # beside result.json, which holds its sha256 under this key
+PREDICTION = np.dtype(  # what an image of a split was taken for, and with which confidence, 0 to 1
+    [("sample_id", "<i8"), ("label", "<i4"), ("predicted", "<i4"), ("confidence", "<f4")]
+)
 TRAIN_AGAIN = "delete it and give the training command again"
 
 
@@ -43,6 +51,33 @@ def read_result(folder: Path, remedy: str = TRAIN_AGAIN) -> dict[str, Any]:
             shown = json.dumps(result[name])[:40]
             raise DamagedFile(f"{path} is damaged: '{name}' cannot be {shown}; {remedy}")
     return result
+
+
+def write_predictions(folder: Path, predictions: dict[str, np.ndarray]) -> dict[str, str]:
+    """Write what the images of each split were taken for, (N,) PREDICTION, whole or not at all.
+
+    Returns what result.json must hold of it. An OSError if that fails.
+    """
+    if not predictions:
+        return {}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **predictions)
+    write_atomically(folder / PREDICTIONS_FILE, buffer.getvalue())
+    return {PREDICTIONS_FILE: hashlib.sha256(buffer.getvalue()).hexdigest()}
+
+
+def read_predictions(folder: Path, result: dict[str, Any]) -> dict[str, np.ndarray]:
+    """What :func:`write_predictions` wrote for ``result``; nothing where it wrote nothing.
+
+    A ValueError if it is not that any more, an OSError if it cannot be read.
+    """
+    if PREDICTIONS_FILE not in result:
+        return {}
+    content = (folder / PREDICTIONS_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != result[PREDICTIONS_FILE]:
+        raise ValueError("it is not what was written with result.json")
+    with np.load(io.BytesIO(content)) as parts:
+        return dict(parts)
 
 
 def write_record(record: dict[str, Any]) -> bytes:

@@ -20,6 +20,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors, and from its
         "lt_train.console",
         "lt_train.distributed",
     ],
+    ["lt_train.code_version"],
     ["lt_train.collectives"],
     ["lt_train.run_files", "lt_train.locks"],
     ["lt_train.config"],
@@ -39,6 +40,7 @@ GROUND = [
     "lt_train.random_streams",
     "lt_train.console",
     "lt_train.locks",
+    "lt_train.code_version",
 ]
 ON_DISK = [  # the formats of data sets, of images and of scores
     "lt_train.data.dataset",
@@ -50,8 +52,9 @@ ON_DISK = [  # the formats of data sets, of images and of scores
     "lt_train.data.decoder",
     "lt_train.data.image_files",
 ]
+PAGES = ["lt_train.drawing.style", "lt_train.report.page", "lt_train.report.thumbnails"]
 BESIDE = {  # packages beside lt_train: what they may import of it
-    "data_prep": [*GROUND, "lt_train.config", *ON_DISK],
+    "data_prep": [*GROUND, "lt_train.config", *ON_DISK, *PAGES],
     "launch": [
         *GROUND,
         "lt_train.run_files",

@@ -30,7 +30,7 @@ def main(words: list[str] | None = None) -> int:
     from lt_train.report.pages import Report, to_html, to_markdown
 
     title = _title([folder.resolve().name for folder in arguments.dirs])
-    report = Report(title, rows, header, body, notes)
+    report = Report(title, rows, header, body, notes, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "report.md", to_markdown(report).encode())

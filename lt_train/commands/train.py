@@ -1,9 +1,11 @@
 """``python -m lt_train CONFIG``: train what a config says, or go on with it."""
 
 import argparse
+import shlex
 import sys
 
 from lt_train.arguments import Parser
+from lt_train.code_version import code_version
 from lt_train.commands import COMMANDS
 from lt_train.config.families import backbone_names
 from lt_train.config.keys import find_keys
@@ -36,7 +38,7 @@ def main(words: list[str]) -> int:
     try:
         with distributed.joined() as world:
             setup_logging(world.is_main)
-            result = Trainer(config, world).run()
+            result = Trainer(config, world, _made_by(words) if world.is_main else {}).run()
             if world.is_main:
                 _tell_end(config, result)
     except Preempted as reason:
@@ -64,6 +66,12 @@ def _tell_end(config: Config, result: dict) -> None:
         commands = "report, export"
         say(f"next: model.init_from={folder} starts a classifier from it")
     say(f"next: python -m lt_train COMMAND {folder} ({commands}); tensorboard --logdir {folder}")
+
+
+def _made_by(words: list[str]) -> dict[str, str]:
+    """What result.json says of where a run comes from."""
+    command = shlex.join(["python", "-m", "lt_train", *words])
+    return {"command": command, "commit": code_version()}
 
 
 class ListBackbones(argparse.Action):

@@ -48,7 +48,7 @@ def _share(value: Any) -> Any:
 
 
 def compressed(config: Config) -> Config:
-    """``config`` with every number of epochs divided by ``compress``."""
+    """``config`` with every number of epochs divided by ``compress``, as ``compressed_by`` says."""
     by, values = config.compress, flatten(to_dict(config))
     sections: dict[str, dict[str, Any]] = {}
     for key in IN_EPOCHS:
@@ -59,4 +59,5 @@ def compressed(config: Config) -> Config:
         section: dataclasses.replace(getattr(config, section), **quotients)
         for section, quotients in sections.items()
     }
-    return dataclasses.replace(config, compress=1.0, epochs=config.epochs / by, **changed)
+    changed |= {"epochs": config.epochs / by, "compressed_by": config.compressed_by * by}
+    return dataclasses.replace(config, compress=1.0, **changed)

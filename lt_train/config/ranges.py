@@ -26,6 +26,7 @@ RANGES = {
     "seed": Range("from 0 to 2**63 - 1", lambda value: 0 <= value < 2**63),
     "epochs": POSITIVE,
     "compress": POSITIVE,
+    "compressed_by": POSITIVE,
     "max_steps": Range("more than 0 or null", lambda value: value > 0),
     "global_batch_size": POSITIVE,
     "run.log_every": POSITIVE,

@@ -16,6 +16,7 @@ FREE_KEYS = (
     "description",
     "reference_error",
     "max_steps",
+    "compressed_by",  # the epochs are what it says something of
     "run.",
     "resume.",
     "data.decode",

@@ -177,6 +177,8 @@ class Config:
     # divide every number of epochs (of training, warm-up, steps, re-weighting, evaluation) by this,
     # for trials
     compress: float = 1.0
+    # what compress has divided the numbers here by: config.yaml says it, and reports do; not to set
+    compressed_by: float = 1.0
     max_steps: Optional[int] = None  # stop early, for trials; the schedule stays that of `epochs`
     global_batch_size: int = 256  # over all ranks; what a rank gets follows from it
     run: RunConfig = field(default_factory=RunConfig)

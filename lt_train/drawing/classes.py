@@ -4,10 +4,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from lt_train.data.manifest import shot_groups
-from lt_train.drawing.style import COLORS, short
+from lt_train.drawing.style import COLORS, SMALL, label_powers, short
 
 MAX_MATRIX_NAMES = 20
 SIDE = 4.6  # inches
@@ -29,9 +28,7 @@ def draw_accuracies(accuracy: np.ndarray, counts: np.ndarray, title: str) -> Fig
         ends = places[shown].min() / 1.05, places[shown].max() * 1.05
         axes.hlines(accuracy[shown].mean(), *ends, color, linewidth=1.4)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    label_powers(axes.xaxis, (1, 2, 5))
     axes.set(xlabel="training images", ylabel="accuracy (%)", ylim=(-3, 103))
     return _titled(figure, axes, title)
 
@@ -59,27 +56,28 @@ def _titled(figure: Figure, axes: Axes, title: str) -> Figure:
     axes.grid(axis="y")
     axes.set_title(short(title, 44), fontsize=10, loc="left")
     handles, labels = axes.get_legend_handles_labels()
-    narrow = {"fontsize": 8, "columnspacing": 1, "handlelength": 1, "handletextpad": 0.5}
+    narrow = {"fontsize": SMALL, "columnspacing": 1, "handlelength": 1, "handletextpad": 0.5}
     figure.legend(handles, labels, loc="lower center", ncols=3, **narrow)
     figure.subplots_adjust(left=0.14, right=0.97, top=0.92, bottom=0.25)
     return figure
 
 
 def draw_confusion(counts: np.ndarray, names: list[str], title: str) -> Figure:
-    """Counts (C, C) with a row a true class, in % of each."""
-    size = len(counts)
-    share = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    """Counts (C, C) with a row a true class, in % of each; classes without images have no row."""
+    size, tested = len(counts), np.flatnonzero(counts.sum(axis=1))
+    share = 100 * counts[tested] / counts[tested].sum(axis=1, keepdims=True)
     figure = Figure((SIDE, SIDE), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(share, cmap="viridis", norm=PowerNorm(0.5, 0, 100), interpolation="none")
     if size <= MAX_MATRIX_NAMES and len(names) == size:
         labels = [short(str(name), 16) for name in names]
-        axes.set_xticks(range(size), labels, rotation=90, fontsize=8)
-        axes.set_yticks(range(size), labels, fontsize=8)
+        axes.set_xticks(range(size), labels, rotation=90, fontsize=SMALL)
+        rows = [labels[label] for label in tested]
+        axes.set_yticks(range(len(tested)), rows, fontsize=SMALL)
     if size <= 10:
-        for true, predicted in np.ndindex(size, size):
+        for true, predicted in np.ndindex(share.shape):
             percent = share[true, predicted]
-            style = {"color": "white" if percent < 50 else "black", "fontsize": 7}
+            style = {"color": "white" if percent < 50 else "black", "fontsize": SMALL}
             axes.text(predicted, true, f"{percent:.0f}", ha="center", va="center", **style)
     axes.set(xlabel="predicted", ylabel="true class")
     axes.set_title(short(title, 44), fontsize=10)

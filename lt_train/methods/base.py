@@ -138,7 +138,7 @@ class Method(nn.Module):
         accuracy = Accuracy(self.class_counts, next(self.parameters()).device)
         for batch in loaders(split):
             scores = torch.stack([self.predict(view).float() for view in batch.views])
-            accuracy.update(scores.mean(0), batch.label)
+            accuracy.update(scores.mean(0), batch.label, batch.sample_id)
         return accuracy.compute()
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:

@@ -7,12 +7,14 @@ Many-, medium- and few-shot classes are those with more than 100, 20 to 100 and 
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lt_train.collectives import all_reduce_
+from lt_train.collectives import all_gather_rows, all_reduce_, gather_counts
 from lt_train.data.batch import Loader
 from lt_train.data.manifest import shot_groups
+from lt_train.run_files import PREDICTION
 
 CALIBRATION_BINS = 15
 MAX_CONFUSION_CLASSES = 100
@@ -35,9 +37,16 @@ class Accuracy:
         shown = classes if classes <= MAX_CONFUSION_CLASSES else 0
         # true class * C + predicted class
         self.confusion = torch.zeros(shown * shown, dtype=torch.int64, device=device)
+        # (B, 4) float64 of each batch: the fields of PREDICTION
+        self.by_image: list[torch.Tensor] = []
 
-    def update(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count a batch: ``scores`` (B, C), higher is better; ``labels`` (B,)."""
+    def update(
+        self, scores: torch.Tensor, labels: torch.Tensor, sample_ids: torch.Tensor | None = None
+    ) -> None:
+        """Count a batch: ``scores`` (B, C), higher is better; ``labels`` (B,).
+
+        With ``sample_ids`` (B,), what each image was taken for is kept too, if scores are logits.
+        """
         best = scores.topk(min(5, scores.shape[1]), dim=1).indices
         top = best == labels[:, None]
         hits = torch.stack([torch.ones_like(labels, dtype=torch.bool), top[:, 0], top.any(1)])
@@ -54,14 +63,17 @@ class Accuracy:
             place = place.clamp(1, CALIBRATION_BINS) - 1
             rows = [torch.ones_like(confidence), confidence, top[:, 0].double()]
             self.bins.scatter_add_(1, place.expand(3, -1), torch.stack(rows))
+            if sample_ids is not None:
+                self.by_image.append(torch.stack([sample_ids, labels, best[:, 0], confidence], 1))
 
     def compute(self) -> dict:
         """Metrics over all ranks. Collective: every rank must call it.
 
         In %: ``top1``, ``top5``, ``balanced`` (mean over classes), ``many_shot``, ``medium_shot``,
         ``few_shot``, ``per_class`` (a list), and of logits ``ece``, the expected calibration error
-        (Guo et al. 2017); None for what has no samples. Also ``samples``, and ``confusion``,
-        counts with a row a true class, of up to 100 classes.
+        (Guo et al. 2017); None for what has no samples. Also ``samples``, ``class_samples`` (a
+        list), and ``confusion``, counts with a row a true class, of up to 100 classes; and with
+        sample ids ``predictions``, (N,) PREDICTION in their order.
         """
         samples, top1, top5 = all_reduce_(self.counts.clone()).cpu().double()
         per_class = [_percent(hit, total) for hit, total in zip(top1, samples)]
@@ -75,14 +87,26 @@ class Accuracy:
         for name, members in shot_groups(self.class_counts.numpy()).items():
             group = torch.from_numpy(members)
             metrics[name] = _percent(top1[group].sum(), samples[group].sum())
-        metrics["per_class"] = per_class
+        metrics["per_class"], metrics["class_samples"] = per_class, samples.long().tolist()
         if self.logits:
             number, confidence, right = all_reduce_(self.bins.clone()).cpu()
             metrics["ece"] = _percent((right - confidence).abs().sum(), number.sum())
         if len(self.confusion):
             confusion = all_reduce_(self.confusion.clone())
             metrics["confusion"] = confusion.view(len(samples), -1).tolist()
+        # a rank may have no images: whether there are any at all, every rank must find alike
+        if sum(counts := gather_counts(sum(map(len, self.by_image)), self.counts.device)):
+            metrics["predictions"] = self._predictions(counts)
         return metrics
+
+    def _predictions(self, counts: list[int]) -> np.ndarray:
+        """Those of all ranks, which have so many. Collective."""
+        none = torch.zeros(0, 4, dtype=torch.float64, device=self.counts.device)
+        rows = all_gather_rows(torch.cat([none, *self.by_image]), counts).cpu().numpy()
+        found = np.empty(len(rows), PREDICTION)
+        for name, column in zip(PREDICTION.names, rows.T):
+            found[name] = column
+        return found[found["sample_id"].argsort(kind="stable")]
 
 
 def _percent(hits: torch.Tensor, total: torch.Tensor) -> float | None:

@@ -3,7 +3,6 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from lt_train.data.manifest import shot_groups
 from lt_train.drawing.classes import draw_confusion
@@ -11,9 +10,12 @@ from lt_train.drawing.style import (
     ERROR_BAR,
     INK,
     WIDTH,
+    Look,
     add_legend,
     binned,
     deviation,
+    label_powers,
+    legend_label,
     mean_rows,
     short,
 )
@@ -27,7 +29,7 @@ GROUPS = {"all": "top1", "many": "many_shot", "medium": "medium_shot", "few": "f
 # many-, medium- and few-shot classes
 
 
-def draw_groups(rows: list[Row], colors: dict[Row, str]) -> Figure:
+def draw_groups(rows: list[Row], looks: dict[Row, Look]) -> Figure:
     figure = Figure((WIDTH, 3.6), layout="constrained")
     axes = figure.add_subplot()
     width = 0.82 / len(rows)
@@ -42,8 +44,8 @@ def draw_groups(rows: list[Row], colors: dict[Row, str]) -> Figure:
             np.arange(len(groups)) + (index - (len(rows) - 1) / 2) * width,
             means,
             width * 0.92,
-            label=row.label,
-            color=colors[row],
+            label=legend_label(row.label),
+            color=looks[row].color,
             yerr=[deviation(values) for values in found] if len(row.runs) > 1 else None,
             error_kw=ERROR_BAR,
         )
@@ -70,6 +72,11 @@ def rows_by_classes(rows: list[Row]) -> list[tuple[np.ndarray, list[Row]]]:
     return [(np.array(counts), alike) for counts, alike in found.items()]
 
 
+def mean_accuracies(row: Row) -> np.ndarray:
+    """Of each class over all seeds, (C,) in %; NaN for classes without test images."""
+    return mean_rows([metrics["per_class"] for metrics in row.metrics])
+
+
 def class_caption(counts: np.ndarray) -> str:
     joined = ""
     if len(counts) > MAX_CLASSES:
@@ -83,24 +90,26 @@ def class_caption(counts: np.ndarray) -> str:
     )
 
 
-def draw_classes(rows: list[Row], counts: np.ndarray, colors: dict[Row, str]) -> Figure:
+def draw_classes(rows: list[Row], counts: np.ndarray, looks: dict[Row, Look]) -> Figure:
     order = np.argsort(-counts, kind="stable")
     size = len(counts)
     figure = Figure((WIDTH, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     x = binned(np.arange(size), MAX_CLASSES)
-    marker = {"marker": "o", "markersize": 4} if size <= 50 else {}
-    for row in rows:
-        accuracy = mean_rows([metrics["per_class"] for metrics in row.metrics])
-        y, color = binned(accuracy[order], MAX_CLASSES), colors[row]
-        upper.plot(x, y, label=row.label, color=color, linewidth=1.4, **marker)
+    is_sparse = size <= 50  # with room for markers beside each other
+    for place, row in enumerate(rows):
+        accuracy = mean_accuracies(row)
+        points = looks[row].points if is_sparse else {}
+        aside = 0.3 * ((place + 0.5) / len(rows) - 0.5) if is_sparse else 0
+        y = binned(accuracy[order], MAX_CLASSES)
+        upper.plot(x + aside, y, label=legend_label(row.label), **looks[row].line, **points)
     upper.set_ylabel("accuracy (%)")
     upper.set_ylim(-3, 103)
     upper.grid(axis="y")
     images = binned(np.maximum(counts[order], 0.5), MAX_CLASSES)
     lower.fill_between(x, images, 0.5, step="mid", color=INK, alpha=0.25, linewidth=0)
     lower.set_yscale("log")
-    lower.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    label_powers(lower.yaxis)
     lower.set_ylabel("images")
     lower.set_xlim(-0.5, size - 0.5)
     _mark_groups(upper, lower, counts[order])
@@ -139,13 +148,15 @@ def _mark_groups(upper: Axes, lower: Axes, counts: np.ndarray) -> None:
 def has_confusion(row: Row) -> bool:
     """Whether all seeds have a matrix, of the same classes."""
     sizes = {len(metrics["confusion"]) for metrics in row.metrics}
-    return not row.is_posthoc and sizes != {0} and len(sizes) == 1
+    has_images = any(metrics["confusion"].any() for metrics in row.metrics)
+    return not row.is_posthoc and len(sizes) == 1 and has_images
 
 
 def confusion_caption(row: Row) -> str:
     return (
         f"{row.name}, {row.split}: share of a class's images (row) that are taken for each class"
         " (column), from 0 % (dark) to 100 % (bright); brightness goes with its square root."
+        f"{_untested(row)}"
     )
 
 
@@ -153,3 +164,9 @@ def draw_row_confusion(row: Row) -> Figure:
     """Counts of all seeds together."""
     counts = np.sum([metrics["confusion"] for metrics in row.metrics], axis=0)
     return draw_confusion(counts, row.runs[0].result["classes"], row.label)
+
+
+def _untested(row: Row) -> str:
+    images = np.sum([metrics["confusion"] for metrics in row.metrics], axis=(0, 2))
+    missing = int((images == 0).sum())
+    return f" {missing} class(es) without test images have no row." if missing else ""

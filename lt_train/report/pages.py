@@ -4,60 +4,40 @@ Markdown with plots between.
 
 import html
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
+from urllib.parse import quote
 
 from markdown_it import MarkdownIt
 
 from lt_train.data.manifest import FEW_SHOT, MANY_SHOT
+from lt_train.report.classes import class_tables, confusion_lines
+from lt_train.report.intervals import can_be_drawn, difference
+from lt_train.report.page import document, plot_figure
+from lt_train.report.pictures import picture_section
 from lt_train.report.plots import make_plots
-from lt_train.report.rows import Row
+from lt_train.report.rows import Row, uncertainty
+from lt_train.report.settings import TEXT_COLUMNS, settings
+from lt_train.report.thumbnails import Thumbnails
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: #1c2127; --muted: #5b6672; --line: #d8dde3;
-  --paper: #ffffff; --soft: #f3f5f7; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e3e7eb; --muted: #9aa5b1; --line: #363d45; --paper: #14171b; --soft: #1e2328; }}
-}}
-body {{ max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: break-word;
-  background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
-h1 {{ font-size: 1.7rem; line-height: 1.25; }}
-h2 {{ font-size: 1.25rem; margin: 2.5rem 0 0.75rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }}
-th {{ color: var(--muted); font-weight: 600; }}
-tbody tr:hover {{ background: var(--soft); }}
-code {{ background: var(--soft); padding: 0.1em 0.3em; border-radius: 3px; }}
-li {{ margin: 0.3rem 0; }}
-.plots {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
-figure {{ margin: 0; flex: 0 1 auto; min-width: 0; }}
-figure svg {{ display: block; max-width: 100%; height: auto; }}
-figure text {{ font-family: inherit !important; }}
-figcaption {{ color: var(--muted); font-size: 0.9rem; }}
-</style>
-</head>
-<body>
-{body}</body>
-</html>
-"""
+TEXTS = (
+    "run",
+    "split",
+    "over",
+    "true class",
+    "taken for",
+    *TEXT_COLUMNS,
+)  # columns that are no numbers
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says: ``header`` and ``body`` of the table as plain text, and ``notes`` about
-    runs.
+    """What a report says: ``header`` and ``body`` of the table as plain text, ``notes`` about
+    runs, and from which folder links to them lead.
     """
 
     title: str
@@ -65,36 +45,40 @@ class Report:
     header: list[str]
     body: list[list[str]]
     notes: list[tuple[str, str]]
+    out: Path  # the folder that it is written to
 
 
 def to_markdown(report: Report) -> str:
     """The report's text."""
-    lines = [*_summary(report), *_comparison(report.rows), *_runs(report.rows)]
+    lines = [*_beginning(report), *_confusions(report.rows), *_runs(report)]
     return "\n".join(lines) + "\n"
 
 
 def to_html(report: Report) -> str:
-    """The same with plots, self-contained: no scripts and no address of anything, light or dark as
+    """The same with plots, self-contained: it asks no address for anything, and is light or dark as
     the reader's system is.
     """
-    parts = [_render([*_summary(report), *_comparison(report.rows)])]
+    parts = [_render(_beginning(report))]
     for section, plots in itertools.groupby(make_plots(report.rows), lambda plot: plot.section):
         parts.append(f'<h2>{html.escape(section)}</h2>\n<div class="plots">\n')
         for plot in plots:
-            caption = f"<figcaption>{html.escape(plot.caption)}</figcaption>"
-            parts.append(f"<figure>\n{plot.svg}{caption}\n</figure>\n")
+            parts.append(plot_figure(plot.svg, plot.caption, plot.least_width))
         parts.append("</div>\n")
-    parts.append(_render(_runs(report.rows)))
-    return PAGE.format(title=html.escape(report.title), body="".join(parts))
+    parts.append(_render(_confusions(report.rows)))
+    tables = class_tables(report.rows)
+    parts += ["<h2>Classes</h2>\n", *tables] if tables else []
+    parts.append(picture_section(report.rows, Thumbnails()))
+    parts.append(_render(_runs(report)))
+    return document(report.title, "".join(parts))
 
 
 def _render(lines: list[str]) -> str:
-    # without links and raw HTML: names and descriptions are whatever somebody typed
-    unwanted = ["link", "image", "autolink", "html_inline", "html_block", "reference"]
+    # without raw HTML: names and descriptions are whatever somebody typed, and `plain`
+    unwanted = ["image", "autolink", "html_inline", "html_block", "reference"]
     parser = MarkdownIt("commonmark").enable("table").disable(unwanted)
     return (
         parser.render("\n".join(lines))
-        .replace("<table>", '<div class="scroll"><table>')
+        .replace("<table>", '<div class="scroll" tabindex="0"><table>')
         .replace("</table>", "</table></div>")
     )
 
@@ -102,6 +86,11 @@ def _render(lines: list[str]) -> str:
 def plain(text: str) -> str:
     """``text`` on one line, with no character that Markdown would take for markup."""
     return re.sub(r"([\\`*\[\]<>|&~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+
+
+def _beginning(report: Report) -> list[str]:
+    rows = report.rows
+    return [*_summary(report), *_uncertainty(rows), *_comparison(rows)]
 
 
 def _summary(report: Report) -> list[str]:
@@ -116,12 +105,28 @@ def _summary(report: Report) -> list[str]:
         )
     if "seeds" in report.header:
         about += " Of several seeds: mean ± sample standard deviation."
-    lines = [f"# {plain(report.title)}", "", about, "", _line(report.header)]
-    lines.append(_line("---" if column in ("run", "split") else "---:" for column in report.header))
-    lines += [_line(map(plain, cells)) for cells in report.body]
-    lines.append("")
+    lines = [f"# {plain(report.title)}", "", about, ""]
+    lines += [*_table(report.header, report.body), ""]
     lines += [f"- **{plain(name)}**: {plain(remark)}." for name, remark in report.notes]
     return [*lines, ""]
+
+
+def _table(header: list[str], body: list[list[str]]) -> list[str]:
+    """Lines of a Markdown table of plain text."""
+    aligned = ["---" if column in TEXTS else "---:" for column in header]
+    return [_line(header), _line(aligned), *(_line(map(plain, cells)) for cells in body)]
+
+
+def _uncertainty(rows: list[Row]) -> list[str]:
+    header, body = uncertainty(rows)
+    if not body:
+        return []
+    about = (
+        "How far these accuracies may be off, in %: of one run the 95 % interval over which test"
+        " images there happen to be (each class's are drawn again 1,000 times), which says nothing"
+        " of other seeds; of several seeds the lowest and the highest."
+    )
+    return [about, "", *_table(header, body), ""]
 
 
 def _comparison(rows: list[Row]) -> list[str]:
@@ -142,10 +147,11 @@ def _comparison(rows: list[Row]) -> list[str]:
     start = mean(first.values("top1"))
     one_each = all(len(row.runs) == 1 for row in compared)
     seeds = "with one seed each" if one_each else "means over seeds"
-    lines = [f"Against **{plain(first.name)}** ({start:.1f} % top-1 on test), {seeds}:", ""]
+    lines = [f"Against **{plain(first.label)}** ({start:.1f} % top-1 on test), {seeds}:", ""]
     for row in others:
         score = mean(row.values("top1"))
-        lines.append(f"- **{plain(row.name)}** is {_verdict(score - start)} ({score:.1f} %).")
+        verdict = f"{_verdict(score - start)} ({score:.1f} %){_chance(row, first)}"
+        lines.append(f"- **{plain(row.label)}** is {verdict}.")
     return [*lines, ""]
 
 
@@ -155,26 +161,64 @@ def _verdict(difference: float) -> str:
     return f"{abs(difference):.1f} points {'better' if difference > 0 else 'worse'}"
 
 
-def _runs(rows: list[Row]) -> list[str]:
+def _chance(row: Row, first: Row) -> str:
+    """Whether the test images alone may make such a difference of two single runs."""
+    counts = row.runs[0].class_counts
+    pair = [each.metrics[0] for each in (row, first)]
+    if len(row.runs) > 1 or len(first.runs) > 1:
+        return ""
+    if not all(can_be_drawn(metrics, counts) for metrics in pair):
+        return ""
+    low, high = difference(*pair, counts)
+    may_be = "which the choice of test images alone may make"
+    words = may_be if low <= 0 <= high else "more than the test images make, of one seed each"
+    return f"; 95 % interval {low:+.1f} to {high:+.1f}, {words}"
+
+
+def _confusions(rows: list[Row]) -> list[str]:
+    header, body = confusion_lines(rows)
+    if not body:
+        return []
+    about = "Images of all seeds together, where a run has several."
+    several = any(len(row.runs) > 1 for row in rows)
+    title = ["## Most frequent confusions", "", *[about, ""] * several]
+    return [*title, *_table(header, body), ""]
+
+
+def _runs(report: Report) -> list[str]:
     """What each run was."""
-    trained = [row for row in rows if not row.is_posthoc]
-    return ["## Runs", "", *map(_about, trained), ""]
+    trained = [row for row in report.rows if not row.is_posthoc]
+    about = [_about(row, report.out) for row in trained]
+    return ["## Runs", "", *_table(*settings(trained)), "", *about, ""]
 
 
-def _about(row: Row) -> str:
+def _about(row: Row, out: Path) -> str:
     result = row.runs[0].result
     device, precision = plain(str(result.get("device"))), plain(str(result.get("precision")))
     torch = plain(str(result["versions"].get("torch")))
-    seeds = [str(run.result["seed"]) for run in row.runs if run.result.get("seed") is not None]
-    seeded = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}; " if seeds else ""
     finished = max(run.result["finished"] for run in row.runs)
+    folders = [f"[{plain(run.name)}]({_address(run.folder, out)})" for run in row.runs]
+    command = row.runs[0].result.get("command")
+    made = f" Command: {_code(str(command))}." if command else ""
     return (
-        f"- **{plain(row.name)}**: {plain(result.get('description') or result['method'])}."
+        f"- **{plain(row.label)}**: {plain(result.get('description') or result['method'])}."
         f" {result['epochs']:g} epochs, {result['steps']} steps of"
         f" {result['global_batch_size']} on {result['train_samples']:,} images;"
         f" {result['ranks']} rank(s), {device}, {precision}; torch {torch};"
-        f" {seeded}finished {plain(finished)}."
+        f" finished {plain(finished)}; {', '.join(folders)}.{made}"
     )
+
+
+def _address(folder: Path, out: Path) -> str:
+    """A link that leads from the report to a run's folder wherever both are moved together."""
+    return quote(os.path.relpath(folder, out.resolve()))
+
+
+def _code(text: str) -> str:
+    """``text`` as Markdown's code, on one line."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -13,14 +13,19 @@ from matplotlib.figure import Figure
 from lt_train.drawing.style import (
     COLORS,
     ERROR_BAR,
+    LOOKS,
     STYLE,
     WIDTH,
+    Look,
     add_legend,
     binned,
     deviation,
+    least_width,
+    legend_label,
     short,
     to_svg,
 )
+from lt_train.report.calibration import draw_reliability, has_predictions
 from lt_train.report.class_plots import (
     class_caption,
     confusion_caption,
@@ -40,25 +45,29 @@ MAX_POINTS = 300  # of a curve
 
 @dataclass(frozen=True)
 class Plot:
+    """``least_width``: as of :func:`least_width`."""
+
     section: str
     caption: str
     svg: str
+    least_width: int
 
 
 def make_plots(rows: list[Row]) -> list[Plot]:
     """All plots that the results allow, section by section."""
     with matplotlib.rc_context(STYLE):
-        return [
-            Plot(section, caption, to_svg(figure, str(number)))
-            for number, (section, caption, figure) in enumerate(_figures(rows))
-        ]
+        plots = []
+        for number, (section, caption, figure) in enumerate(_figures(rows)):
+            svg = to_svg(figure, str(number))
+            plots.append(Plot(section, caption, svg, least_width(figure)))
+        return plots
 
 
 def _figures(rows: list[Row]) -> Iterator[tuple[str, str, Figure]]:
     """(section, caption, figure) of each plot."""
 
-    def colors(part: list[Row]) -> dict[Row, str]:  # the same in all plots, if there are enough
-        return dict(zip(rows if len(rows) <= PER_FIGURE else part, COLORS))
+    def looks(part: list[Row]) -> dict[Row, Look]:  # the same in all plots, if there are enough
+        return dict(zip(rows if len(rows) <= PER_FIGURE else part, LOOKS))
 
     compared = [row for row in rows if row.difference is not None]
     for part in _parts(compared, PER_REFERENCE_FIGURE):
@@ -68,18 +77,24 @@ def _figures(rows: list[Row]) -> Iterator[tuple[str, str, Figure]]:
         caption = "Accuracy by the classes' number of training images"
         if any(len(row.runs) > 1 for row in part):
             caption += "; lines: standard deviation over seeds"
-        yield "Many, medium and few", f"{caption}.", draw_groups(part, colors(part))
+        yield "Many, medium and few", f"{caption}.", draw_groups(part, looks(part))
     for counts, alike in rows_by_classes(rows):
         for part in _parts(alike):
-            figure = draw_classes(part, counts, colors(part))
+            figure = draw_classes(part, counts, looks(part))
             yield "Accuracy by class", class_caption(counts), figure
+    for part in _parts(list(filter(has_predictions, rows))):
+        caption = (
+            "Accuracy of images by how sure the classifier was of them; on the diagonal it is as"
+            " often right as it says. Below: how many images there are of each confidence."
+        )
+        yield "Calibration", caption, draw_reliability(part, looks(part))
     for method, alike in _rows_by_method(rows):
         caption = (
             f"Method {method}: training loss, and accuracy on the split that was evaluated most"
             " often, if it was more than once."
         )
         for part in _parts(alike):
-            yield "Training", caption, _draw_training(part, colors(part))
+            yield "Training", caption, _draw_training(part, looks(part))
     for row in filter(has_confusion, rows):
         yield "Confusion", confusion_caption(row), draw_row_confusion(row)
 
@@ -132,22 +147,22 @@ def _rows_by_method(rows: list[Row]) -> list[tuple[str, list[Row]]]:
     return list(found.items())
 
 
-def _draw_training(rows: list[Row], colors: dict[Row, str]) -> Figure:
+def _draw_training(rows: list[Row], looks: dict[Row, Look]) -> Figure:
     figure = Figure((WIDTH, 3.6), layout="constrained")
     runs = itertools.chain(*(row.runs for row in rows))
     on_the_way = any(len(_evaluations(run)) > 1 for run in runs)
     panels = figure.subplots(1, 1 + on_the_way, sharex=True, squeeze=False)[0]
     for row in rows:
-        style = {"color": colors[row], "linewidth": 1.3 if len(row.runs) == 1 else 0.9}
+        style = looks[row].line | ({} if len(row.runs) == 1 else {"linewidth": 0.9})
         for nth, run in enumerate(row.runs):
-            label = {"label": row.label} if nth == 0 else {}
+            label = {"label": legend_label(row.label)} if nth == 0 else {}
             trained = [record for record in run.log if "split" not in record]
             panels[0].plot(*_curve(run, trained, "loss"), **style, **label)
             if on_the_way:
                 evaluated = _evaluations(run)
-                marker = "o" if len(evaluated) <= 40 else None
+                points = looks[row].points if len(evaluated) <= 40 else {}
                 curve = _curve(run, evaluated, run.result["headline"])
-                panels[1].plot(*curve, **style, marker=marker, markersize=3)
+                panels[1].plot(*curve, **style, **points)
     for axes, name in zip(panels, ("loss", "accuracy (%)")):
         axes.set(xlabel="epoch", ylabel=name)
         axes.grid()

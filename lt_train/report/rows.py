@@ -6,6 +6,7 @@ from itertools import chain
 from statistics import mean, stdev
 from typing import Any
 
+from lt_train.report.intervals import Interval, can_be_drawn, intervals
 from lt_train.report.runs import Posthoc, Run
 
 COLUMNS = {  # of the table -> the metric that they show
@@ -17,6 +18,7 @@ COLUMNS = {  # of the table -> the metric that they show
     "ECE": "ece",
     "error": "error",
 }
+RATES = ("top1", "balanced", "many_shot", "medium_shot", "few_shot")
 # prefix of the headline metric -> what is added to the name
 KINDS = {"": "", "knn_": "k-NN", "rotation_": "rotation"}
 SAME = (  # of results whose runs differ only in the seed
@@ -29,7 +31,7 @@ SAME = (  # of results whose runs differ only in the seed
     "reference_error",
     "selected_on",
 )
-OF_TEST, OUTSIDE = "†", "‡"  # marks of rows
+OF_TEST, OUTSIDE, TRIAL = "†", "‡", "(trial)"  # marks of rows
 SEED_SUFFIX = re.compile(r"-seed\d+(?=/|$)")  # as launch/slurm.py --array-seeds names folders
 
 
@@ -46,14 +48,22 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name, marked where the test split had a say in the numbers, or outside data."""
-        marks = [OF_TEST] * (self.selected_on == "test") + [OUTSIDE] * bool(self.outside_data)
+        """The name, marked where the test split had a say in the numbers, outside data, or a
+        training that was shorter than it should be.
+        """
+        marks = [TRIAL] * bool(self.trial) + [OF_TEST] * (self.selected_on == "test")
+        marks += [OUTSIDE] * bool(self.outside_data)
         return " ".join([self.name, *marks])
 
     @property
     def outside_data(self) -> tuple[str, ...]:
         """What its runs have learnt from beside their training set."""
         return tuple(dict.fromkeys(chain(*(run.outside_data for run in self.runs))))
+
+    @property
+    def trial(self) -> str:
+        """What makes any of its runs a trial, in words."""
+        return next(filter(None, (run.trial for run in self.runs)), "")
 
     def values(self, metric: str) -> list[float]:
         """The metric of every seed that has it."""
@@ -134,7 +144,11 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     Columns without any value are left out.
     """
     lines = [["run", "split", "seeds", *COLUMNS, "reference", "diff.", "seconds"]]
-    lines += [_cells(row) for row in rows]
+    return with_values([*lines, *map(_cells, rows)])
+
+
+def with_values(lines: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of ``lines``, without columns that are empty but for their header."""
     kept = [column for column in zip(*lines) if any(column[1:])]
     header, *body = zip(*kept)
     return list(header), [_filled(line) for line in body]
@@ -142,6 +156,33 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
 def _filled(line: tuple[str, ...]) -> list[str]:
     return [cell or "-" for cell in line]
+
+
+def uncertainty(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of how far accuracies may be off; nothing where nobody can say.
+
+    Of one run 95 % intervals over its test images, of several seeds the lowest and the highest.
+    """
+    names = {column: metric for column, metric in COLUMNS.items() if metric in RATES}
+    lines = [["run", "over", *names]]
+    for row in rows:
+        if len(row.runs) > 1:
+            found, over = {}, f"{len(row.runs)} seeds"
+            for metric in RATES:
+                if values := row.values(metric):
+                    found[metric] = Interval(min(values), max(values))
+        elif can_be_drawn(row.metrics[0], row.runs[0].class_counts):
+            found = intervals(row.metrics[0], row.runs[0].class_counts)
+            over = f"{row.metrics[0]['class_samples'].sum():,} images"
+        else:
+            continue
+        shown = [_range(found.get(metric)) for metric in names.values()]
+        lines.append([row.label, over, *shown])
+    return with_values(lines) if len(lines) > 1 else ([], [])
+
+
+def _range(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.1f} to {interval.high:.1f}"
 
 
 def _cells(row: Row) -> list[str]:
@@ -173,6 +214,8 @@ def remarks(rows: list[Row], unfinished: dict[str, str]) -> list[tuple[str, str]
         found += _selection(row)
         if row.is_posthoc:
             continue
+        if row.trial:
+            found.append((row.name, f"a trial: {row.trial}"))
         if row.outside_data:
             remark = f"outside data: {', '.join(row.outside_data)}"
             found.append((f"{OUTSIDE} {row.name}", remark))

@@ -11,9 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from lt_train.config.reading import flatten, read_yaml
 from lt_train.errors import UserError, unreadable
 from lt_train.files import read_sealed, unseal
-from lt_train.run_files import RESULT_FILE, TRAIN_AGAIN, is_number, parse_log, read_result
+from lt_train.run_files import (
+    PREDICTIONS_FILE,
+    RESULT_FILE,
+    TRAIN_AGAIN,
+    is_number,
+    parse_log,
+    read_predictions,
+    read_result,
+)
 
 AS_TRAINED = "as trained"  # the entry of posthoc.json that a run's own row shows already
 BALANCED_VOTES = "knn_cb_"  # prefix of the metrics of k-NN with class-balanced votes
@@ -60,16 +69,21 @@ class Run:
 
     ``result``: its result.json. ``metrics``: those of ``split``, without the headline's prefix:
     SCALARS and "error" in % or None, "per_class" (C,) float64 in % with NaN for classes without
-    samples, "confusion" (C, C) float64 or empty. ``log``: the records of metrics.jsonl.
+    samples, "class_samples" (C,) int64 or empty, "confusion" (C, C) float64 or empty.
+    ``config``: of keys with dots, as far as it is known. ``predictions``: what each image of the
+    split was taken for, (N,) PREDICTION, or none. ``log``: the records of metrics.jsonl.
     ``warnings``: what its files tell of trouble.
     """
 
     name: str
+    folder: Path
     result: dict[str, Any]
     split: str | None
     metrics: dict[str, Any]
     posthoc: tuple[Posthoc, ...]
     posthoc_selected_on: str
+    config: dict[str, Any]
+    predictions: np.ndarray | None
     log: tuple[dict, ...]
     warnings: tuple[str, ...]
 
@@ -80,6 +94,23 @@ class Run:
     @property
     def selected_on(self) -> str:
         return self.result.get("selected_on") or "last"
+
+    def setting(self, key: str) -> Any:
+        """What its config says; None where nobody knows."""
+        return self.config.get(key)
+
+    @property
+    def trial(self) -> str:
+        """What makes it a trial, in words; nothing if it was trained as long as its config says."""
+        found = []
+        by, epochs = self.setting("compressed_by"), self.setting("epochs")
+        if _is_finite(by) and by != 1:
+            found.append(f"its numbers of epochs were divided by {by:g}")
+        if self.setting("max_steps") and _is_finite(epochs):
+            done = self.result["epochs"]
+            if done < epochs - done / max(1, self.result["steps"]):
+                found.append(f"it was cut after {done:g} of {epochs:g} epochs")
+        return " and ".join(found)
 
     @property
     def outside_data(self) -> tuple[str, ...]:
@@ -172,13 +203,30 @@ def _read_run(name: str, folder: Path) -> Run:
         posthoc += _parse(file, read_sealed(file, advice), partial(_crops, result), advice)
     log, odd = read_log(folder)
     warnings = []
+    predictions = None
+    try:
+        predictions = read_predictions(folder, result).get(split)
+    except (OSError, ValueError) as error:
+        warnings.append(f"its {PREDICTIONS_FILE} is left out: {error}")
     if odd:
         warnings.append(f"{odd} unreadable line(s) in its metrics.jsonl are left out")
     if (folder / "nonfinite.json").is_file():
         warnings.append(
             f"its loss was not finite{_nonfinite_step(folder)}; nonfinite.json names the samples"
         )
-    return Run(name, result, split, metrics, posthoc, selected_on, tuple(log), tuple(warnings))
+    config = _config(folder, result)
+    of_log = (tuple(log), tuple(warnings))
+    of_split = (split, metrics, posthoc, selected_on)
+    return Run(name, folder, result, *of_split, config, predictions, *of_log)
+
+
+def _config(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The run's config, of keys with dots; earlier versions' results do not hold it."""
+    content = result.get("config")
+    try:
+        return flatten(content if isinstance(content, dict) else read_yaml(folder / "config.yaml"))
+    except UserError:
+        return {}
 
 
 def _checked(
@@ -234,10 +282,31 @@ def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[st
     if not np.isfinite(confusion).all() or np.isinf(metrics["per_class"]).any():
         raise ValueError("its confusion matrix or an accuracy of a class is not finite")
     metrics["confusion"] = confusion
+    metrics["class_samples"] = _class_samples(found, metrics)
     # results from before it was written
     if metrics["balanced"] is None and np.isfinite(metrics["per_class"]).any():
         metrics["balanced"] = float(np.nanmean(metrics["per_class"]))
     return split, metrics
+
+
+def _class_samples(found: dict[str, Any], metrics: dict[str, Any]) -> np.ndarray:
+    """Images of each class that were evaluated, (C,) int64; empty where nobody knows.
+
+    Earlier versions wrote none, but their confusion matrix tells, if it has all images.
+    """
+    per_class, confusion = metrics["per_class"], metrics["confusion"]
+    samples = np.array(found.get("class_samples") or [], np.int64).ravel()
+    if not len(samples) and len(confusion) == len(per_class):
+        rows = confusion.sum(1)
+        right = 100 * confusion.diagonal() / np.maximum(1, rows)
+        if np.allclose(np.where(rows > 0, right, np.nan), per_class, atol=0.01, equal_nan=True):
+            samples = rows.astype(np.int64)
+    if len(samples) and (len(samples) != len(per_class) or samples.min() < 0):
+        raise ValueError("its numbers of images a class are none")
+    is_known = np.isfinite(per_class) if len(samples) else samples > 0
+    if (is_known != (samples > 0)).any():
+        raise ValueError("its accuracies are of other classes than its images")
+    return samples
 
 
 def _posthoc(content: dict[str, Any]) -> tuple[str, tuple[Posthoc, ...]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 
 from lt_train.data.batch import Batch
@@ -16,12 +17,14 @@ def evaluate_split(
     precision: torch.autocast,
     check: Callable[[], None] = lambda: None,
     crops: int = 1,
+    predictions: dict[str, np.ndarray] | None = None,
 ) -> dict:
     """Metrics of ``method`` on a split of its data set, computed in ``precision``. Collective.
 
     ``check`` is called before every batch, and may raise. ``crops``: views of each image, 1 or 5,
-    see EvalPlan. A :class:`UserError` if more of the split is damaged than ``data.max_bad_share``
-    allows.
+    see EvalPlan. ``predictions``: gets what each image was taken for, (N,) PREDICTION by its split,
+    where the method says it. A :class:`UserError` if more of the split is damaged than
+    ``data.max_bad_share`` allows.
     """
 
     def loaders(split: str) -> Iterator[Batch]:
@@ -34,6 +37,9 @@ def evaluate_split(
     with torch.no_grad(), precision:
         metrics = method.evaluate(loaders, split)
     method.train(training)
+    by_image = metrics.pop("predictions", None)
+    if predictions is not None and by_image is not None:
+        predictions[split] = by_image
     unread = len(manifest) - metrics["samples"]
     check_bad_samples(unread, manifest, data.config.data.max_bad_share)
     return metrics

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 
 from lt_train.collectives import from_main, on_main
@@ -23,7 +24,7 @@ from lt_train.methods.base import Method
 from lt_train.models.lora import LORA_FILE, PEFT_CONFIG, updates_of
 from lt_train.models.tensor_files import write_tensors
 from lt_train.models.weights import BACKBONE_FILE, CLASSIFIER_FILE, export_weights
-from lt_train.run_files import RESULT_FILE, read_result, write_result
+from lt_train.run_files import RESULT_FILE, read_result, write_predictions, write_result
 from lt_train.training.checkpoint import saved_checkpoints
 from lt_train.training.same_run import check_same_config, check_same_data
 
@@ -126,11 +127,13 @@ class RunFolder:
             return None
         return result if result.get("steps") == steps else None
 
-    def finish(self, method: Method, result: dict) -> None:
-        """Write the weights, and result.json, which says that the run is done. Collective."""
-        on_main(lambda: self._finish(method, result))
+    def finish(self, method: Method, result: dict, predictions: dict[str, np.ndarray]) -> None:
+        """Write the weights, the ``predictions`` by split, and result.json, which says that the run
+        is done. Collective.
+        """
+        on_main(lambda: self._finish(method, result, predictions))
 
-    def _finish(self, method: Method, result: dict) -> None:
+    def _finish(self, method: Method, result: dict, predictions: dict[str, np.ndarray]) -> None:
         about = {
             "method": self.config.method,
             "backbone": self.config.model.backbone,
@@ -147,7 +150,9 @@ class RunFolder:
                 self.lock.check()
                 write_tensors(updates, self.path / LORA_FILE, {**about, PEFT_CONFIG: described})
             self.lock.check()
-            write_result(self.path, result)
+            written = write_predictions(self.path, predictions)
+            self.lock.check()
+            write_result(self.path, {**result, **written})
         except (OSError, SafetensorError) as error:
             message = f"cannot write the results to {self.path}: {error}"
             raise unwritable(error, f"{message}; the last checkpoint is kept") from error

@@ -49,7 +49,9 @@ log = logging.getLogger(__name__)
 class Trainer:
     """One run, from whatever its folder holds to result.json."""
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, made_by: dict[str, str] | None = None):
+        """``made_by``: what rank 0's result.json is to say of where the run comes from."""
+        self.made_by, self.predictions = made_by or {}, {}
         self.folder = RunFolder(config, world)  # whose config.yaml says what was asked for
         config = decided(config, world)
         self.config, self.world = config, world
@@ -154,12 +156,12 @@ class Trainer:
                 self._select(self.last_step)
                 self.selected_step = self._restore_best()
             metrics = {
-                split: self._evaluate(split, self.selected_step)
+                split: self._evaluate(split, self.selected_step, self.predictions)
                 for split in self._evaluated_splits()
             }
             self.monitor.end()
         result = self._result(metrics)
-        self.folder.finish(self.engine.method, result)
+        self.folder.finish(self.engine.method, result, self.predictions)
         return result
 
     def _finished(self) -> dict | None:
@@ -272,16 +274,15 @@ class Trainer:
         if not (0 < step < self.last_step and self._epoch_mark(step)):
             return
         split = self.config.data.val_split
-        if self.config.run.select != "last" or not self._is_recorded(step, split):
+        is_last = self.config.run.select == "last"
+        if not (is_last and from_main(lambda: self.monitor.has_evaluated(step, split))):
             self._evaluate_between(step)
 
-    def _is_recorded(self, step: int, split: str) -> bool:
-        return from_main(lambda: self.monitor.has_evaluated(step, split))
-
-    def _evaluate(self, split: str, step: int) -> dict:
-        engine, precision = self.engine, self.engine.autocast()
+    def _evaluate(self, split: str, step: int, predictions: dict | None = None) -> dict:
+        method = self.engine.method
+        how = {"check": self.leaving.check, "predictions": predictions}
         try:
-            metrics = evaluate_split(engine.method, self.data, split, precision, self.leaving.check)
+            metrics = evaluate_split(method, self.data, split, self.engine.autocast(), **how)
         except RuntimeError as error:
             if self.leaving.asked and is_lost_peer(error):  # it has left before this rank
                 raise self.leaving.preempted("while evaluating") from error
@@ -291,7 +292,7 @@ class Trainer:
         log.info("step %d, %s: %s", step, split, shown)
         if self.monitor.evaluated(step, split, metrics):
             about = metrics, self.train_set.classes, self.schedule.progress(max(0, step - 1))
-            self.monitor.show(step, lambda: class_pictures(engine.method, split, *about))
+            self.monitor.show(step, lambda: class_pictures(method, split, *about))
         return metrics
 
     def _select(self, step: int) -> None:
@@ -390,6 +391,7 @@ class Trainer:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "finished": now.isoformat(timespec="seconds"),
             "versions": {"lt-train": __version__, **packages},
+            **self.made_by,
             **self.folder.about(self.digests),
         }
 

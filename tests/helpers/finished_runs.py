@@ -4,9 +4,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
+
 from lt_train.commands.report import main
 from lt_train.files import seal
-from lt_train.run_files import write_record, write_result
+from lt_train.run_files import PREDICTION, write_predictions, write_record, write_result
 
 COUNTS = [500, 120, 60, 10]
 NAMES = ["cat", "dog", "fox", "owl"]
@@ -34,7 +36,12 @@ def split_metrics(top1: float = 70.0, prefix: str = "", **changes) -> dict:
     return {"samples": 40, **{prefix + name: value for name, value in values.items()}}
 
 
-def write_run(folder: Path, metrics: dict | None = None, **changes) -> dict:
+def write_run(
+    folder: Path,
+    metrics: dict | None = None,
+    predictions: dict[str, np.ndarray] | None = None,
+    **changes,
+) -> dict:
     """A finished run as lt_train/training leaves it; ``changes`` go into its result.json."""
     result = {
         "method": "classifier",
@@ -59,6 +66,7 @@ def write_run(folder: Path, metrics: dict | None = None, **changes) -> dict:
         **changes,
     }
     folder.mkdir(parents=True)
+    result |= write_predictions(folder, predictions or {})
     write_result(folder, result)
     records = [
         {"step": step, "epoch": step / 100, "loss": 2 / step, "lr": 0.1, "last_step": 200}
@@ -69,6 +77,21 @@ def write_run(folder: Path, metrics: dict | None = None, **changes) -> dict:
     ]
     (folder / "metrics.jsonl").write_bytes(b"".join(map(write_record, records)))
     return result
+
+
+def predicted(confusion: list[list[int]] = CONFUSION) -> np.ndarray:
+    """Predictions that have this confusion matrix: images of a class follow each other, those that
+    were right first; each is surer than the one before.
+    """
+    pairs = []
+    for label, row in enumerate(confusion):
+        for guess in sorted(range(len(row)), key=lambda guess: guess != label):
+            pairs += [(label, guess)] * row[guess]
+    found = np.empty(len(pairs), PREDICTION)
+    found["sample_id"] = np.arange(len(pairs))
+    found["label"], found["predicted"] = np.transpose(pairs)
+    found["confidence"] = np.linspace(0.4, 0.9, len(pairs))
+    return found
 
 
 def write_posthoc(folder: Path, selected_on: str, *classifiers: dict) -> None:
@@ -83,11 +106,14 @@ def report(*words: str | Path) -> tuple[str, str]:
     return (Path(words[0]) / "report.md").read_text(), (Path(words[0]) / "report.html").read_text()
 
 
-def table_of(markdown: str) -> dict[str, dict[str, str]]:
-    """Cells by row and column."""
-    lines = [line.strip("|") for line in markdown.splitlines() if line.startswith("|")]
-    header, _, *rows = map(_cells, lines)
-    return {row[0]: dict(zip(header, row)) for row in rows}
+def table_of(markdown: str, of: str = "split") -> dict[str, dict[str, str]]:
+    """Cells by row and column of the table that has a column ``of`` this name."""
+    for block in markdown.split("\n\n"):
+        lines = [line.strip("|") for line in block.splitlines() if line.startswith("|")]
+        header, _, *rows = map(_cells, lines) if lines else ([], [])
+        if of in header:
+            return {row[0]: dict(zip(header, row)) for row in rows}
+    raise AssertionError(f"no table with a column {of}")
 
 
 def _cells(line: str) -> list[str]:

@@ -152,6 +152,7 @@ def test_compress_divides_every_number_of_epochs_and_nothing_else(empty):
     whole, short = load_config(empty, epochs), load_config(empty, [*epochs, "compress=20"])
     assert changes(whole, short) == {
         "epochs": 10,
+        "compressed_by": 20,
         "optim.warmup_epochs": 0.25,
         "optim.step_epochs": [8, 9],
         "loss.weights_from_epoch": 8,

@@ -24,10 +24,20 @@ def random_scores(samples: int, classes: int) -> tuple[torch.Tensor, torch.Tenso
 def accuracy_of(
     scores: torch.Tensor, labels: torch.Tensor, class_counts: list[int] | torch.Tensor
 ) -> dict:
+    return counted(scores, labels, class_counts).compute()
+
+
+def counted(
+    scores: torch.Tensor,
+    labels: torch.Tensor,
+    class_counts: list[int] | torch.Tensor,
+    sample_ids: torch.Tensor | None = None,
+) -> Accuracy:
     accuracy = Accuracy(torch.as_tensor(class_counts), torch.device("cpu"))
     for rows in torch.arange(len(labels)).split(13):
-        accuracy.update(scores[rows], labels[rows])
-    return accuracy.compute()
+        ids = None if sample_ids is None else sample_ids[rows]
+        accuracy.update(scores[rows], labels[rows], ids)
+    return accuracy
 
 
 @pytest.mark.parametrize("classes", [3, 5, 12])
@@ -43,6 +53,7 @@ def test_accuracy_equals_torchmetrics(classes):
     top1 = reference(average="micro")
     top5 = reference(average="micro", top_k=min(5, classes))
     assert actual["samples"] == 500
+    assert actual["class_samples"] == labels.bincount(minlength=classes).tolist()
     assert actual["top1"] == pytest.approx(float(top1), abs=1e-3)
     assert actual["top5"] == pytest.approx(float(top5), abs=1e-3)
     assert actual["per_class"] == pytest.approx(reference(average=None).tolist(), abs=1e-3)
@@ -122,14 +133,30 @@ def test_many_classes_have_no_confusion_matrix():
     assert "confusion" not in accuracy_of(scores, labels, [1] * 101)
 
 
-def share_of_samples(world: World, samples: int) -> dict:
-    """Accuracy when every rank has its part of the samples."""
+def test_what_each_image_was_taken_for_is_kept_where_images_have_numbers():
+    scores, labels = random_scores(30, 3)
+    ids = torch.arange(100, 130)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    accuracy = counted(scores[order], labels[order], CLASS_COUNTS, ids[order])
+    found = accuracy.compute()["predictions"]
+    assert found["sample_id"].tolist() == ids.tolist()
+    assert found["label"].tolist() == labels.tolist()
+    assert found["predicted"].tolist() == scores.argmax(1).tolist()
+    sure = scores.softmax(1).amax(1)
+    assert found["confidence"].tolist() == pytest.approx(sure.tolist(), abs=1e-6)
+    assert "predictions" not in accuracy_of(scores, labels, CLASS_COUNTS)
+
+
+def share_of_samples(world: World, samples: int) -> tuple[dict, list]:
+    """Accuracy and predictions when every rank has its part of the samples."""
     scores, labels = random_scores(samples, 3)
     rows = np.asarray(rank_share(samples, world.rank, world.size))
-    return accuracy_of(scores[rows], labels[rows], CLASS_COUNTS)
+    ids = torch.arange(samples)
+    found = counted(scores[rows], labels[rows], CLASS_COUNTS, ids[rows]).compute()
+    return found, found.pop("predictions").tolist()
 
 
-def share_of_seven_and_of_three(world: World) -> list[dict]:
+def share_of_seven_and_of_three(world: World) -> list[tuple[dict, list]]:
     return [share_of_samples(world, samples) for samples in (7, 3)]
 
 
@@ -138,9 +165,8 @@ def test_each_sample_counts_once_over_ranks():
     """Seven samples on four ranks: one or two each; three samples: one rank has none."""
     on_ranks = run_on_ranks(4, share_of_seven_and_of_three)
     for case, samples in enumerate((7, 3)):
-        scores, labels = random_scores(samples, 3)
-        expected = accuracy_of(scores, labels, CLASS_COUNTS)
-        assert expected["samples"] == samples
+        expected = share_of_samples(World(), samples)
+        assert expected[0]["samples"] == samples
         assert [result[case] for result in on_ranks] == [expected] * 4
 
 

@@ -9,7 +9,7 @@ import pytest
 from lt_train.commands.report import main
 from lt_train.errors import exit_status
 from lt_train.report.runs import read_runs
-from tests.helpers.finished_runs import report, split_metrics, table_of, write_run
+from tests.helpers.finished_runs import predicted, report, split_metrics, table_of, write_run
 
 
 def test_unfinished_runs_and_losses_that_were_not_finite_are_told(tmp_path):
@@ -113,6 +113,14 @@ ERRORS = {
     ),
     "huge counts": (changed(class_counts=[1, 10**30]), "'class_counts' cannot be [1, 1000"),
     "fractions of counts": (changed(class_counts=[1, 2.5]), "'class_counts' cannot be [1, 2.5]"),
+    "samples of other classes": (
+        changed(metrics={"test": split_metrics(class_samples=[10, 10])}),
+        "its numbers of images a class are none",
+    ),
+    "an accuracy of no images": (
+        changed(metrics={"test": split_metrics(class_samples=[10, 10, 10, 0])}),
+        "its accuracies are of other classes than its images",
+    ),
     "bad classifiers": (
         with_posthoc('{"classifiers": [{}]}'),
         "ce/posthoc.json is damaged: it has no 'name'",
@@ -147,3 +155,20 @@ def test_odd_lines_of_a_log_are_left_out_and_counted(tmp_path):
     assert len(run.log) == good.count(b"\n")
     assert run.warnings == ("6 unreadable line(s) in its metrics.jsonl are left out",)
     report(tmp_path)
+
+
+def test_predictions_are_read_as_written_or_left_out_with_a_word(tmp_path):
+    rows = predicted()
+    for name in ("whole", "damaged", "missing"):
+        write_run(tmp_path / name, predictions={"val": rows[:3], "test": rows})
+    file = tmp_path / "damaged" / "predictions.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    (tmp_path / "missing" / "predictions.npz").unlink()
+    runs = {run.name: run for run in read_runs([tmp_path])[0]}
+    assert (runs["whole"].predictions == rows).all() and not runs["whole"].warnings
+    for name, words in (("damaged", "not what was written"), ("missing", "No such file")):
+        assert runs[name].predictions is None
+        (warning,) = runs[name].warnings
+        assert "predictions.npz is left out" in warning and words in warning

@@ -254,7 +254,7 @@ def test_a_run_that_was_overtaken_writes_nothing_more(running):
             3, lambda: {"views/view_1": np.zeros((2, 2, 3), np.uint8)}
         ),
         "its texts": lambda: monitor.begin(running.config),
-        "its end": lambda: running.finish(SimpleNamespace(backbone=network), {"steps": 9}),
+        "its end": lambda: running.finish(SimpleNamespace(backbone=network), {"steps": 9}, {}),
         "its samples": lambda: running.stop_nonfinite(3, float("nan"), [1]),
     }
     for name, write in writers.items():
