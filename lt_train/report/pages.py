@@ -56,8 +56,8 @@ figcaption {{ color: var(--muted); font-size: 0.9rem; }}
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says: ``header`` and ``body`` of the table as plain text, and ``notes`` about
-    runs.
+    """What a report says: ``header`` and ``body`` of the table as plain text, ``notes`` about runs,
+    and what was ``compared``, a line each.
     """
 
     title: str
@@ -65,6 +65,7 @@ class Report:
     header: list[str]
     body: list[list[str]]
     notes: list[tuple[str, str]]
+    compared: list[str]
 
 
 def to_markdown(report: Report) -> str:
@@ -108,7 +109,8 @@ def _summary(report: Report) -> list[str]:
     about = (
         "Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more"
         f" than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / fewer than {FEW_SHOT} training images."
-        " ECE, the expected calibration error, and the top-1 error are in % as well."
+        " ECE, the expected calibration error, and the top-1 error are in % as well. 95 %: what the"
+        " top-1 could be off by, since there are only so many test images."
     )
     if "reference" in report.header:
         about += (
@@ -120,6 +122,7 @@ def _summary(report: Report) -> list[str]:
     lines.append(_line("---" if column in ("run", "split") else "---:" for column in report.header))
     lines += [_line(map(plain, cells)) for cells in report.body]
     lines.append("")
+    lines += [f"- **{plain(line)}**" for line in report.compared]
     lines += [f"- **{plain(name)}**: {plain(remark)}." for name, remark in report.notes]
     return [*lines, ""]
 
