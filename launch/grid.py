@@ -9,6 +9,7 @@ parameters' values.
       ratio: [100, 50]
     reference:                                      # top-1 errors in %; some may lack
       cifar10_lt: {ce: {100: 29.64}}
+    compare: {pre-training: [pretrained, scratch]}  # in the report: the stage with it, and without
     stages: ...
 
 References are nested in the order of the parameters. In braces also stand ``sets``, the folder of
@@ -25,7 +26,14 @@ from typing import Any
 from lt_train.config.load import read_yaml
 from lt_train.errors import UserError
 
-KEYS = {"name": str, "description": str, "parameters": dict, "reference": dict, "stages": dict}
+KEYS = {
+    "name": str,
+    "description": str,
+    "parameters": dict,
+    "reference": dict,
+    "compare": dict,
+    "stages": dict,
+}
 TYPES = {str: "text", dict: "'key: value' lines", list: "a list", int: "a number"}
 
 
@@ -34,7 +42,7 @@ class Member:
     """A pipeline: a file's only one, or one of those that it stands for.
 
     ``values``: of the parameters, by name; ``choices``: all of them. ``words``: what stands in
-    braces. ``reference``: top-1 error in %, if one is published.
+    braces. ``reference``: top-1 error in %, if one is published. ``compare``: what -> two stages.
     """
 
     name: str
@@ -44,6 +52,7 @@ class Member:
     choices: dict[str, list[str]]
     words: dict[str, str]
     reference: float | None
+    compare: dict[str, Any]
     stages: dict[str, Any]
 
 
@@ -73,9 +82,8 @@ def read_members(path: Path) -> list[Member]:
         words["here"] = f"runs/{title}"
         description = fill(content.get("description", ""), words, where)
         reference = _look_up(content.get("reference", {}), values)
-        members.append(
-            Member(title, description, path, values, choices, words, reference, content["stages"])
-        )
+        told = content.get("compare", {}), content["stages"]
+        members.append(Member(title, description, path, values, choices, words, reference, *told))
     return members
 
 

@@ -45,16 +45,16 @@ def main(words: list[str] | None = None, program: str = PROGRAM) -> int:
     started = time.monotonic()
     ranks = _ranks(arguments.ranks)
     for number, stage in enumerate(experiment.stages, 1):
-        what = f"stage {number}/{len(experiment.stages)}: {stage.name}"
+        what = f"stage {number}/{len(experiment.stages)}: {stage.title}"
         if stage.kind == "prepare" and stage.is_finished():
             say(f"{what}: finished, skipped ({stage.run_dir})")
             continue
         if stage.kind == "prepare":
-            say(f"{what}, python -m data_prep {shlex.join(stage.words)}")
+            say(f"{what}: python -m data_prep {shlex.join(stage.words)}")
             _run_module("data_prep", stage.words)
             continue
         command = stage.config or shlex.join(stage.words)
-        say(f"{what} ({command}), {ranks} rank(s), {stage.run_dir}")
+        say(f"{what}: {command}, {ranks} rank(s), {stage.run_dir}")
         status = _run_ranks(stage, ranks)
         if status:
             return status
@@ -143,6 +143,7 @@ def _run_module(module: str, arguments: Sequence[str]) -> None:
 def _report(experiment: Experiment, seconds: float) -> None:
     if experiment.has_report:
         _run_module("lt_train", ["report", *experiment.report])
+        say(f"to look at: {experiment.root}/report.html; tensorboard --logdir {experiment.root}")
     say(f"{experiment.name} done in {seconds:.0f} s")
 
 

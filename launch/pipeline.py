@@ -29,6 +29,7 @@ PIPELINE_DIR = CONFIG_DIR / "pipelines"
 KINDS = {"config": "train", "prepare": "prepare", "score": "score", "run": "run"}
 STAGE_KEYS = {
     **dict.fromkeys(KINDS, str),
+    "why": str,
     "after": list,
     "set": dict,
     "when": dict,
@@ -51,18 +52,24 @@ class StageJob:
     ``kind``: train (``config``, with ``overrides``), score (the same, its pool in array tasks),
     prepare (``words`` of data_prep) or run (``words`` of another command of lt_train). ``tasks``:
     array jobs that share a prepare or score stage on a cluster. ``resources``: what differs from
-    the site's.
+    the site's. ``why``: what it is for, in words; or empty.
     """
 
     name: str
     kind: str
     run_dir: str
+    why: str = ""
     after: tuple[str, ...] = ()
     config: str = ""
     overrides: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     tasks: int = 1
     resources: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Its name, and what it is for."""
+        return f"{self.name} - {self.why}" if self.why else self.name
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -124,18 +131,22 @@ class Experiment:
     root: str  # the folder of everything that it writes
     stages: tuple[StageJob, ...]  # each after those it depends on
     has_report: bool  # whether a pipeline's report goes to its folder
+    compare: tuple[tuple[str, str, str], ...] = ()  # what, and the stages with it and without
 
     @property
     def report(self) -> list[str]:
-        """The arguments of ``python -m lt_train report``: the pipeline's runs, and those that it
-        shares with others.
+        """The arguments of ``python -m lt_train report``: the pipeline's runs, those that it shares
+        with others, and what is compared.
         """
         shared = [
             stage.run_dir
             for stage in self.stages
             if stage.kind == "train" and Path(self.root) not in Path(stage.run_dir).parents
         ]
-        return [self.root, *shared, "--out", self.root]
+        told = [self.root, *shared, "--out", self.root]
+        for words in self.compare:
+            told += ["--compare", *words]
+        return told
 
 
 def list_pipelines() -> list[tuple[str, str]]:
@@ -208,7 +219,23 @@ def make_experiment(member: Member, overrides: list[str]) -> Experiment:
             own = [*_what_it_is(member, own), *own]
         stages[stage] = _make_stage(stage, about, where, run_dir, words, own)
     _check_targets(overrides, name, stages)
-    return Experiment(Path(root).name, root, tuple(stages.values()), True)
+    compare = _compared(member, trained)
+    return Experiment(Path(root).name, root, tuple(stages.values()), True, compare)
+
+
+def _compared(member: Member, trained: list[str]) -> tuple[tuple[str, str, str], ...]:
+    """What the report is to say of pairs of runs: what, and the stages with it and without."""
+    found = []
+    for what, pair in member.compare.items():
+        names = pair if isinstance(pair, list) else [pair]
+        unknown = [stage for stage in names if stage not in trained]
+        if len(names) != 2 or unknown:
+            raise UserError(
+                f"pipeline {member.name}: compare must give two stages with a config, [with it,"
+                f" without], by what is compared, not '{what}: {pair}'"
+            )
+        found.append((what, *names))
+    return tuple(found)
 
 
 def _overrides_before(stage: str, stages: dict[str, Any], overrides: list[str]) -> list[str]:
@@ -283,6 +310,7 @@ def _make_stage(
         raise UserError(f"{where} must have one of {', '.join(KINDS)}")
     (key,) = kinds
     common = {
+        "why": fill(about.get("why", ""), words, where),
         "after": tuple(about.get("after", [])),
         "tasks": about.get("tasks", 1),
         "resources": about.get("resources", {}),

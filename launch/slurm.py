@@ -165,10 +165,10 @@ def _submit(
     stages = submit(experiment, site, options, after, others)
     for stage, job in zip(experiment.stages, stages):
         if not job.job:
-            show(f"{stage.name}: finished, skipped ({job.run_dir})")
+            show(f"{stage.title}: finished, skipped ({job.run_dir})")
             continue
         show(
-            f"{stage.name}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)};"
+            f"{stage.title}: job {job.job}, {job.nodes} node(s), {_ranks(stage, job.ranks)};"
             f" {job.run_dir}"
         )
         show(f"  log: tail -F {job.logs}")
@@ -197,6 +197,8 @@ def _dry_run(
         waits = f", after {', '.join(stage.after)}" if stage.after else ""
         goes_to = folder / stage.name if stage.name in unfinished else "finished, would be skipped"
         show(f"\n# stage {stage.name}{waits}: {goes_to}")
+        if stage.why:
+            show(f"# {stage.why}")
         show(f"# python -m {COMMANDS.get(stage.kind, 'lt_train')} {shlex.join(stage.command)}")
         jobs = [f"<job of {name}>" for name in stage.after if name in unfinished]
         show(script(stage, mine, folder, jobs or ([after] if after else [])))

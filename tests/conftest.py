@@ -103,7 +103,9 @@ def demo_root(tmp_path_factory) -> Path:
     """The demo data set: 60 ... 3 training images a class, 5 for validation and test, in several
     shards a split.
     """
-    sizes = argparse.Namespace(largest=60, imbalance_ratio=20, val=5, test=5, seed=0)
+    sizes = argparse.Namespace(
+        largest=60, imbalance_ratio=20, val=5, test=5, seed=0, image_size=None
+    )
     return prepared(demo.make_source(sizes), tmp_path_factory.mktemp("demo") / "demo", 25)
 
 

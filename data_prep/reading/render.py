@@ -19,6 +19,7 @@ BACKGROUNDS = ("gradient", "stripes", "checker", "blotch")
 TEXTURES = ("gradient", "stripes", "speckle")
 HOLE = 0.0  # as a brightness factor: cut out, so that the background shows through
 SUPERSAMPLE = 2  # only the one-channel masks are drawn enlarged; colours never are
+ENLARGED = 4  # pictures of a given size are drawn so much larger: fine lines become grey, not gaps
 MAX_OCCLUDED = 0.25  # largest share of the object's area that an occluder may hide
 
 
@@ -233,14 +234,20 @@ def _blob(rng: Generator, centre, radius: float) -> tuple[list[float], tuple[int
     return posed.ravel().tolist(), tuple(rng.integers(0, 256, 3).tolist())
 
 
-def render_jpeg(label: int, *seed: int) -> bytes:
+def _photo_size(rng: Generator) -> tuple[int, int]:
+    """Width and height of a picture of any shape, 96 to 256 pixels."""
+    side, aspect = rng.uniform(96, 256), np.exp(rng.uniform(-0.4, 0.4))
+    return round(side), int(np.clip(side * aspect, 96, 256))
+
+
+def render_jpeg(label: int, *seed: int, side: int | None = None) -> bytes:
     """Render one picture of an object of class label as JPEG: equal arguments, equal bytes.
 
-    Seeds of different length can coincide: numpy takes (1,) and (1, 0) for the same seed.
+    ``side``: of a square picture, in pixels; None: of 96 to 256 pixels, of any shape. Seeds of
+    different length can coincide: numpy takes (1,) and (1, 0) for the same seed.
     """
     rng = np.random.default_rng([label, *seed])
-    side, aspect = rng.uniform(96, 256), np.exp(rng.uniform(-0.4, 0.4))
-    size = (round(side), int(np.clip(side * aspect, 96, 256)))
+    size = (ENLARGED * side, ENLARGED * side) if side else _photo_size(rng)
     cover, shade = _masks(rng, label, size)
 
     ground, level = rng.uniform(40, 216, 2)
@@ -265,6 +272,8 @@ def render_jpeg(label: int, *seed: int) -> bytes:
         hidden = np.asarray(ImageChops.multiply(mask, cover)).sum()
         if hidden <= MAX_OCCLUDED * np.asarray(cover).sum():
             on_image.polygon(blob, fill=fill)
+    if side:
+        image = image.reduce(ENLARGED)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=int(rng.integers(80, 96)))
     return buffer.getvalue()

@@ -14,6 +14,7 @@ from rich.text import Text
 from lt_train.arguments import Parser
 from lt_train.errors import unreadable
 from lt_train.files import write_atomically
+from lt_train.report.compared import compare
 from lt_train.report.rows import SEED_SUFFIX, make_rows, remarks, table
 from lt_train.report.runs import read_runs
 
@@ -26,11 +27,12 @@ def main(words: list[str] | None = None) -> int:
     rows = make_rows(runs)
     header, body = table(rows)
     notes = remarks(rows, unfinished)
+    compared = [compare(rows, *words) for words in arguments.compare]
     # only now: matplotlib is slow to import
     from lt_train.report.pages import Report, to_html, to_markdown
 
     title = _title([folder.resolve().name for folder in arguments.dirs])
-    report = Report(title, rows, header, body, notes, out)
+    report = Report(title, rows, header, body, notes, compared, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "report.md", to_markdown(report).encode())
@@ -39,8 +41,9 @@ def main(words: list[str] | None = None) -> int:
         message = f"cannot write the report to '{out}': {error.strerror}"
         raise unreadable(error, f"{message}; choose another folder with --out") from error
     _show(header, body, notes)
-    written = f"{out / 'report.md'}\n{out / 'report.html'}"
-    Console(soft_wrap=True).print(written, highlight=False, markup=False)
+    written = [*compared, out / "report.md", out / "report.html"]
+    for line in map(str, written):
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
     return 0
 
 
@@ -88,5 +91,13 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="where the report goes (default: the one DIR; of several, reports/)",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("WHAT", "WITH", "WITHOUT"),
+        help="say what two of the runs differ by, and whether that is within the noise",
     )
     return parser.parse_args(words)

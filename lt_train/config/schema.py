@@ -310,6 +310,7 @@ BACKBONES: dict[str, str | Callable] = {  # functions like those in lt_train/mod
     "resnet101": "lt_train.models.backbones:resnet101",
     "resnet152": "lt_train.models.backbones:resnet152",
     "resnext50_32x4d": "lt_train.models.backbones:resnext50_32x4d",
+    "resnet14_cifar": "lt_train.models.backbones:resnet14_cifar",
     "resnet32_cifar": "lt_train.models.backbones:resnet32_cifar",
     "wrn_28_10": "lt_train.models.backbones:wrn_28_10",
 }

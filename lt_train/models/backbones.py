@@ -47,6 +47,10 @@ def resnext50_32x4d() -> nn.Module:
     return _torchvision_resnet(Bottleneck, [3, 4, 6, 3], groups=32, width_per_group=4)
 
 
+def resnet14_cifar() -> nn.Module:
+    return CifarResNet(blocks_per_stage=2)
+
+
 def resnet32_cifar() -> nn.Module:
     return CifarResNet(blocks_per_stage=5)
 

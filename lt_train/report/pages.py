@@ -36,8 +36,8 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says: ``header`` and ``body`` of the table as plain text, ``notes`` about
-    runs, and from which folder links to them lead.
+    """What a report says: ``header`` and ``body`` of the table as plain text, what was ``compared``
+    and ``notes`` about runs, a line each, and from which folder links to them lead.
     """
 
     title: str
@@ -45,6 +45,7 @@ class Report:
     header: list[str]
     body: list[list[str]]
     notes: list[tuple[str, str]]
+    compared: list[str]
     out: Path  # the folder that it is written to
 
 
@@ -97,7 +98,8 @@ def _summary(report: Report) -> list[str]:
     about = (
         "Accuracy in %; balanced: the mean over classes; many / medium / few: classes with more"
         f" than {MANY_SHOT} / {FEW_SHOT} to {MANY_SHOT} / fewer than {FEW_SHOT} training images."
-        " ECE, the expected calibration error, and the top-1 error are in % as well."
+        " ECE, the expected calibration error, and the top-1 error are in % as well. 95 %: what the"
+        " top-1 could be off by, since there are only so many test images."
     )
     if "reference" in report.header:
         about += (
@@ -107,6 +109,7 @@ def _summary(report: Report) -> list[str]:
         about += " Of several seeds: mean ± sample standard deviation."
     lines = [f"# {plain(report.title)}", "", about, ""]
     lines += [*_table(report.header, report.body), ""]
+    lines += [f"- **{plain(line)}**" for line in report.compared]
     lines += [f"- **{plain(name)}**: {plain(remark)}." for name, remark in report.notes]
     return [*lines, ""]
 

@@ -1,5 +1,6 @@
 """The table of a report: a row for each run and each post-hoc classifier on it."""
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import chain
@@ -19,6 +20,7 @@ COLUMNS = {  # of the table -> the metric that they show
     "error": "error",
 }
 RATES = ("top1", "balanced", "many_shot", "medium_shot", "few_shot")
+MARGIN = "95 %"  # the column after top-1
 # prefix of the headline metric -> what is added to the name
 KINDS = {"": "", "knn_": "k-NN", "rotation_": "rotation"}
 SAME = (  # of results whose runs differ only in the seed
@@ -31,6 +33,7 @@ SAME = (  # of results whose runs differ only in the seed
     "reference_error",
     "selected_on",
 )
+Z = 1.96  # standard deviations to either side that hold 95 % of a normal distribution
 OF_TEST, OUTSIDE, TRIAL = "†", "‡", "(trial)"  # marks of rows
 SEED_SUFFIX = re.compile(r"-seed\d+(?=/|$)")  # as launch/slurm.py --array-seeds names folders
 
@@ -68,6 +71,18 @@ class Row:
     def values(self, metric: str) -> list[float]:
         """The metric of every seed that has it."""
         return [found[metric] for found in self.metrics if found[metric] is not None]
+
+    @property
+    def margin(self) -> float | None:
+        """Half the 95 % interval of the mean top-1, in points: that of a share of so many images.
+
+        Seeds are tested on the same images, and narrow nothing. None where their number is unknown.
+        """
+        scores, samples = self.values("top1"), self.values("samples")
+        if not scores or not samples:
+            return None
+        share = mean(scores) / 100
+        return 100 * Z * math.sqrt(share * (1 - share) / samples[0])
 
     @property
     def reference(self) -> float | None:
@@ -143,7 +158,8 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
 
     Columns without any value are left out.
     """
-    lines = [["run", "split", "seeds", *COLUMNS, "reference", "diff.", "seconds"]]
+    first, *others = COLUMNS
+    lines = [["run", "split", "seeds", first, MARGIN, *others, "reference", "diff.", "seconds"]]
     return with_values([*lines, *map(_cells, rows)])
 
 
@@ -187,11 +203,16 @@ def _range(interval: Interval | None) -> str:
 
 def _cells(row: Row) -> list[str]:
     seconds = mean(run.result["seconds"] for run in row.runs)
+    first, *others = (
+        _mean(row.values(metric), 2 if metric == "error" else 1) for metric in COLUMNS.values()
+    )
     return [
         row.label,
         row.split or "-",
         str(len(row.runs)) if len(row.runs) > 1 else "",
-        *(_mean(row.values(metric), 2 if metric == "error" else 1) for metric in COLUMNS.values()),
+        first,
+        "" if row.margin is None else f"± {row.margin:.1f}",
+        *others,
         "" if row.reference is None else f"{row.reference:.2f}",
         "" if row.difference is None else f"{row.difference:+.2f}",
         "" if row.is_posthoc else f"{seconds:.0f}",

@@ -68,10 +68,10 @@ class Run:
     """A finished run.
 
     ``result``: its result.json. ``metrics``: those of ``split``, without the headline's prefix:
-    SCALARS and "error" in % or None, "per_class" (C,) float64 in % with NaN for classes without
-    samples, "class_samples" (C,) int64 or empty, "confusion" (C, C) float64 or empty.
-    ``config``: of keys with dots, as far as it is known. ``predictions``: what each image of the
-    split was taken for, (N,) PREDICTION, or none. ``log``: the records of metrics.jsonl.
+    SCALARS and "error" in % or None, "samples" or None, "per_class" (C,) float64 in % with NaN for
+    classes without samples, "class_samples" (C,) int64 or empty, "confusion" (C, C) float64 or
+    empty. ``config``: of keys with dots, as far as it is known. ``predictions``: what each image of
+    the split was taken for, (N,) PREDICTION, or none. ``log``: the records of metrics.jsonl.
     ``warnings``: what its files tell of trouble.
     """
 
@@ -274,6 +274,8 @@ def _reported(splits: dict[str, dict], prefix: str) -> tuple[str | None, dict[st
     odd = [key for key, value in metrics.items() if value is not None and not math.isfinite(value)]
     if odd:
         raise ValueError(f"its {odd[0]} is no percentage")
+    samples = splits.get(split, {}).get("samples")
+    metrics["samples"] = samples if is_number(samples) and samples > 0 else None
     metrics["error"] = None if metrics["top1"] is None else 100 - metrics["top1"]
     metrics["per_class"] = np.array(found.get("per_class") or [], np.float64).ravel()
     confusion = np.array(found.get("confusion") or np.zeros((0, 0)), np.float64)

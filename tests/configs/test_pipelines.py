@@ -319,7 +319,7 @@ def test_data_lies_where_lt_train_data_points(monkeypatch):
 
 
 IMAGES = {  # of training sets, at the smallest that their recipes draw: ratio 100
-    "demo": 1_236,
+    "unlabeled_demo": 2_531,
     "cifar10_lt": 12_406,
     "cifar100_lt": 10_847,
     "svhn_lt": 2_478,

@@ -31,7 +31,7 @@ def costs() -> dict[str, Costs]:
 
 
 def make_moco() -> Moco:
-    return Moco(load_config("moco_demo"), Counts.of(torch.ones(10)))
+    return Moco(load_config("moco_demo", ["model.backbone=resnet10"]), Counts.of(torch.ones(10)))
 
 
 def trained_bytes(module: torch.nn.Module) -> int:

@@ -25,6 +25,14 @@ from lt_train.data.run_data import RunData
 from lt_train.distributed import World
 from tests.helpers.loading import PIXEL_MEAN, PIXEL_STD
 
+DECODED = (  # photographs of many sizes
+    "data.loader=dali",
+    "view.crop=random_resized",
+    "view.size=64",
+    "eval_view.size=64",
+    "eval_view.resize=73",
+    "model.backbone=resnet10",
+)
 GPU = World(device=torch.device("cuda", 0))
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -35,7 +43,7 @@ def pixels(view: torch.Tensor) -> np.ndarray:
 
 
 def configure(root: Path, *overrides: str) -> Config:
-    return load_config("classifier_demo", [f"data.root={root}", *overrides])
+    return load_config("classifier_demo", [f"data.root={root}", *DECODED, *overrides])
 
 
 def first_batch(config: Config, world: World, step: int = 0) -> Batch:
@@ -60,7 +68,8 @@ def run(tmp_path: Path, root: Path, name: str, config_name: str, *overrides: str
 
 
 def settings_of(root: Path, folder: Path) -> list[str]:
-    return [f"data.root={root}", f"run.dir={folder}", "run.log_every=1", "global_batch_size=32"]
+    own = [f"data.root={root}", f"run.dir={folder}", "run.log_every=1", "global_batch_size=32"]
+    return [*own, *DECODED]
 
 
 # nvJPEG's chroma upsampling is not libjpeg-turbo's: a little further off than on the CPU

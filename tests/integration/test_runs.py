@@ -19,6 +19,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 VIEWS = ("view.size=32", "eval_view.size=32", "eval_view.resize=36")
 SMALL = ("global_batch_size=16", *VIEWS, "epochs=3", "run.log_every=1")
+# photographs of many sizes, which the demo's own configs do not take
+DECODED = ("data.loader=dali", "view.crop=random_resized", "model.backbone=resnet10")
+COMPARED = [  # what the demo's report says of pairs of runs
+    ("self-supervised pre-training", "pretrained", "scratch"),
+    ("unlabeled images, by pre-training and pseudo-labels", "semi", "scratch"),
+]
 UNEVALUATED = ("data.val_split=none", "data.test_split=none")
 LIMIT = 240  # seconds that any one command may take
 
@@ -38,8 +44,8 @@ def local(experiment: str, *arguments: str) -> list[str]:
     return [sys.executable, launcher, experiment, "--ranks", "2", *arguments]
 
 
-def call(command: list[str], **settings) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, **settings)
+def call(command: list[str], limit: float = LIMIT, **settings) -> subprocess.CompletedProcess:
+    return subprocess.run(command, capture_output=True, text=True, timeout=limit, **settings)
 
 
 def succeed(command: list[str], **settings) -> subprocess.CompletedProcess:
@@ -49,7 +55,7 @@ def succeed(command: list[str], **settings) -> subprocess.CompletedProcess:
 
 
 def settings(root: Path, folder: Path, *more: str) -> list[str]:
-    return [f"data.root={root}", f"run.dir={folder}", *SMALL, *more]
+    return [f"data.root={root}", f"run.dir={folder}", *SMALL, *DECODED, *more]
 
 
 def last_step(folder: Path) -> int:
@@ -245,21 +251,25 @@ def test_evaluation_counts_every_sample_once_on_any_number_of_ranks(demo_root, t
 def test_pipeline_runs_skips_and_reports(demo_root, tmp_path):
     """Its stages on 2 ranks, a report of their numbers, and a second call that trains nothing."""
     (tmp_path / "data").mkdir()
-    command = local("demo", *SMALL, "epochs=1", "crt:epochs=0.5", "moco:moco.queue_size=64")
-    done = succeed(command, cwd=tmp_path)
+    command = local("demo", *SMALL, "max_steps=12")
+    done = succeed(command, limit=2 * LIMIT, cwd=tmp_path)  # of eight stages
     (pipeline,) = (tmp_path / "runs").glob("demo,*")
     files = list(pipeline.glob("*/result.json"))
     results = {path.parent.name: json.loads(path.read_text()) for path in files}
-    assert set(results) == {"moco", "scratch", "pretrained", "crt"}
+    trained = {"scratch", "pretrained", "semi", "crt"}
+    assert set(results) == {"rotation", *trained}
     report = (pipeline / "report.md").read_text()
-    for name, result in results.items():
-        top1 = result["metrics"]["test"]["knn_top1" if name == "moco" else "top1"]
-        assert f"{top1:.1f}" in report and name in report
+    top1 = {name: results[name]["metrics"]["test"]["top1"] for name in trained}
+    assert all(f"{top1[name]:.1f}" in report and name in report for name in trained)
+    for what, with_it, without in COMPARED:
+        said = f"{what}: {top1[with_it] - top1[without]:+.1f} points"
+        assert said in report and said in done.stdout
+    assert f"tensorboard --logdir runs/{pipeline.name}" in done.stderr
     assert (pipeline / "crt" / "backbone.safetensors").is_file()
-    assert list((pipeline / "moco" / "tensorboard").iterdir())
+    assert list((pipeline / "rotation" / "tensorboard").iterdir())
     times = [path.stat().st_mtime_ns for path in files]
-    again = succeed(command, cwd=tmp_path)
-    assert again.stderr.count("already done") == 4
+    again = succeed(command, limit=2 * LIMIT, cwd=tmp_path)
+    assert again.stderr.count("already done") == 5
     assert times == [path.stat().st_mtime_ns for path in files]
     assert set(files) == set(pipeline.glob("*/result.json"))
     assert "Traceback" not in done.stderr

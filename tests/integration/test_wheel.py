@@ -126,7 +126,7 @@ def test_configs_resolve_with_bases_and_variants(run):
 
 
 def test_data_is_prepared_and_trained_on(run, tmp_path):
-    sizes = ("--largest", "12", "--val", "2", "--test", "2", "--workers", "1")
+    sizes = ("--largest", "12", "--val", "2", "--test", "2", "--image-size", "32", "--workers", "1")
     run("-m", "data_prep", "demo", "--out", "set", *sizes)
     settings = ("data.root=set", "run.dir=run", "max_steps=1", *SMALL)
     run("-m", "lt_train", "classifier_demo", *settings)

@@ -10,6 +10,7 @@ parameters:
   method: [ce, focal]
 reference:
   demo: {ce: 12.5}
+compare: {training: [train, before]}
 """
 STAGES = """\
 stages:
@@ -22,7 +23,7 @@ stages:
   train: {config: "classifier_demo +{method}", after: [before], set: {model.init_from: "{before}"}}
   posthoc:
     {run: "posthoc {train} --out {here}/posthoc", after: [train], when: {method: [ce]},
-     resources: {nodes: 1}}
+     resources: {nodes: 1}, why: "a look at {data}"}
 """
 
 

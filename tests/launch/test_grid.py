@@ -38,7 +38,7 @@ def test_a_member_is_an_ordinary_pipeline(grid):
     assert (config.description, config.reference_error, config.epochs, config.run.dir) == (
         "Drawn objects, ce: a trial",
         12.5,
-        11,
+        37.5,
         root,
     )
     assert (posthoc.kind, posthoc.after, posthoc.resources) == (

@@ -54,12 +54,15 @@ def test_stages_run_in_order_with_their_commands_and_prepared_sets_are_left(
         local, "_run_ranks", lambda stage, ranks: ran.append(stage.command[:2]) or 0
     )
     monkeypatch.setattr(local, "_run_module", lambda module, words: ran.append((module, *words)))
-    assert call(monkeypatch, capsys, "demo_ce", "--ranks", "1")[0] == 0
+    status, _, said = call(monkeypatch, capsys, "demo_ce", "--ranks", "1")
+    assert status == 0 and "tensorboard --logdir runs/demo_ce" in said
+    assert "stage 4/4: posthoc - a look at demo: posthoc runs/demo_ce/train " in said
     start, *trained, posthoc, report = ran
     assert start == ("data_prep", "demo", "--out", "data/demo")
     assert [config for config, _ in trained] == ["moco_demo", "classifier_demo"]
     assert posthoc == ("posthoc", "runs/demo_ce/train")
     words = ("report", "runs/demo_ce", "runs/demo/before", "--out", "runs/demo_ce")
+    words += ("--compare", "training", "train", "before")
     assert report == ("lt_train", *words)
     (tmp_path / "data" / "demo").mkdir(parents=True)
     made_by = {"command": "python -m data_prep demo"}

@@ -34,7 +34,7 @@ def stage_configs(overrides: list[str]) -> dict[str, Config]:
 
 def test_later_stages_start_from_the_folders_of_those_they_come_after():
     configs = stage_configs([])
-    assert configs["pretrained"].model.init_from == configs["moco"].run.dir
+    assert configs["pretrained"].model.init_from == configs["rotation"].run.dir
     assert configs["crt"].model.init_from == configs["pretrained"].run.dir
     assert configs["scratch"].model.init_from is None
 
@@ -47,17 +47,17 @@ def test_an_override_reaches_every_stage():
 
 def test_an_override_for_one_stage_reaches_only_that_one():
     before = stage_configs([])
-    after = stage_configs(["epochs=2", "crt:epochs=3", "moco:data.root=a:b"])
-    epochs = {"moco": 2, "scratch": 2, "pretrained": 2, "crt": 3}
+    after = stage_configs(["epochs=2", "crt:epochs=3", "rotation:data.root=a:b"])
+    epochs = {"scratch": 2, "rotation": 2, "pretrained": 2, "semi": 2, "crt": 3}
     assert {name: config.epochs for name, config in after.items()} == epochs
-    assert {name for name in after if after[name].data != before[name].data} == {"moco"}
-    assert after["moco"].data.root == "a:b"
+    assert {name for name in after if after[name].data != before[name].data} == {"rotation"}
+    assert after["rotation"].data.root == "a:b"
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["linear:epochs=3"], "no stage 'linear'; it has data, moco, scratch, pretrained, crt"),
+        (["linear:epochs=3"], "no stage 'linear'; it has data, unlabeled, scratch, rotation, "),
         (["crt:epoch=3"], "unknown key 'epoch', did you mean 'epochs'"),
         (["epochs"], "key=value"),
         (["data:workers=3"], "stage data is a command of data_prep"),
@@ -167,6 +167,10 @@ def test_stages_of_all_three_kinds(pipeline_of):
         ("  a: {config: moco_demo, tasks: many}\n", (), "tasks must be a number"),
         ("  a: {config: moco_demo, set: {data.root: '{b}'}}\n", (), r"cannot fill in '\{b\}'"),
         ("  a: {config: moco_demo, set: {data.rot: x}}\n", (), "unknown key 'data.rot'"),
+        ("  a: {config: moco_demo, why: [b]}\n", (), "why must be text"),
+        ("  a: {config: moco_demo, why: '{b}'}\n", (), r"cannot fill in '\{b\}'"),
+        ("  a: {config: moco_demo}\ncompare: {x: a}\n", (), "compare must give two stages"),
+        ("  a: {config: moco_demo}\ncompare: {x: [a, b]}\n", (), "compare must give two stages"),
         ("  a: {config: moco_dmo}\n", (), "did you mean 'moco_demo'"),
         ("  a/b: {config: moco_demo}\n", (), "letters"),
         ("  a: {prepare: demo}\n", (), "no --out"),

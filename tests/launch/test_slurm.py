@@ -35,14 +35,14 @@ def launch(tmp_path, monkeypatch, capsys):
 
 def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
     status, out, errors = launch(
-        "demo", "--dry-run", "--nodes", "2", "--after", "99", "moco:epochs=2"
+        "demo", "--dry-run", "--nodes", "2", "--after", "99", "rotation:epochs=2"
     )
     assert (status, errors) == (0, "")
-    root = tmp_path / "here" / "runs" / "demo,moco@epochs=2" / "slurm" / "1"
-    assert "# site nodes: 2\n" in out and out.count("#!/bin/bash") == 5
+    root = tmp_path / "here" / "runs" / "demo,rotation@epochs=2" / "slurm" / "1"
+    assert "# site nodes: 2\n" in out and out.count("#!/bin/bash") == 8
     for name, waits in {
         "data": "afterok:99",
-        "moco": "'afterok:<job of data>'",
+        "rotation": "'afterok:<job of unlabeled>'",
         "crt": "'afterok:<job of pretrained>'",
     }.items():
         assert (
@@ -50,7 +50,8 @@ def test_a_dry_run_prints_the_script_of_every_stage(launch, tmp_path):
             and f"{root / name}\n" in out
             and f"#SBATCH --dependency={waits}\n" in out
         )
-    assert "# stage moco, after data" in out
+    assert "# stage rotation, after unlabeled" in out
+    assert "# self-supervised pre-training, which needs no labels\n" in out
 
 
 def test_a_dry_run_of_a_pipeline_with_parameters(launch):

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,39 +56,38 @@ def test_stages_are_chained_and_two_seeds_prepare_their_data_once(scripts):
         (found[number]["job-name"], found[number].get("dependency"))
         for number in sorted(found, key=int)
     ]
-    assert waits[:5] == [
+    assert waits[:8] == [
         ("data", "afterok:99"),
-        ("moco", "afterok:1"),
+        ("unlabeled", "afterok:99"),
         ("scratch", "afterok:1"),
-        ("pretrained", "afterok:2"),
-        ("crt", "afterok:4"),
+        ("rotation", "afterok:2"),
+        ("pretrained", "afterok:1:4"),
+        ("pseudo_label", "afterok:2:5"),
+        ("semi", "afterok:6"),
+        ("crt", "afterok:5"),
     ]
-    assert waits[5:] == [
-        ("moco", "afterok:1"),
+    # to which a column of labels is added, so that each seed has its own
+    assert waits[8:] == [
+        ("unlabeled", "afterok:99"),
         ("scratch", "afterok:1"),
-        ("pretrained", "afterok:6"),
-        ("crt", "afterok:8"),
+        ("rotation", "afterok:9"),
+        ("pretrained", "afterok:1:11"),
+        ("pseudo_label", "afterok:9:12"),
+        ("semi", "afterok:13"),
+        ("crt", "afterok:12"),
     ]
-    assert [stage.job for stage in read_submission(Path("runs/demo,seed=1"))] == [
-        "1",
-        "6",
-        "7",
-        "8",
-        "9",
-    ]
+    shared, *own = [stage.job for stage in read_submission(Path("runs/demo,seed=1"))]
+    assert (shared, own) == ("1", [str(job) for job in range(9, 16)])
 
 
 def test_finished_stages_are_skipped_and_the_next_waits_for_after(scripts):
     Path("data/demo").mkdir(parents=True)
-    made_by = {"command": "python -m data_prep demo"}
-    Path("data/demo/dataset.json").write_text(json.dumps({"made_by": made_by}))
-    assert [stage.job for stage in submit(load_experiment("demo", []), Site(), {}, "99", [])] == [
-        "",
-        "1",
-        "2",
-        "3",
-        "4",
-    ]
+    experiment = load_experiment("demo", [])
+    command = shlex.join(["python", "-m", "data_prep", *experiment.stages[0].words])
+    made_by = {"made_by": {"command": command}}
+    Path("data/demo/dataset.json").write_text(json.dumps(made_by))
+    submitted = submit(experiment, Site(), {}, "99", [])
+    assert [stage.job for stage in submitted] == ["", *(str(job) for job in range(1, 8))]
     assert [scripts()[job].get("dependency") for job in "1234"] == [
         "afterok:99",
         "afterok:99",
@@ -225,7 +225,7 @@ def test_wrong_resources_are_refused_before_any_stage_is_submitted(scripts):
     experiment = load_experiment("demo", [])
     experiment = replace(
         experiment,
-        stages=(*experiment.stages[:4], replace(experiment.stages[4], resources={"nods": 2})),
+        stages=(*experiment.stages[:7], replace(experiment.stages[7], resources={"nods": 2})),
     )
     with pytest.raises(
         UserError, match="demo, stage crt: unknown key 'nods', did you mean 'nodes'"

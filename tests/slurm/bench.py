@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[2]
 ON_THE_WAY = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "NODE_FAIL", "PREEMPTED")
 RANK = "submitit.core._submit"  # stands in the command line of every rank
 LIMIT = 240.0  # seconds that anything on the cluster may take
+# photographs of many sizes, which the demo's own configs do not take
+DECODED = ("data.loader=dali", "view.crop=random_resized", "model.backbone=resnet10")
 SMALL = (
     "engine.precision=fp32",  # ends of runs are compared bit for bit
     "global_batch_size=16",
+    *DECODED,
     "view.size=32",
     "eval_view.size=32",
     "eval_view.resize=36",

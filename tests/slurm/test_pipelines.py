@@ -19,7 +19,7 @@ from PIL import Image
 
 from lt_train.data.dataset import read_dataset
 from lt_train.data.scores import ScoreStore
-from tests.slurm.bench import LIMIT, ROOT
+from tests.slurm.bench import DECODED, LIMIT, ROOT
 from tests.slurm.cluster import wait_for
 
 PIPELINE = """\
@@ -196,7 +196,9 @@ def test_seeds_have_folders_and_jobs_of_their_own(bench):
 
 
 def test_benchmark_measures_one_and_more_nodes(bench):
-    words = bench.settings()[0:2] + [
+    words = [
+        *bench.settings()[:2],
+        *DECODED,
         "global_batch_size=8",
         "view.size=32",
         "eval_view.size=32",

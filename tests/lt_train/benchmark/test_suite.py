@@ -19,6 +19,8 @@ from lt_train.errors import MachineFault, UserError
 
 SETTINGS = (
     "global_batch_size=4",
+    "data.loader=dali",
+    "view.crop=random_resized",
     "view.size=32",
     "eval_view.size=32",
     "eval_view.resize=36",

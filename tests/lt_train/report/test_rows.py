@@ -26,6 +26,7 @@ def test_table_shows_the_test_split_with_error_and_columns_that_have_values(tmp_
         "run": "scratch",
         "split": "test",
         "top-1": "70.0",
+        "95 %": "± 14.2",  # 1.96 sqrt(0.7 * 0.3 / 40)
         "balanced": "70.0",
         "many": "85.0",
         "medium": "70.0",
