@@ -10,6 +10,14 @@ from lt_train.models.backbones import make_backbone
 
 TORCHVISION = ["resnet18", "resnet50", "resnet101", "resnet152", "resnext50_32x4d"]
 
+WIDTHS = {  # of features; of all others 2048
+    "resnet10": 512,
+    "resnet18": 512,
+    "resnet14_cifar": 64,
+    "resnet32_cifar": 64,
+    "wrn_28_10": 640,
+}
+
 
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
@@ -29,6 +37,10 @@ def test_resnet32_for_cifar_has_the_published_size():
     assert count(backbone) + count(nn.Linear(backbone.out_features, 10)) == 464_154
     weighted = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
     assert len(weighted) + 1 == 32
+
+
+def test_resnet14_for_cifar_is_the_same_with_two_blocks_a_stage():
+    assert count(make_backbone("resnet14_cifar")) == cifar_resnet_parameters(2)
 
 
 def test_wrn_28_10_has_the_published_size():
@@ -73,8 +85,7 @@ def test_parameters_are_those_of_torchvision_without_its_classifier(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_have_the_stated_width(name):
     backbone = make_backbone(name).eval()
-    others = {"resnet10": 512, "resnet18": 512, "resnet32_cifar": 64, "wrn_28_10": 640}
-    width = others.get(name, 2048)
+    width = WIDTHS.get(name, 2048)
     assert backbone.out_features == width
     for side in (32, 48):
         assert backbone(torch.randn(2, 3, side, side)).shape == (2, width)
