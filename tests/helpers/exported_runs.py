@@ -25,5 +25,5 @@ def finish_run(folder: Path, *words: str, names: list[str] = NAMES) -> Method:
     randomize(method, 3)
     files = RunFolder(config, World())
     files.claim()
-    files.finish(method, {"steps": 12, "classes": names, "class_counts": COUNTS})
+    files.finish(method, {"steps": 12, "classes": names, "class_counts": COUNTS}, {})
     return method.eval()
