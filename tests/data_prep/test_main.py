@@ -38,7 +38,8 @@ PREPARE = ("folder", "--source", "images", "--out", "out")
     ],
 )
 def test_a_users_mistake_is_told_in_one_line(class_folders, arguments, word):
-    reports = int(word == "file/out")  # what was understood, before anything is written
+    # what was understood, before anything is written, and that nothing is held out
+    reports = 2 * int(word == "file/out")
     assert_one_line(call("folder", *arguments, cwd=class_folders), word, reports=reports)
     assert not (class_folders / "out").exists()
 

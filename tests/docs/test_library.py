@@ -28,7 +28,9 @@ PLAIN_EPOCHS, EPOCHS, BATCH, SAVE_EVERY = 5, 3, 16, 2  # the page's
 def folder(tmp_path_factory) -> Path:
     """Where the page's files lie beside a set and a finished run."""
     folder = tmp_path_factory.mktemp("library")
-    sizes = argparse.Namespace(largest=24, imbalance_ratio=10, val=1, test=1, seed=0)
+    sizes = argparse.Namespace(
+        largest=24, imbalance_ratio=10, val=1, test=1, seed=0, image_size=None
+    )
     prepared(demo.make_source(sizes), folder / "shards" / "photos")
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         (folder / re.match(r"# (\w+\.py)\n", block)[1]).write_text(block)

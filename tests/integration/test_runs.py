@@ -325,7 +325,7 @@ def test_a_changed_config_is_refused_with_the_difference_and_may_be_allowed(demo
     options = settings(demo_root, tmp_path / "run", "max_steps=2")
     succeed(single("lt_train", "classifier_demo", *options))
     refused = call(single("lt_train", "classifier_demo", *options, "optim.lr=0.3"))
-    assert refused.returncode == 2 and "optim.lr: 0.05 -> 0.3" in refused.stderr
+    assert refused.returncode == 2 and "optim.lr: 0.1 -> 0.3" in refused.stderr
     assert "Traceback" not in refused.stderr
     allowed = ["optim.lr=0.3", "max_steps=3", "resume.allow_changes=[optim.lr]"]
     succeed(single("lt_train", "classifier_demo", *options, *allowed))

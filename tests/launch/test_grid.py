@@ -165,7 +165,7 @@ def test_a_wrong_name_is_one_line_with_the_nearest(grid, name, words):
             "stage posthoc: when must give lists of values",
         ),
         ("  labeled: {", "  data: {", r"\{data\} is a parameter or a word already"),
-        ("+{method}", "+{method}x", "no variant '\\+cex', did you mean 'ce'"),
+        ("+{method}", "+{method}x", "no variant '\\+cex', did you mean '\\+ce'"),
         ("config: moco_demo", 'config: "moco_{method}"', "no config 'moco_ce'"),
     ],
 )

@@ -54,7 +54,7 @@ def test_a_misspelt_word_is_told_in_one_line_with_what_was_meant(words, said, ca
 def test_backbones_are_listed_by_a_pattern(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--list-backbones", "resnet1*"])
-    wanted = ["resnet10", "resnet18", "resnet101", "resnet152"]
+    wanted = ["resnet10", "resnet18", "resnet101", "resnet152", "resnet14_cifar"]
     assert left.value.code == 0 and capsys.readouterr().out.splitlines() == wanted
     with pytest.raises(SystemExit):
         main(["--list-backbones", "timm/test_vit*"])

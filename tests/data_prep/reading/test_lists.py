@@ -80,7 +80,9 @@ def test_spaces_or_tabs_stand_before_a_label(tmp_path, between):
     touch(tmp_path, "a b.jpg", "c.jpg")
     (tmp_path / "train.txt").write_text(f"a b.jpg{between}1\nc.jpg{between}0\n")
     source = source_of("folder", "--list", tmp_path / "train.txt")
-    assert samples(source) == {"train": {"a b": "1", "c": "0"}} and source.notes == []
+    assert samples(source) == {"train": {"a b": "1", "c": "0"}}
+    (note,) = source.notes
+    assert "--val-fraction 0.1" in note  # and none about the lines
 
 
 @pytest.mark.parametrize(
