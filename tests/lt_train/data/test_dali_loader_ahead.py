@@ -28,6 +28,13 @@ def config(small):
     return configure(small.root, "dali", VIEW)
 
 
+@pytest.fixture(autouse=True)
+def nobody_else():
+    """Loaders that tests of other files have left to the garbage have threads until it is taken."""
+    gc.collect()
+    assert_readers_end()
+
+
 @pytest.fixture
 def source(config):
     plan = TrainPlan(config, Manifest(config.data.root, "train"), ALONE, 0, STEPS)
