@@ -138,3 +138,5 @@ def setup_logging(is_main: bool) -> None:
     logging.getLogger("lt_train").setLevel(logging.INFO if is_main else logging.WARNING)
     # accelerate 1.15 passes the only name that torch 2.11 knows; torch 2.14 prefers another
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    # the same: torch 2.11 has no other name for it
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.* is deprecated")
