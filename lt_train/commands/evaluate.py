@@ -9,7 +9,7 @@ from rich.table import Table
 
 from lt_train import distributed
 from lt_train.arguments import Parser
-from lt_train.commands.open_run import check_classifier, check_labeled, open_run
+from lt_train.commands.open_run import CROPS, STEP, check_classifier, check_labeled, open_run
 from lt_train.commands.results import JSON, print_json, write_metrics
 from lt_train.config.schema import Config
 from lt_train.console import say, setup_logging, show
@@ -131,18 +131,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
         metavar="NAME",
         help="again for more (default: the validation and the test split)",
     )
-    parser.add_argument(
-        "--step",
-        type=int,
-        help="of the checkpoint (default: what the run ended with, or its newest)",
-    )
-    parser.add_argument(
-        "--crops",
-        type=int,
-        choices=(1, 5),
-        default=1,
-        help="5: by the mean logits of the resized image's centre and corners (default: 1)",
-    )
+    parser.add_argument("--step", **STEP)
+    parser.add_argument("--crops", **CROPS)
     parser.add_argument("--out", type=Path, metavar="FILE")
     parser.add_argument("--json", **JSON)
     return parser.parse_intermixed_args(words)

@@ -26,6 +26,16 @@ from lt_train.training.precision import decided
 from lt_train.training.saved_state import broadcast_module, read_state
 from lt_train.training.starting import start
 
+STEP = {
+    "type": int,
+    "help": "of the checkpoint (default: what the run ended with, or its newest)",
+}
+CROPS = {
+    "type": int,
+    "choices": (1, 5),
+    "default": 1,
+    "help": "5: by the mean logits of the resized image's centre and corners (default: 1)",
+}
 log = logging.getLogger(__name__)
 
 

@@ -28,7 +28,7 @@ from lt_train.commands.image_scorer import (
     needs_data,
     parse_classifier,
 )
-from lt_train.commands.open_run import check_classifier, class_names, open_run
+from lt_train.commands.open_run import CROPS, STEP, check_classifier, class_names, open_run
 from lt_train.commands.prediction_table import FORMATS, Predictions, write_table
 from lt_train.config.schema import Config
 from lt_train.console import say, setup_logging, working
@@ -268,13 +268,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=_count, default=5, metavar="K", help="classes an image (default: 5)"
     )
-    parser.add_argument(
-        "--crops",
-        type=int,
-        choices=(1, 5),
-        default=1,
-        help="5: by the mean logits of the resized image's centre and corners (default: 1)",
-    )
+    parser.add_argument("--crops", **CROPS)
     parser.add_argument(
         "--calibrated",
         action="store_true",
@@ -292,8 +286,4 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", metavar="NAME", help="of a prepared set (default: its test split, or only one)"
     )
-    parser.add_argument(
-        "--step",
-        type=int,
-        help="of the checkpoint (default: what the run ended with, or its newest)",
-    )
+    parser.add_argument("--step", **STEP)

@@ -18,7 +18,7 @@ import torch
 from lt_train import distributed
 from lt_train.arguments import Parser
 from lt_train.collectives import gather_rows, on_every_rank, on_main
-from lt_train.commands.open_run import check_classifier, open_run, state_digest
+from lt_train.commands.open_run import STEP, check_classifier, open_run, state_digest
 from lt_train.commands.score import Score, predict_labels
 from lt_train.config.schema import Config
 from lt_train.console import say, setup_logging, working
@@ -224,9 +224,5 @@ def _parse(words: list[str]) -> argparse.Namespace:
         action="store_true",
         help="make columns anew that other weights, or data_prep, have made",
     )
-    parser.add_argument(
-        "--step",
-        type=int,
-        help="of the checkpoint (default: what the run ended with, or its newest)",
-    )
+    parser.add_argument("--step", **STEP)
     return parser.parse_intermixed_args(words)

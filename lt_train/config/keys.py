@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lt_train.config.ranges import ANY, RANGES, VIEWS, range_of
+from lt_train.config.ranges import ANY, RANGES, VIEWS, of_first_view, range_of
 from lt_train.config.reading import bare, is_optional, kind_of
 from lt_train.config.schema import BACKBONES, LOSSES, METHODS, SAMPLERS, Config
 from lt_train.errors import UserError, nearest
@@ -60,9 +60,7 @@ def find_keys(pattern: str) -> list[Key]:
 
 def takes(name: str) -> str:
     """What the key of this name takes, in words."""
-    for view in VIEWS:
-        if name.startswith(view):
-            name = f"view.{name.removeprefix(view)}"
+    name = of_first_view(name)
     return next(key.kind for key in list_keys() if key.name == name)
 
 

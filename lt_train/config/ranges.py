@@ -117,11 +117,16 @@ def check_ranges(values: dict) -> None:
                 _check(key, number)
 
 
-def range_of(key: str) -> Range:
+def of_first_view(key: str) -> str:
+    """The key of ``view`` that a key of another view is like; any other as it is."""
     for view in VIEWS:
         if key.startswith(view):
-            key = f"view.{key.removeprefix(view)}"
-    return RANGES[key]
+            return f"view.{key.removeprefix(view)}"
+    return key
+
+
+def range_of(key: str) -> Range:
+    return RANGES[of_first_view(key)]
 
 
 def _check(key: str, number: float) -> None:
