@@ -15,9 +15,9 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from lt_train.config.schema import Config
 from lt_train.console import Every, console, say
@@ -53,20 +53,20 @@ class Monitor:
         self._recorded = False
         self._redrawn = Every(0.5)
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            # what gives way on narrow terminals
+            TextColumn("[bold]{task.description}", table_column=Column(overflow="ellipsis")),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[saved]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(
-            self._title, total=last_step, completed=first_step, rate="", loss=""
-        )
+        texts = {"rate": "", "loss": "", "saved": _saved(first_step) if first_step else ""}
+        self._task = self._bar.add_task(self._title, total=last_step, completed=first_step, **texts)
 
     def __enter__(self) -> "Monitor":
         if self.enabled:
@@ -93,6 +93,11 @@ class Monitor:
         self.step = step
         if self.enabled and console.is_terminal and self._redrawn.due():
             self._bar.update(self._task, completed=step)
+
+    def saved(self, step: int) -> None:
+        """The checkpoint of ``step`` is whole, for the bar."""
+        if self.enabled:
+            self._bar.update(self._task, saved=_saved(step))
 
     def present(self) -> str:
         """Where training is, in a few words; nothing where a bar shows it."""
@@ -184,3 +189,7 @@ class Monitor:
         self._check()
         write_atomically(self._file, b"".join(kept))
         return evaluated
+
+
+def _saved(step: int) -> str:
+    return f"saved {step}"

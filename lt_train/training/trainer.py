@@ -354,15 +354,15 @@ class Trainer:
         norm = float(self.engine.weight_norm())
         if not math.isfinite(norm):  # every rank sees the same
             self.folder.stop_broken(step, norm)
-        seconds = round(self._seconds(), 1)
         about = {
-            "seconds": seconds,
+            "seconds": round(self._seconds(), 1),
             "ranks": self.world.size,
             **recorded(self.config),
             **self.folder.about(self.digests),
         }
         with working(f"writing the checkpoint of step {step}"):
             self.store.save(step, about, self.engine.save)
+        self.monitor.saved(step)
         self._saved = time.monotonic()
 
     def _result(self, metrics: dict[str, dict]) -> dict:

@@ -1,13 +1,16 @@
 """What metrics.jsonl holds after a run was cut off and goes on."""
 
+import io
 import json
 import shutil
 import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lt_train.run_files import parse_log, write_record
+from lt_train.training import monitor as module
 from lt_train.training.monitor import Monitor
 
 VALUES = {"loss": 1.5, "images_per_s": 10.0, "seconds_left": 3.0}
@@ -119,3 +122,21 @@ def test_a_log_of_an_earlier_version_is_gone_on_with_and_gets_checksums(tmp_path
     first, rest = content.split(b"\n", 1)
     lost = first.partition(b', "crc32"')[0] + b"}\n"
     assert parse_log(lost + rest) == (records[1:], [lost])
+
+
+def test_a_bar_of_80_columns_shows_rate_time_loss_and_the_last_checkpoint(tmp_path, monkeypatch):
+    shown = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(module, "console", shown)
+    folder = tmp_path / "classifier_cifar10_lt"
+    folder.mkdir()
+
+    def last_bar() -> str:
+        return shown.file.getvalue().rstrip().rpartition("\r")[2]
+
+    with Monitor(folder, 1000, 3877, enabled=True) as monitor:
+        assert "saved 1000" in last_bar(), "which the run goes on from"
+        monitor.record(1040, {"loss": 1.115, "images_per_s": 574.2, "seconds_left": 630.0})
+        monitor.saved(1140)
+        monitor.record(1200, {"loss": 1.025, "images_per_s": 574.2, "seconds_left": 600.0})
+    whole = ("1200/3877", "574 images/s", "left", "loss 1.025", "saved 1140")
+    assert [text for text in whole if text not in last_bar()] == []
