@@ -24,7 +24,10 @@ LONG = ("slurm", "integration", "reliability", "golden")  # folders of the longe
 
 
 def pytest_configure():
-    """A shell's jobs in the background do not hear Ctrl-C; what tests start must."""
+    """One thread for each process that tests start: many run side by side, and threads that wait
+    for a core spin. A shell's jobs in the background do not hear Ctrl-C; what tests start must.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
