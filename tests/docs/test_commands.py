@@ -55,21 +55,30 @@ def take_data_prep(words: list[str]) -> None:
     parser.parse_args([word.replace("$SLURM_ARRAY_TASK_ID", "0") for word in words])
 
 
-def take_launch(program, words: list[str]) -> None:
+def take_local(words: list[str]) -> None:
+    arguments = local._parse(words, "launch")
+    if arguments.experiment:
+        load_experiment(arguments.experiment, arguments.overrides)
+
+
+def take_slurm(words: list[str]) -> None:
+    """What submits is run but for submitting."""
     if words[0] in ("status", "cancel"):
         assert len(words) == 2
         return
-    arguments = program._parse(words, "launch")
-    if arguments.experiment:
+    arguments = slurm._parse(words, "launch")
+    if arguments.benchmark:
         load_experiment(arguments.experiment, arguments.overrides)
+    elif arguments.experiment:
+        assert slurm.main([*words, "--dry-run"]) == 0
 
 
 TAKES = {
     ("python", "-m", "lt_train"): take_lt_train,
     ("python", "-m", "lt_train.benchmark"): benchmark._parse,
     ("python", "-m", "data_prep"): take_data_prep,
-    ("python", "launch/local.py"): lambda words: take_launch(local, words),
-    ("python", "launch/slurm.py"): lambda words: take_launch(slurm, words),
+    ("python", "launch/local.py"): take_local,
+    ("python", "launch/slurm.py"): take_slurm,
 }
 
 
