@@ -113,7 +113,7 @@ def make_rows(runs: list[Run]) -> list[Row]:
         name = SEED_SUFFIX.sub("", first.name) if len(members) > 1 else first.name
         prefix = first.result["headline"].removesuffix("top1")
         kind = KINDS.get(prefix, prefix.strip("_"))
-        shown = f"{name} ({kind})" if kind else name
+        shown = f"{name} ({kind})" if kind and first.split else name
         metrics = tuple(run.metrics for run in members)
         rows.append(Row(shown, members, first.split, metrics, first.selected_on))
         rows += _posthoc_rows(name, members)

@@ -172,6 +172,13 @@ def test_neighbours_with_class_balanced_votes_are_a_row_beside_the_plain_ones(tm
     assert cells(balanced, "top-1", "few", "seeds") == ["62.0 ± 2.8", "40.0 ± 0.0", "2"]
 
 
+def test_a_run_that_had_nothing_to_evaluate_on_claims_no_kind_of_accuracy(tmp_path):
+    write_run(tmp_path / "ce")
+    write_run(tmp_path / "rotation", {}, headline="knn_top1", method="rotation")
+    rows = table_of(report(tmp_path)[0])
+    assert cells(rows["rotation"], "split", "top-1", "seconds") == ["-", "-", "62"]
+
+
 def test_posthoc_classifiers_of_several_seeds_share_a_row_that_names_all_parameters(tmp_path):
     for seed, (tau, top1) in enumerate((("tau 0.6", 70.0), ("tau 0.8", 74.0))):
         write_run(tmp_path / f"ce-seed{seed}", seed=seed)
