@@ -103,15 +103,13 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert not different
 
 
-def test_killed_at_any_step_a_run_ends_with_the_same_weights(demo_root, tmp_path):
-    """SIGKILL of every process of a 2-rank run, twice; the end is bit for bit a calm run's.
-
-    MoCo, which has the most state; other methods in tests/reliability/test_kills.py.
-    """
+@pytest.mark.parametrize("config", ["moco_demo", "classifier_demo"])
+def test_killed_at_any_step_a_run_ends_with_the_same_weights(config, demo_root, tmp_path):
+    """SIGKILL of every process of a 2-rank run, twice; the end is bit for bit a calm run's."""
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     options = ["run.checkpoint_every=4", "data.val_split=none"]
-    command = torchrun(2, "lt_train", "moco_demo", *settings(demo_root, killed, *options))
-    succeed(torchrun(2, "lt_train", "moco_demo", *settings(demo_root, calm, *options)))
+    command = torchrun(2, "lt_train", config, *settings(demo_root, killed, *options))
+    succeed(torchrun(2, "lt_train", config, *settings(demo_root, calm, *options)))
     steps = records(calm)[-1]["step"]
     generator = random.Random(steps)
     for _ in range(2):
